@@ -251,7 +251,12 @@ class LoraModel:
         return F.cross_entropy(logits, labels, reduction="none")
 
     def value_and_grad(
-        self, theta: Tensor, batch: Batch, vectors: Tensor | None = None
+        self,
+        theta: Tensor,
+        batch: Batch,
+        vectors: Tensor | None = None,
+        *,
+        in_vectors: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Mean response NLL at theta and its gradients, by ordinary autograd.
 
@@ -259,18 +264,23 @@ class LoraModel:
             theta: (P,).
             batch: rows; its slots point into `vectors`.
             vectors: (Q, d) learnable embeddings, or None.
+            in_vectors: whether the gradient in `vectors` is wanted too.
 
         Returns:
             The loss (), its gradient in theta (P,), and in vectors (Q, d) or None.
         """
         self.write(theta)
-        leaf = None if vectors is None else vectors.detach().requires_grad_()
+        wanted: list[Tensor] = list(self._parameters)
+        if in_vectors:
+            if vectors is None:
+                raise ValueError("in_vectors needs vectors")
+            vectors = vectors.detach().requires_grad_()
+            wanted.append(vectors)
         with torch.enable_grad():
-            loss = self._token_nll(batch, leaf).mean()
-            wanted = [*self._parameters, *([] if leaf is None else [leaf])]
+            loss = self._token_nll(batch, vectors).mean()
             grads = torch.autograd.grad(loss, wanted)
         flat = torch.cat([g.reshape(-1) for g in grads[: len(self._parameters)]])
-        return loss.detach(), flat, None if leaf is None else grads[-1]
+        return loss.detach(), flat, grads[-1] if in_vectors else None
 
     def loss_at(self, theta: Tensor, batch: Batch, vectors: Tensor | None = None) -> Tensor:
         """Mean response NLL as a differentiable function of theta (P,) and vectors (Q, d)."""

@@ -65,7 +65,7 @@ class Recipe:
         """Optimiser steps of a training on `rows` rows."""
         if self.steps:
             return self.steps
-        return max(1, math.ceil(rows / self.batch_size * self.epochs))
+        return max(1, math.ceil(math.ceil(rows / self.batch_size) * self.epochs))
 
     def rate(self, step: int, total: int) -> float:
         """The schedule's factor on the learning rate at a 0-based step of `total`."""

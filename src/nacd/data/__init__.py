@@ -1,0 +1,28 @@
+"""Rows in any known shape, to one `Example`, to token ids, to batches."""
+
+from nacd.data.batches import Batch, collate, epoch_order, length_buckets
+from nacd.data.example import Encoded, Example, Message
+from nacd.data.exemplars import mmlu_exemplars
+from nacd.data.read import read_examples
+from nacd.data.split import Splits, split_by_hash, split_heldout
+from nacd.data.template import RAW_TEMPLATES, Dropped, Template, encode_all, make_template
+
+__all__ = [
+    "RAW_TEMPLATES",
+    "Batch",
+    "Dropped",
+    "Encoded",
+    "Example",
+    "Message",
+    "Splits",
+    "Template",
+    "collate",
+    "encode_all",
+    "epoch_order",
+    "length_buckets",
+    "make_template",
+    "mmlu_exemplars",
+    "read_examples",
+    "split_by_hash",
+    "split_heldout",
+]

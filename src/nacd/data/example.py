@@ -26,7 +26,7 @@ class Example:
     source: str
     """Where the row came from, for messages to the user: `mine.jsonl:12`."""
     choices: tuple[str, ...] | None = None
-    """Multiple choice: every answer as it would stand in the last message (cloze or letter form)."""
+    """Multiple choice: every answer as it would stand in the last message (cloze or letter)."""
     answer: int | None = None
     """Multiple choice: index of the right one in `choices`."""
 
@@ -56,9 +56,10 @@ class Encoded:
     response: tuple[bool, ...]
     """True at every token that is a label (its prediction enters the loss)."""
     prompt: tuple[int, int]
-    """Token positions [start, stop) wholly inside the last user turn's content: what may be learned."""
+    """Token positions [start, stop) wholly inside the last user turn: what may be learned."""
 
     def __len__(self) -> int:
+        """Number of tokens."""
         return len(self.ids)
 
     @property

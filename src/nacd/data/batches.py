@@ -1,0 +1,119 @@
+"""Encoded rows to padded batches, and the order in which they are visited."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from nacd.data.example import Encoded
+
+_CHUNK = 8
+"""Batches that are sorted by length together while training: enough to save most of the padding."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded rows; B rows of T positions."""
+
+    ids: torch.Tensor
+    """(B, T) int64: token ids, `pad_id` after each row's end."""
+    attention: torch.Tensor
+    """(B, T) int64: 1 at a token, 0 at padding."""
+    response: torch.Tensor
+    """(B, T) bool: True at every token that is a label."""
+    slots: torch.Tensor
+    """(B, T) int64: index of the learnable vector that stands there, -1 elsewhere."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        return Batch(
+            self.ids.to(device),
+            self.attention.to(device),
+            self.response.to(device),
+            self.slots.to(device),
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens, without padding."""
+        return int(self.attention.sum())
+
+    @property
+    def response_tokens(self) -> int:
+        """Number of label tokens."""
+        return int(self.response.sum())
+
+
+def collate(
+    rows: Sequence[Encoded], pad_id: int, slots: Sequence[Sequence[int]] | None = None
+) -> Batch:
+    """Pad rows on the right to the longest.
+
+    Args:
+        rows: B rows.
+        pad_id: the id that fills up.
+        slots: for each row, one number a token: the learnable vector there, or -1. None: all -1.
+
+    Raises:
+        ValueError: no row, or a row of `slots` is not as long as its row.
+    """
+    if not rows:
+        raise ValueError("collate needs at least one row")
+    shape = (len(rows), max(len(row) for row in rows))
+    ids = torch.full(shape, pad_id, dtype=torch.int64)
+    attention = torch.zeros(shape, dtype=torch.int64)
+    response = torch.zeros(shape, dtype=torch.bool)
+    places = torch.full(shape, -1, dtype=torch.int64)
+    for b, row in enumerate(rows):
+        ids[b, : len(row)] = torch.tensor(row.ids)
+        attention[b, : len(row)] = 1
+        response[b, : len(row)] = torch.tensor(row.response)
+    if slots is not None:
+        for b, (row, line) in enumerate(zip(rows, slots, strict=True)):
+            if len(line) != len(row):
+                raise ValueError(f"row {b} has {len(row)} tokens but {len(line)} slots")
+            places[b, : len(row)] = torch.tensor(line, dtype=torch.int64)
+    return Batch(ids, attention, response, places)
+
+
+def length_buckets(
+    rows: Sequence[Encoded], batch_size: int, *, seed: int | None
+) -> list[list[int]]:
+    """Batches of row indices, alike in length; every row once.
+
+    Args:
+        rows: the rows.
+        batch_size: rows a batch; the last may be smaller.
+        seed: None: sorted by length, for evaluation. A number: shuffled, for training: rows are
+            shuffled, sorted within chunks of eight batches, and the batches shuffled.
+    """
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    if seed is None:
+        return _cut(np.argsort(lengths, kind="stable"), batch_size)
+    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
+    order = generator.permutation(len(rows))
+    chunk = batch_size * _CHUNK
+    batches: list[list[int]] = []
+    for start in range(0, len(order), chunk):
+        part = order[start : start + chunk]
+        batches += _cut(part[np.argsort(lengths[part], kind="stable")], batch_size)
+    return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def epoch_order(n: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Batches of one epoch: a permutation of n rows that (seed, epoch) alone decides.
+
+    The last batch is kept, however small.
+    """
+    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch))))
+    return _cut(generator.permutation(n), batch_size)
+
+
+def _cut(order: np.ndarray, batch_size: int) -> list[list[int]]:
+    return [
+        [int(i) for i in order[start : start + batch_size]]
+        for start in range(0, len(order), batch_size)
+    ]

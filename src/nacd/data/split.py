@@ -1,0 +1,121 @@
+"""Train, target, development and report rows, decided by a hash of each row alone.
+
+Rows are ranked by SHA-256(salt, digest): the first go to report, the next to development, the next
+to target, the rest to train. So a split does not depend on the order of the file, and a row added
+or removed moves no more rows across a border than the change in the counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from nacd.data.example import Example
+from nacd.errors import UserError
+
+MIN_ROWS = 8
+_SALT = "nacd split 1"
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The four parts of a file, each in the file's order."""
+
+    train: list[Example]
+    """What any method chooses or distils from."""
+    target: list[Example]
+    """What any method may look at for its target."""
+    development: list[Example]
+    """Chooses learning rates and defaults."""
+    report: list[Example]
+    """Read once, for the table."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Rows of each part."""
+        return {name: len(getattr(self, name)) for name in _NAMES}
+
+
+_NAMES = ("train", "target", "development", "report")
+
+
+def split_by_hash(
+    examples: Sequence[Example],
+    *,
+    target: int = 64,
+    development: float | int = 0.1,
+    report: float | int = 0.2,
+) -> Splits:
+    """Split one file's rows; copies of a row always land in the same part.
+
+    Args:
+        examples: the rows.
+        target: most rows for target (never over a tenth of the file); 0: none, when a file is given
+            for them.
+        development: a fraction of the distinct rows (at most 200 rows), or an exact number.
+        report: a fraction (at most 400 rows), or an exact number.
+
+    Raises:
+        UserError: fewer than 8 distinct rows, or no row left to train on.
+    """
+    ranked = _ranked(examples)
+    total = len(ranked)
+    if total < MIN_ROWS:
+        raise UserError(
+            f"{total} distinct rows are too few to split into train, target, development and "
+            f"report: expected at least {MIN_ROWS}. Add rows, or name files: --target, --heldout."
+        )
+    counts = (
+        _count(report, total, most=400),
+        _count(development, total, most=200),
+        min(target, max(1, total // 10)),
+    )
+    if min(counts) < 0 or sum(counts) >= total:
+        raise UserError(
+            f"{counts[0]} report, {counts[1]} development and {counts[2]} target rows leave none "
+            f"of {total} distinct rows to train on. Ask for fewer, or name files: --target, "
+            "--heldout."
+        )
+    report_end, development_end, target_end = accumulate(counts)
+    parts = (
+        ranked[target_end:],
+        ranked[development_end:target_end],
+        ranked[report_end:development_end],
+        ranked[:report_end],
+    )
+    return Splits(*(_rows(examples, part) for part in parts))
+
+
+def split_heldout(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
+    """Cut a held-out file into development (a third, at most 200) and report rows, by hash.
+
+    Raises:
+        UserError: fewer than 2 distinct rows.
+    """
+    ranked = _ranked(examples)
+    if len(ranked) < 2:
+        raise UserError(
+            f"{len(ranked)} distinct held-out rows cannot be cut into development and report rows: "
+            "expected at least 2. Give --heldout a longer file."
+        )
+    border = len(ranked) - min(200, max(1, len(ranked) // 3))
+    return _rows(examples, ranked[border:]), _rows(examples, ranked[:border])
+
+
+def _ranked(examples: Sequence[Example]) -> list[str]:
+    """The distinct digests, by the hash that decides their split."""
+    digests = {example.digest for example in examples}
+    return sorted(digests, key=lambda d: hashlib.sha256(f"{_SALT}\n{d}".encode()).digest())
+
+
+def _count(size: float | int, total: int, most: int) -> int:
+    if isinstance(size, int):
+        return size
+    return min(most, max(1, round(size * total))) if size else 0
+
+
+def _rows(examples: Sequence[Example], digests: Sequence[str]) -> list[Example]:
+    kept = set(digests)
+    return [example for example in examples if example.digest in kept]

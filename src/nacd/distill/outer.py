@@ -1,0 +1,227 @@
+"""The outer loop: learn P and log alpha so that training on P does what it should.
+
+    L = mean over segments of L_objective(theta_N(P, alpha)) + beta * L_reg(P)
+
+A segment is a start (theta, optimiser state, step count), an order of batches and an objective; the
+gradient comes from one adjoint sweep a segment. Adam (no decay) moves the projection's parameters
+and log alpha. The loop knows no files: its whole state is a dictionary of tensors.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nacd.distill.neighbours import Metric, nearest, regulariser
+from nacd.distill.projection import Projection
+from nacd.distill.pseudo import PseudoData
+from nacd.meta import Engine, InnerLoop, Objective, Start, meta_gradient
+
+PATIENCE = 5
+"""Outer steps in a row that may be skipped before learning stops."""
+JUMP = 4.0
+"""A meta-gradient this many times the median of those before it is scaled down to that."""
+
+
+class DivergedError(Exception):
+    """The meta-gradients are of no use any more; the last good state is kept."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One inner loop to learn from."""
+
+    loop: InnerLoop
+    start: Start
+    order: Sequence[Sequence[int]]
+    """Row indices of each of the N batches."""
+    objective: Objective
+
+
+@dataclass(frozen=True)
+class OuterConfig:
+    """How the outer loop moves."""
+
+    step_size: float
+    """Adam's learning rate on the projection's parameters."""
+    rate_step_size: float = 0.0
+    """Adam's learning rate on log alpha; 0 keeps alpha as it is."""
+    beta: float = 0.0
+    """Weight of the neighbour regulariser."""
+    metric: Metric = "euclidean"
+    """Distance of the neighbour regulariser."""
+    explode: float = 1e4
+    """Skip a segment whose cotangent grows by more than this factor from its end to its start."""
+
+
+@dataclass
+class Adam:
+    """Adam (arXiv 1412.6980) on one tensor."""
+
+    m: Tensor
+    v: Tensor
+    count: int = 0
+
+    def move(self, gradient: Tensor, step_size: float) -> Tensor:
+        """The change that a gradient asks for."""
+        self.count += 1
+        self.m = 0.9 * self.m + 0.1 * gradient
+        self.v = 0.99 * self.v + 0.01 * gradient**2
+        root = (self.v / (1 - 0.99**self.count)).sqrt() + 1e-12
+        return -step_size * (self.m / (1 - 0.9**self.count)) / root
+
+
+class OuterLoop:
+    """The learned parameters and their optimiser."""
+
+    def __init__(
+        self,
+        pseudo: PseudoData,
+        projection: Projection,
+        engine: Engine,
+        config: OuterConfig,
+        table: Tensor,
+        allowed: Tensor,
+        learning_rate: float,
+        outer_steps: int,
+    ):
+        self.pseudo = pseudo
+        self.projection = projection
+        self.engine = engine
+        self.config = config
+        self.table = table
+        self.allowed = allowed
+        self.scale = float((table.float() ** 2).sum(1).mean())
+        self.outer_steps = outer_steps
+        self.log_rate = torch.tensor(math.log(learning_rate), dtype=projection.parameters.dtype)
+        self.first_log_rate = float(self.log_rate)
+        self.adam = Adam(
+            torch.zeros_like(projection.parameters), torch.zeros_like(projection.parameters)
+        )
+        self.rate_adam = Adam(torch.zeros(()), torch.zeros(()))
+        self.done = 0
+        self.skipped = 0
+        self.norms: list[float] = []
+
+    @property
+    def progress(self) -> float:
+        """Share of the outer steps done."""
+        return self.done / max(1, self.outer_steps)
+
+    @property
+    def learning_rate(self) -> float:
+        """The student's learning rate alpha."""
+        return math.exp(float(self.log_rate))
+
+    def vectors(self) -> Tensor:
+        """P (Q, d) now."""
+        return self.projection.vectors(self.progress)
+
+    def step(self, segments: Sequence[Segment]) -> dict[str, float]:
+        """One outer step; what it saw.
+
+        Raises:
+            DivergedError: too many steps in a row were of no use, or alpha has vanished.
+        """
+        vectors = self.vectors().detach()
+        gradient = torch.zeros_like(vectors)
+        rate_gradient = torch.zeros(())
+        values, inner_ends, growths = [], [], []
+        for segment in segments:
+            result = meta_gradient(
+                segment.loop,
+                segment.start,
+                [self.pseudo.batch(rows) for rows in segment.order],
+                self.log_rate.to(vectors.device),
+                vectors,
+                segment.objective,
+                self.engine,
+            )
+            growth = max(result.cotangent_norms) / (result.cotangent_norms[0] + 1e-30)
+            growths.append(growth)
+            values.append(result.value)
+            inner_ends.append(result.losses[-1])
+            finite = bool(torch.isfinite(result.vectors).all()) and math.isfinite(result.value)
+            if not finite or growth > self.config.explode:
+                continue
+            gradient += result.vectors / len(segments)
+            rate_gradient += result.log_rate.cpu() / len(segments)
+        length = float(gradient.norm())
+        metrics = {
+            "objective": statistics.fmean(values),
+            "inner_loss_end": statistics.fmean(inner_ends),
+            "meta_gradient_norm": length,
+            "cotangent_growth": max(growths),
+            "learning_rate": self.learning_rate,
+        }
+        if length == 0.0 or not math.isfinite(length):
+            self.skipped += 1
+            self.done += 1
+            if self.skipped >= PATIENCE:
+                raise DivergedError(
+                    f"{PATIENCE} outer steps in a row gave no usable meta-gradient (objective "
+                    f"{metrics['objective']:.3g}, cotangent growth {max(growths):.3g}): the inner "
+                    "loop is too long or too stiff. Lower --learning-rate, or shorten --window."
+                )
+            return metrics | {"skipped": 1.0}
+        self.skipped = 0
+        if len(self.norms) >= 3:
+            limit = JUMP * statistics.median(self.norms)
+            if length > limit:
+                gradient *= limit / length
+                rate_gradient *= limit / length
+        self.norms.append(length)
+        rows = self.table[nearest(vectors, self.table, self.allowed, self.config.metric)]
+        distance, slope = regulariser(vectors, rows.to(vectors.dtype), self.config.metric, self.scale)
+        if self.config.beta:
+            gradient = gradient + self.config.beta * slope
+        pulled = self.projection.pull(gradient, self.progress)
+        self.projection.parameters = self.projection.parameters + self.adam.move(
+            pulled, self.config.step_size
+        )
+        if self.config.rate_step_size:
+            self.log_rate = self.log_rate + self.rate_adam.move(
+                rate_gradient, self.config.rate_step_size
+            )
+            drift = float(self.log_rate) - self.first_log_rate
+            if not abs(drift) < math.log(1000):
+                raise DivergedError(
+                    f"the student's learning rate went to {self.learning_rate:.3g}: the objective "
+                    "wants no training at all. Lower --rate-step-size, or choose other seeds."
+                )
+        self.done += 1
+        return metrics | {"neighbour_distance": distance}
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that `restore` needs, as tensors."""
+        return {
+            "parameters": self.projection.parameters,
+            "adam_m": self.adam.m,
+            "adam_v": self.adam.v,
+            "rate_adam": torch.stack([self.rate_adam.m, self.rate_adam.v]),
+            "log_rate": self.log_rate,
+            "counts": torch.tensor(
+                [self.done, self.adam.count, self.rate_adam.count, self.skipped]
+            ),
+            "norms": torch.tensor(self.norms, dtype=torch.float64),
+        }
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from a saved state."""
+        device = self.projection.parameters.device
+        self.projection.parameters = state["parameters"].to(device)
+        done, count, rate_count, self.skipped = (int(x) for x in state["counts"])
+        self.done = done
+        self.adam = Adam(state["adam_m"].to(device), state["adam_v"].to(device), count)
+        self.rate_adam = Adam(state["rate_adam"][0], state["rate_adam"][1], rate_count)
+        self.log_rate = state["log_rate"]
+        self.norms = state["norms"].tolist()
+
+
+Development = Callable[[Tensor], float]
+"""theta (P,) -> mean response NLL per token on the development rows."""

@@ -1,0 +1,148 @@
+"""Pseudo-data: seed rows whose prompt positions are learnable slots into one table of vectors.
+
+In: encoded seed rows. Out: `PseudoData`, which collates batches whose `slots` point into P (Q, d).
+Responses stay as they are. With `prompt` every token wholly inside the last user turn is learned;
+with `prefix:K`, K extra tokens in front of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from nacd.data.batches import Batch, collate, epoch_order
+from nacd.data.example import Encoded
+from nacd.errors import UserError
+
+
+def prefix_length(positions: str) -> int:
+    """K for `prefix:K`, 0 for `prompt`.
+
+    Raises:
+        UserError: neither of the two.
+    """
+    if positions == "prompt":
+        return 0
+    head, _, tail = positions.partition(":")
+    if head == "prefix" and tail.isdigit() and int(tail) > 0:
+        return int(tail)
+    raise UserError(
+        f"--learn {positions}: give `prompt` (the prompt's own tokens) or `prefix:K` (K tokens in "
+        "front of it), for example prefix:8."
+    )
+
+
+@dataclass(frozen=True)
+class PseudoData:
+    """Rows with learnable positions."""
+
+    rows: tuple[Encoded, ...]
+    """Token ids, at learnable positions the current text's."""
+    slots: tuple[tuple[int, ...], ...]
+    """For every row, the index into P of each of its tokens, -1 where nothing is learned."""
+    pad_id: int
+
+    @property
+    def size(self) -> int:
+        """Q, the number of learnable vectors."""
+        return sum(slot >= 0 for row in self.slots for slot in row)
+
+    @property
+    def ids(self) -> Tensor:
+        """Token ids at the slots, (Q,)."""
+        return torch.tensor(
+            [
+                token
+                for row, slots in zip(self.rows, self.slots, strict=True)
+                for token, slot in zip(row.ids, slots, strict=True)
+                if slot >= 0
+            ],
+            dtype=torch.long,
+        )
+
+    def with_ids(self, ids: Tensor) -> PseudoData:
+        """The same rows with other token ids (Q,) at the slots."""
+        flat = ids.tolist()
+        rows = tuple(
+            replace(
+                row,
+                ids=tuple(
+                    flat[slot] if slot >= 0 else token
+                    for token, slot in zip(row.ids, slots, strict=True)
+                ),
+            )
+            for row, slots in zip(self.rows, self.slots, strict=True)
+        )
+        return replace(self, rows=rows)
+
+    def row_slices(self) -> list[slice]:
+        """For every row, its range of slots in P."""
+        slices, start = [], 0
+        for slots in self.slots:
+            stop = start + sum(slot >= 0 for slot in slots)
+            slices.append(slice(start, stop))
+            start = stop
+        return slices
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Collate rows."""
+        return collate(
+            [self.rows[i] for i in indices], self.pad_id, [self.slots[i] for i in indices]
+        )
+
+    def batches(self, batch_size: int, steps: int, seed: int) -> list[Batch]:
+        """The batches of a training run of `steps` steps: seeded shuffles, epoch after epoch."""
+        return [self.batch(i) for i in training_order(len(self.rows), batch_size, steps, seed)]
+
+
+def training_order(rows: int, batch_size: int, steps: int, seed: int) -> list[list[int]]:
+    """Row indices of every step of a training run: a new seeded shuffle each epoch."""
+    order: list[list[int]] = []
+    epoch = 0
+    while len(order) < steps:
+        order += epoch_order(rows, batch_size, seed, epoch)
+        epoch += 1
+    return order[:steps]
+
+
+def make_pseudo_data(
+    rows: Sequence[Encoded], positions: str, pad_id: int, filler: Sequence[int] = ()
+) -> PseudoData:
+    """Give seed rows their learnable slots.
+
+    Args:
+        rows: encoded seed rows.
+        positions: `prompt` or `prefix:K`.
+        pad_id: padding token id.
+        filler: ids that the K tokens of a prefix start from, reused in turn.
+
+    Raises:
+        UserError: no row has a learnable position.
+    """
+    extra = prefix_length(positions)
+    new_rows, all_slots, count = [], [], 0
+    for number, row in enumerate(rows):
+        start, stop = row.prompt
+        if extra and stop > start:
+            added = tuple(filler[(number * extra + j) % len(filler)] for j in range(extra))
+            row = Encoded(
+                row.ids[:start] + added + row.ids[start:],
+                row.response[:start] + (False,) * extra + row.response[start:],
+                (start, stop + extra),
+            )
+            stop = start + extra
+        slots = [-1] * len(row.ids)
+        for position in range(start, stop):
+            slots[position] = count
+            count += 1
+        new_rows.append(row)
+        all_slots.append(tuple(slots))
+    if count == 0:
+        raise UserError(
+            "no row has a token wholly inside its last user turn, so there is nothing to learn; "
+            "check the prompts and --template."
+        )
+    return PseudoData(tuple(new_rows), tuple(all_slots), pad_id)

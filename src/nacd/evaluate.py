@@ -1,0 +1,307 @@
+"""Held-out figures of a trained theta: response NLL per token, and accuracy by lm-eval.
+
+`response_nll` scores every label token of encoded rows. `choice_accuracy` scores the answers of
+local multiple-choice rows, offline: the rows are written out as a task of lm-eval (EleutherAI's
+harness), each in the words of the template that the model was trained with. `task_accuracy` runs
+tasks of the harness by name; these come from the hub.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from nacd.data import Encoded, Example, Message, Template, collate, length_buckets
+from nacd.errors import UserError
+from nacd.models import LoraModel
+
+
+@dataclass(frozen=True, eq=False)
+class RowNll:
+    """Response NLL of n rows, in their order."""
+
+    nll: np.ndarray
+    """(n,) float64: summed over the row's label tokens, in nats."""
+    tokens: np.ndarray
+    """(n,) int64: label tokens of the row."""
+
+    @property
+    def mean(self) -> float:
+        """NLL per token over all rows (nats): the primary figure."""
+        return float(self.nll.sum() / self.tokens.sum())
+
+
+def response_nll(
+    model: LoraModel, theta: Tensor, rows: Sequence[Encoded], batch_size: int = 16
+) -> RowNll:
+    """Negative log likelihood of every row's label tokens at theta.
+
+    Args:
+        model: the model; its LoRA is overwritten.
+        theta: (P,); `torch.zeros(P)` is the model without training.
+        rows: n encoded rows.
+        batch_size: rows a forward pass.
+
+    Raises:
+        UserError: no row.
+    """
+    if not rows:
+        raise UserError("no rows to evaluate on: give --heldout a file with rows.")
+    nll = np.zeros(len(rows))
+    tokens = np.zeros(len(rows), dtype=np.int64)
+    for where in length_buckets(rows, batch_size, seed=None):
+        batch = collate([rows[i] for i in where], model.tokenizer.pad_token_id)
+        sums, counts = model.row_nll(theta, batch)
+        nll[where] = sums.double().cpu().numpy()
+        tokens[where] = counts.cpu().numpy()
+    return RowNll(nll, tokens)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Accuracy on one task, with what it depends on."""
+
+    task: str
+    acc: float
+    """Share of questions whose right answer has the largest log likelihood."""
+    acc_stderr: float | None
+    acc_norm: float | None
+    """The same, log likelihoods divided by the answers' lengths in characters."""
+    acc_norm_stderr: float | None
+    n: int
+    """Questions."""
+    shots: int
+    """Solved questions before each question."""
+    template: dict[str, str]
+    """As `Template.describe`."""
+    lm_eval: str
+    """Version of the harness."""
+    correct: tuple[bool, ...] = ()
+    """Whether each question was answered right (by `acc`), in order; empty for a group of tasks."""
+
+
+def choice_accuracy(
+    model: LoraModel,
+    theta: Tensor,
+    examples: Sequence[Example],
+    *,
+    template: Template,
+    task: str = "local",
+    batch_size: int = 16,
+) -> Accuracy:
+    """Accuracy on multiple-choice rows, by lm-eval, without a network.
+
+    Args:
+        model: the model; its LoRA is overwritten.
+        theta: (P,).
+        examples: rows with `choices` and `answer`, as `read_examples` makes them of ARC's and
+            MMLU's schemas, in cloze or letter form.
+        template: how the rows are written; the one that the model was trained with.
+        task: name in the result.
+        batch_size: answers a forward pass.
+
+    Raises:
+        UserError: no row, a row that is not multiple choice, or one longer than the model reads.
+    """
+    if not examples:
+        raise UserError("no questions to evaluate on: give --tasks a file with rows.")
+    questions = [_question(example, template) for example in examples]
+    _, lead = _written(examples[0], template)
+    name = "nacd_local"
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "questions.jsonl"
+        path.write_text("".join(json.dumps(q) + "\n" for q in questions), encoding="utf-8")
+        config = {
+            "task": name,
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(path)}, "cache_dir": scratch},
+            "test_split": "test",
+            "output_type": "multiple_choice",
+            "doc_to_text": "context",
+            "doc_to_choice": "choices",
+            "doc_to_target": "answer",
+            "target_delimiter": lead,
+            "num_fewshot": 0,
+            "metric_list": [
+                {"metric": metric, "aggregation": "mean", "higher_is_better": True}
+                for metric in ("acc", "acc_norm")
+            ],
+        }
+        lm = _harness_model(model, theta, template, batch_size)
+        for example, question in zip(examples, questions, strict=True):
+            longest = max(question["choices"], key=len)
+            length = len(lm.tok_encode(question["context"] + lead + longest))
+            if length > lm.max_length:
+                raise UserError(
+                    f"{example.source}: the question has {length} tokens, and the model reads "
+                    f"{lm.max_length}; delete the row, or choose another --model."
+                )
+        found = _simple_evaluate(lm, [config])
+    return replace(_accuracies(found, template)[0], task=task)
+
+
+def task_accuracy(
+    model: LoraModel,
+    theta: Tensor,
+    tasks: Sequence[str],
+    *,
+    template: Template,
+    shots: int | None = None,
+    limit: int | None = None,
+    batch_size: int = 16,
+) -> list[Accuracy]:
+    """Accuracy on tasks of lm-eval by name (`arc_easy`, `mmlu`); they come from the hub.
+
+    Args:
+        model: the model; its LoRA is overwritten.
+        theta: (P,).
+        tasks: names of tasks or groups.
+        template: `chat` applies the tokenizer's chat template; a raw one leaves the words to the
+            task. Recorded in the result.
+        shots: solved questions before each question; None: the task's own number.
+        limit: questions a task; None: all.
+        batch_size: answers a forward pass.
+
+    Raises:
+        UserError: no such task, its data cannot be reached, or it has no accuracy.
+    """
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager()
+    known = set(manager.all_tasks)
+    if unknown := [task for task in tasks if task not in known]:
+        raise UserError(
+            f"--tasks {' '.join(unknown)}: neither a file nor a task of lm-eval "
+            f"{version('lm-eval')}; `lm-eval ls tasks` lists {len(known)} names."
+        )
+    lm = _harness_model(model, theta, template, batch_size)
+    try:
+        found = _simple_evaluate(
+            lm,
+            list(tasks),
+            num_fewshot=shots,
+            limit=limit,
+            apply_chat_template=template.text is None,
+            task_manager=manager,
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--tasks {' '.join(tasks)}: lm-eval could not run ({type(error).__name__}: {error}). "
+            "Tasks by name need the hub; without it, give --tasks a JSONL file of questions."
+        ) from error
+    return _accuracies(found, template)
+
+
+def _question(example: Example, template: Template) -> dict[str, Any]:
+    if example.choices is None or example.answer is None:
+        raise UserError(
+            f"{example.source}: not a multiple-choice row (no choices); accuracy needs rows with "
+            "`question`, `choices` and `answerKey` or `answer`."
+        )
+    context, _ = _written(example, template)
+    return {"context": context, "choices": list(example.choices), "answer": example.answer}
+
+
+def _written(example: Example, template: Template) -> tuple[str, str]:
+    """The text before the response, and the spaces between the two that the response owns."""
+    probe = "probe"
+    row = template.row(
+        replace(example, messages=(*example.messages[:-1], Message("assistant", probe)))
+    )
+    if isinstance(row["prompt"], str):
+        return row["prompt"], row["completion"].partition(probe)[0]
+    rendered = template.tokenizer.apply_chat_template(
+        row["prompt"], tokenize=False, add_generation_prompt=True
+    )
+    return str(rendered), ""
+
+
+def _harness_model(model: LoraModel, theta: Tensor, template: Template, batch_size: int) -> Any:
+    """The model as lm-eval wants it, theta written into it."""
+    from lm_eval.models.huggingface import HFLM
+
+    model.write(theta)
+    with _quiet():
+        return HFLM(
+            pretrained=model.hf,
+            backend="causal",
+            tokenizer=model.tokenizer,
+            batch_size=batch_size,
+            # A chat template writes its BOS itself, or wants none.
+            add_bos_token=False if template.text is None else None,
+        )
+
+
+def _simple_evaluate(lm: Any, tasks: list[Any], **options: Any) -> dict[str, Any]:
+    from lm_eval import simple_evaluate
+
+    training = lm.model.training
+    try:
+        with _quiet():
+            found = simple_evaluate(
+                model=lm,
+                tasks=tasks,
+                random_seed=None,  # pyright: ignore[reportArgumentType] (None: leave it alone)
+                numpy_random_seed=None,  # pyright: ignore[reportArgumentType]
+                torch_random_seed=None,  # pyright: ignore[reportArgumentType]
+                **options,
+            )
+    finally:
+        lm.model.train(training)
+    assert found is not None  # None on other ranks only
+    return dict(found)
+
+
+def _accuracies(found: dict[str, Any], template: Template) -> list[Accuracy]:
+    accuracies = []
+    for name, figures in found["results"].items():
+        values = {key.removesuffix(",none"): value for key, value in figures.items()}
+        if "acc" not in values:
+            raise UserError(
+                f"--tasks {name}: lm-eval reports no accuracy for it (it has "
+                f"{', '.join(key for key in values if key != 'alias')}); choose a multiple-choice "
+                "task."
+            )
+        samples = sorted(found.get("samples", {}).get(name, []), key=lambda s: s["doc_id"])
+        size = found["n-samples"].get(name, {}).get("effective", values.get("sample_len", 0))
+        accuracies.append(
+            Accuracy(
+                task=name,
+                acc=float(values["acc"]),
+                acc_stderr=_number(values.get("acc_stderr")),
+                acc_norm=_number(values.get("acc_norm")),
+                acc_norm_stderr=_number(values.get("acc_norm_stderr")),
+                n=int(size),
+                shots=int(found["n-shot"].get(name, 0)),
+                template=template.describe(),
+                lm_eval=version("lm-eval"),
+                correct=tuple(bool(sample["acc"]) for sample in samples),
+            )
+        )
+    return accuracies
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """lm-eval's remarks on how it is called are for its own command line."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,202 @@
+"""The inner loop and the adjoint sweep: the gradient of what training leads to.
+
+    inner loop    (theta, s)_(k+1) = U(theta_k, s_k, g_k, exp(log_lr) * schedule(k))
+                  g_k = grad_theta l(theta_k; P_batch(k)),  k = start .. start + N - 1
+    sweep         lambda_N = dL/dtheta_N, mu_N = 0, and back:
+                  (theta-part, mu_k, v, log-lr-part) = VJP of U with (lambda_(k+1), mu_(k+1))
+                  dL/dP      += (d2 l / dP dtheta) v
+                  lambda_k    = theta-part + (d2 l / dtheta2) v
+                  dL/dlog_lr += log-lr-part
+
+The memory of the model's graph is one step's, whatever N is. Of the trajectory only the gradients
+g_k are kept, and (theta, s) at every ceil(sqrt(N))-th step: between those, the states are made
+again from the gradients, without the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from nacd.data.batches import Batch
+from nacd.meta.engines import Engine
+from nacd.meta.update import State, step, step_vjp
+from nacd.models import LoraModel, twice_differentiable
+from nacd.recipe import Recipe
+
+Objective = Callable[[Tensor], tuple[float, Tensor]]
+"""theta_N (P,) -> the objective's value and its gradient (P,)."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where an inner loop starts."""
+
+    theta: Tensor
+    """(P,)."""
+    state: State
+    """The optimiser's state; see `nacd.meta.update`."""
+    count: int = 0
+    """Optimiser steps already taken (schedule and bias correction go on from here)."""
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """What an inner loop is made of, beside where it starts and what it trains on."""
+
+    model: LoraModel
+    recipe: Recipe
+    total: int
+    """Steps of the whole recipe, over which its schedule runs."""
+
+    def rate(self, log_rate: Tensor, k: int) -> Tensor:
+        """Learning rate of the recipe's step k, ()."""
+        return log_rate.exp() * self.recipe.rate(k, self.total)
+
+    def run(
+        self, start: Start, batches: Sequence[Batch], log_rate: Tensor, vectors: Tensor | None
+    ) -> tuple[Start, list[float]]:
+        """Train on `batches` from `start`, keeping nothing; where it ends, and the losses."""
+        theta, state, losses = start.theta, start.state, []
+        for k, batch in enumerate(batches, start.count):
+            loss, gradient, _ = self.model.value_and_grad(theta, batch, vectors)
+            theta, state = step(
+                self.recipe, theta, state, gradient, self.rate(log_rate, k), k
+            )
+            losses.append(float(loss))
+        return Start(theta, state, start.count + len(batches)), losses
+
+
+@dataclass
+class MetaGradient:
+    """The objective after an inner loop, and its gradient."""
+
+    value: float
+    """The objective at theta_N."""
+    vectors: Tensor
+    """dL/dP, (Q, d)."""
+    log_rate: Tensor
+    """dL/dlog_lr, ()."""
+    theta: Tensor
+    """lambda_0 = dL/dtheta_0, (P,)."""
+    end: Tensor
+    """theta_N, (P,)."""
+    losses: list[float] = field(default_factory=list)
+    """The inner losses l(theta_k; P_batch(k))."""
+    cotangent_norms: list[float] = field(default_factory=list)
+    """|lambda_N|, ..., |lambda_0|: an exploding one means that no engine is right there."""
+
+
+def meta_gradient(
+    loop: InnerLoop,
+    start: Start,
+    batches: Sequence[Batch],
+    log_rate: Tensor,
+    vectors: Tensor,
+    objective: Objective,
+    engine: Engine,
+) -> MetaGradient:
+    """Gradient of `objective(theta_N)` in the vectors and the log learning rate, by adjoint sweep.
+
+    Args:
+        loop: model and recipe.
+        start: theta_0, its optimiser state and step count; constants.
+        batches: the N batches of the inner loop, their slots pointing into `vectors`.
+        log_rate: logarithm of the peak learning rate, ().
+        vectors: learnable embeddings P, (Q, d).
+        objective: value and gradient at theta_N.
+        engine: how the second-order products are computed.
+    """
+    total = len(batches)
+    stride = max(1, math.ceil(math.sqrt(total)))
+    kept: dict[int, tuple[Tensor, State]] = {}
+    gradients: list[tuple[Tensor, Tensor | None]] = []
+    losses: list[float] = []
+    theta, state = start.theta, start.state
+
+    def advance(theta: Tensor, state: State, i: int) -> tuple[Tensor, State]:
+        k = start.count + i
+        return step(loop.recipe, theta, state, gradients[i][0], loop.rate(log_rate, k), k)
+
+    with torch.no_grad():
+        for i, batch in enumerate(batches):
+            if i % stride == 0:
+                kept[i] = (theta, state)
+            loss, gradient, in_vectors = loop.model.value_and_grad(
+                theta, batch, vectors, in_vectors=engine.needs_vector_gradient
+            )
+            gradients.append((gradient, in_vectors))
+            losses.append(float(loss))
+            theta, state = advance(theta, state, i)
+        end = theta
+        value, cotangent = objective(end)
+        cotangent_state: State = tuple(torch.zeros_like(s) for s in state)
+        d_vectors = torch.zeros_like(vectors)
+        d_log_rate = torch.zeros_like(log_rate)
+        norms = [float(cotangent.norm())]
+        segment: list[tuple[Tensor, State]] = []
+        for i in reversed(range(total)):
+            base = i - i % stride
+            if not segment:
+                segment = [kept.pop(base)]
+                for j in range(base, i):
+                    segment.append(advance(*segment[-1], j))
+            theta, state = segment.pop()
+            k = start.count + i
+            parts = step_vjp(
+                loop.recipe,
+                theta,
+                state,
+                gradients[i][0],
+                log_rate,
+                loop.recipe.rate(k, loop.total),
+                k,
+                cotangent,
+                cotangent_state,
+            )
+            products = engine(loop.model, theta, batches[i], vectors, parts.gradient, gradients[i])
+            gradients.pop()
+            d_vectors += products.vectors
+            d_log_rate += parts.log_rate
+            cotangent = parts.theta if products.theta is None else parts.theta + products.theta
+            cotangent_state = parts.state
+            norms.append(float(cotangent.norm()))
+    return MetaGradient(value, d_vectors, d_log_rate, cotangent, end, losses, norms)
+
+
+def unrolled_meta_gradient(
+    loop: InnerLoop,
+    start: Start,
+    batches: Sequence[Batch],
+    log_rate: Tensor,
+    vectors: Tensor,
+    objective: Callable[[Tensor], Tensor],
+) -> MetaGradient:
+    """The same gradient by one autograd graph over all N steps: the oracle, and the memory hog.
+
+    `objective` is a differentiable function of theta_N here.
+    """
+    leaf_theta = start.theta.detach().requires_grad_()
+    leaf_rate = log_rate.detach().requires_grad_()
+    leaf_vectors = vectors.detach().requires_grad_()
+    theta, state, losses = leaf_theta, start.state, []
+    with twice_differentiable(), torch.enable_grad():
+        for k, batch in enumerate(batches, start.count):
+            loss = loop.model.loss_at(theta, batch, leaf_vectors)
+            (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
+            theta, state = step(
+                loop.recipe, theta, state, gradient, loop.rate(leaf_rate, k), k
+            )
+            losses.append(float(loss.detach()))
+        value = objective(theta)
+        d_vectors, d_rate, d_theta = torch.autograd.grad(
+            value,
+            (leaf_vectors, leaf_rate, leaf_theta),
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    return MetaGradient(float(value.detach()), d_vectors, d_rate, d_theta, theta.detach(), losses)

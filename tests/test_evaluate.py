@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nacd.data import Example, Message, encode_all, make_template, read_examples
+from nacd.errors import UserError
+from nacd.evaluate import choice_accuracy, response_nll, task_accuracy
+from nacd.models import LoraModel, ModelConfig, load_model
+
+ARC = [
+    ("What do plants need?", ["sunlight", "a long walk", "salt", "wool"], 0),
+    ("Which is a planet?", ["the sun", "Mars", "a comet"], 1),
+    ("What is frozen water?", ["steam", "fog", "ice"], 2),
+    ("Which of these is alive?", ["a rock", "a tree", "a cloud", "sand"], 1),
+    ("What falls from clouds?", ["rain", "coal"], 0),
+]
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    path = tmp_path / "questions.jsonl"
+    rows = [
+        {
+            "question": q,
+            "choices": {"text": c, "label": list("ABCD"[: len(c)])},
+            "answerKey": "ABCD"[a],
+        }
+        for q, c, a in ARC
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def load(folder: Path) -> tuple[LoraModel, torch.Tensor]:
+    model = load_model(ModelConfig(model=str(folder), dtype="float64", device="cpu"))
+    generator = torch.Generator().manual_seed(2)
+    theta = model.fresh_theta(0)
+    return model, theta + 0.1 * torch.randn(model.size, generator=generator).to(theta)
+
+
+def log_likelihood(model: LoraModel, prefix: list[int], whole: list[int]) -> float:
+    with torch.no_grad():
+        logits = model.hf(input_ids=torch.tensor([whole])).logits[0]
+    log = torch.log_softmax(logits.double(), -1)
+    return sum(float(log[i - 1, whole[i]]) for i in range(len(prefix), len(whole)))
+
+
+@pytest.mark.parametrize(
+    ("arch", "name", "form"),
+    [("llama", "qa", "cloze"), ("opt", "qa", "letter"), ("llama", "chat", "letter")],
+)
+def test_accuracy_equals_a_hand_computation(
+    arch: str, name: str, form: Any, tiny_folder: Any, questions: Path
+) -> None:
+    model, theta = load(tiny_folder(arch))
+    examples = read_examples(questions, choice_form=form)
+    template = make_template(name, model.tokenizer, examples)
+    found = choice_accuracy(model, theta, examples, template=template, task="mine", batch_size=3)
+
+    model.write(theta)
+    correct, correct_norm = [], []
+    for example in examples:
+        assert example.choices is not None
+        scores = []
+        for choice in example.choices:
+            if name == "chat":
+                text = model.tokenizer.apply_chat_template(
+                    [{"role": "user", "content": example.prompt}],
+                    tokenize=False,
+                    add_generation_prompt=True,
+                )
+                prefix = model.tokenizer.encode(text.rstrip(), add_special_tokens=False)
+                whole = model.tokenizer.encode(text + choice, add_special_tokens=False)
+            else:
+                text = f"Question: {example.prompt}\nAnswer:"
+                prefix = model.tokenizer.encode(text)
+                whole = model.tokenizer.encode(f"{text} {choice}")
+            scores.append(log_likelihood(model, prefix, whole))
+        lengths = [len(choice) for choice in example.choices]
+        correct.append(int(np.argmax(scores)) == example.answer)
+        correct_norm.append(int(np.argmax(np.divide(scores, lengths))) == example.answer)
+    assert found.correct == tuple(correct)
+    assert found.acc == pytest.approx(np.mean(correct))
+    assert found.acc_norm == pytest.approx(np.mean(correct_norm))
+    assert found.acc_stderr == pytest.approx(np.std(correct, ddof=1) / np.sqrt(len(correct)))
+    assert (found.task, found.n, found.shots) == ("mine", 5, 0)
+    assert found.template["name"] == name
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "gemma3"])
+def test_response_nll_equals_a_hand_computation(arch: str, tiny_folder: Any) -> None:
+    model, theta = load(tiny_folder(arch))
+    examples = [
+        Example((Message("user", q), Message("assistant", c[a])), f"{i}")
+        for i, (q, c, a) in enumerate(ARC)
+    ]
+    rows, _, _ = encode_all(make_template("qa", model.tokenizer, examples), examples, 256)
+    found = response_nll(model, theta, rows, batch_size=2)
+    model.write(theta)
+    for i, row in enumerate(rows):
+        start = row.response.index(True)
+        expected = -log_likelihood(model, list(row.ids[:start]), list(row.ids))
+        assert found.nll[i] == pytest.approx(expected, rel=1e-5)
+        assert found.tokens[i] == row.response_tokens
+    assert found.mean == pytest.approx(found.nll.sum() / found.tokens.sum())
+
+
+def test_mistakes_are_named(tiny_folder: Any) -> None:
+    model, theta = load(tiny_folder("llama"))
+    plain = [Example((Message("user", "Hi"), Message("assistant", "Hello")), "mine.jsonl:1")]
+    template = make_template("qa", model.tokenizer, plain)
+    with pytest.raises(UserError, match="mine.jsonl:1: not a multiple-choice row"):
+        choice_accuracy(model, theta, plain, template=template)
+    with pytest.raises(UserError, match="no_such_task_at_all: neither a file nor a task"):
+        task_accuracy(model, theta, ["no_such_task_at_all"], template=template)
+    long = Example(plain[0].messages, "mine.jsonl:2", ("a " * 300, "b"), 0)
+    with pytest.raises(UserError, match="mine.jsonl:2: the question has"):
+        choice_accuracy(model, theta, [long], template=template)
+    with pytest.raises(UserError, match="no rows"):
+        response_nll(model, theta, [])
