@@ -6,6 +6,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+import torch
+
 for _key, _value in {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
@@ -13,11 +16,7 @@ for _key, _value in {
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_NUM_THREADS": "1",
 }.items():
-    os.environ.setdefault(_key, _value)  # before any library reads them
-
-import pytest
-import torch
-from tiny import tiny_model
+    os.environ.setdefault(_key, _value)  # before the tests import the libraries that read them
 
 torch.set_num_threads(1)
 
@@ -25,6 +24,8 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """`tiny_folder(arch)`: the folder of the session's tiny model of that architecture."""
+    from tiny import tiny_model
+
     folders: dict[str, Path] = {}
 
     def folder(arch: str) -> Path:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from nacd.data import Example, Message, encode_all, make_template, read_examples
+from nacd.data import Example, Message, collate, encode_all, make_template, read_examples
 from nacd.errors import UserError
 from nacd.evaluate import choice_accuracy, response_nll, task_accuracy
 from nacd.models import LoraModel, ModelConfig, load_model
@@ -115,12 +115,35 @@ def test_mistakes_are_named(tiny_folder: Any) -> None:
     model, theta = load(tiny_folder("llama"))
     plain = [Example((Message("user", "Hi"), Message("assistant", "Hello")), "mine.jsonl:1")]
     template = make_template("qa", model.tokenizer, plain)
-    with pytest.raises(UserError, match="mine.jsonl:1: not a multiple-choice row"):
+    with pytest.raises(UserError, match=r"mine\.jsonl:1: not a multiple-choice row"):
         choice_accuracy(model, theta, plain, template=template)
-    with pytest.raises(UserError, match="no_such_task_at_all: neither a file nor a task"):
-        task_accuracy(model, theta, ["no_such_task_at_all"], template=template)
     long = Example(plain[0].messages, "mine.jsonl:2", ("a " * 300, "b"), 0)
-    with pytest.raises(UserError, match="mine.jsonl:2: the question has"):
+    with pytest.raises(UserError, match=r"mine\.jsonl:2: the question has"):
         choice_accuracy(model, theta, [long], template=template)
     with pytest.raises(UserError, match="no rows"):
         response_nll(model, theta, [])
+
+
+def test_evaluation_leaves_the_model_as_it_was(tiny_folder: Any, questions: Path) -> None:
+    model, theta = load(tiny_folder("qwen3"))
+    examples = read_examples(questions)
+    template = make_template("qa", model.tokenizer, examples)
+    rows, _, _ = encode_all(template, examples, 256)
+    batch = collate(rows, model.tokenizer.pad_token_id)
+    before = model.value_and_grad(theta, batch)
+    model.hf.train()
+    choice_accuracy(model, theta, examples, template=template)
+    assert model.hf.training
+    after = model.value_and_grad(theta, batch)
+    assert torch.equal(before[0], after[0])
+    assert torch.equal(before[1], after[1])
+
+
+@pytest.mark.slow
+def test_an_unknown_task_is_named(tiny_folder: Any) -> None:
+    model, theta = load(tiny_folder("llama"))
+    template = make_template("qa", model.tokenizer, [])
+    with pytest.raises(UserError, match="no_such_task_at_all: neither a file nor a task"):
+        task_accuracy(model, theta, ["no_such_task_at_all"], template=template)
+    with pytest.raises(UserError, match="give --tasks a JSONL file"):  # the tests are offline
+        task_accuracy(model, theta, ["arc_easy"], template=template)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from nacd.data import Example, Message, collate, encode_all, epoch_order, make_template
 from nacd.errors import UserError
@@ -141,7 +143,9 @@ def test_loss_curve_equals_a_plain_loop(arch: str, name: str, tiny_folder: Any) 
         optimizer.step()
 
     seen: list[int] = []
-    result = fit(model, rows, recipe, seed=5, progress=lambda done, _total, _loss: seen.append(done))
+    result = fit(
+        model, rows, recipe, seed=5, progress=lambda done, _total, _loss: seen.append(done)
+    )
     assert seen == list(range(1, total + 1))
     assert result.tokens == tokens
     assert result.losses == pytest.approx(expected, abs=1e-4)
@@ -161,6 +165,18 @@ def test_training_leaves_the_model_usable(tiny_folder: Any) -> None:
     assert torch.equal(before[1], again[1])
     second = fit(model, rows, Recipe(batch_size=4, epochs=1), seed=3)
     assert torch.equal(first.theta, second.theta)
+
+
+def test_checkpointing_trains_the_same(tiny_folder: Any) -> None:
+    config = ModelConfig(model=str(tiny_folder("qwen3")), device="cpu", dtype="float64")
+    results = []
+    for checkpointing in (False, True):
+        model = load_model(replace(config, gradient_checkpointing=checkpointing))
+        rows, _, _ = encode_all(make_template("qa", model.tokenizer, examples()), examples(), 256)
+        results.append(fit(model, rows, Recipe(batch_size=4, epochs=2), seed=3))
+        assert model.hf.training == checkpointing
+    assert results[1].losses == pytest.approx(results[0].losses, abs=1e-6)
+    torch.testing.assert_close(results[1].theta, results[0].theta)
 
 
 def test_train_saves_an_adapter_that_peft_loads(tiny_folder: Any, tmp_path: Path) -> None:

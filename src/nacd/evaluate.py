@@ -113,6 +113,8 @@ def choice_accuracy(
     Raises:
         UserError: no row, a row that is not multiple choice, or one longer than the model reads.
     """
+    from lm_eval.tasks import TaskManager
+
     if not examples:
         raise UserError("no questions to evaluate on: give --tasks a file with rows.")
     questions = [_question(example, template) for example in examples]
@@ -137,16 +139,17 @@ def choice_accuracy(
                 for metric in ("acc", "acc_norm")
             ],
         }
-        lm = _harness_model(model, theta, template, batch_size)
-        for example, question in zip(examples, questions, strict=True):
-            longest = max(question["choices"], key=len)
-            length = len(lm.tok_encode(question["context"] + lead + longest))
-            if length > lm.max_length:
-                raise UserError(
-                    f"{example.source}: the question has {length} tokens, and the model reads "
-                    f"{lm.max_length}; delete the row, or choose another --model."
-                )
-        found = _simple_evaluate(lm, [config])
+        with _harness_model(model, theta, template, batch_size) as lm:
+            for example, question in zip(examples, questions, strict=True):
+                longest = max(question["choices"], key=len)
+                length = len(lm.tok_encode(question["context"] + lead + longest))
+                if length > lm.max_length:
+                    raise UserError(
+                        f"{example.source}: the question has {length} tokens, and the model reads "
+                        f"{lm.max_length}; delete the row, or choose another --model."
+                    )
+            manager = TaskManager(include_defaults=False)  # indexing its own tasks takes seconds
+            found = _simple_evaluate(lm, [config], task_manager=manager)
     return replace(_accuracies(found, template)[0], task=task)
 
 
@@ -184,16 +187,16 @@ def task_accuracy(
             f"--tasks {' '.join(unknown)}: neither a file nor a task of lm-eval "
             f"{version('lm-eval')}; `lm-eval ls tasks` lists {len(known)} names."
         )
-    lm = _harness_model(model, theta, template, batch_size)
     try:
-        found = _simple_evaluate(
-            lm,
-            list(tasks),
-            num_fewshot=shots,
-            limit=limit,
-            apply_chat_template=template.text is None,
-            task_manager=manager,
-        )
+        with _harness_model(model, theta, template, batch_size) as lm:
+            found = _simple_evaluate(
+                lm,
+                list(tasks),
+                num_fewshot=shots,
+                limit=limit,
+                apply_chat_template=template.text is None,
+                task_manager=manager,
+            )
     except (OSError, ValueError) as error:
         raise UserError(
             f"--tasks {' '.join(tasks)}: lm-eval could not run ({type(error).__name__}: {error}). "
@@ -226,38 +229,44 @@ def _written(example: Example, template: Template) -> tuple[str, str]:
     return str(rendered), ""
 
 
-def _harness_model(model: LoraModel, theta: Tensor, template: Template, batch_size: int) -> Any:
-    """The model as lm-eval wants it, theta written into it."""
+@contextlib.contextmanager
+def _harness_model(
+    model: LoraModel, theta: Tensor, template: Template, batch_size: int
+) -> Iterator[Any]:
+    """The model as lm-eval wants it, theta written into it; its mode is put back afterwards."""
     from lm_eval.models.huggingface import HFLM
 
     model.write(theta)
-    with _quiet():
-        return HFLM(
-            pretrained=model.hf,
-            backend="causal",
-            tokenizer=model.tokenizer,
-            batch_size=batch_size,
-            # A chat template writes its BOS itself, or wants none.
-            add_bos_token=False if template.text is None else None,
-        )
+    harness: Any = HFLM  # its decorators hide the signature from the type checker
+    training = model.hf.training
+    try:
+        with _quiet():
+            lm = harness(
+                pretrained=model.hf,
+                backend="causal",
+                tokenizer=model.tokenizer,
+                batch_size=batch_size,
+                # A chat template writes its BOS itself, or wants none.
+                add_bos_token=False if template.text is None else None,
+            )
+        yield lm
+    finally:
+        model.hf.train(training)
 
 
 def _simple_evaluate(lm: Any, tasks: list[Any], **options: Any) -> dict[str, Any]:
-    from lm_eval import simple_evaluate
+    import lm_eval
 
-    training = lm.model.training
-    try:
-        with _quiet():
-            found = simple_evaluate(
-                model=lm,
-                tasks=tasks,
-                random_seed=None,  # pyright: ignore[reportArgumentType] (None: leave it alone)
-                numpy_random_seed=None,  # pyright: ignore[reportArgumentType]
-                torch_random_seed=None,  # pyright: ignore[reportArgumentType]
-                **options,
-            )
-    finally:
-        lm.model.train(training)
+    run: Any = lm_eval.simple_evaluate  # as above
+    with _quiet():
+        found = run(
+            model=lm,
+            tasks=tasks,
+            random_seed=None,  # leave the process's generators alone
+            numpy_random_seed=None,
+            torch_random_seed=None,
+            **options,
+        )
     assert found is not None  # None on other ranks only
     return dict(found)
 

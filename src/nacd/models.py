@@ -74,7 +74,11 @@ def resolve_device(device: str) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
     if not there[device]:
         raise UserError(f"--device {device}: PyTorch sees no such device here; use --device auto.")
     return torch.device(device)
@@ -109,9 +113,7 @@ class LoraModel:
         self._pack()
         if config.gradient_checkpointing:
             self.hf.train()
-            self.hf.gradient_checkpointing_enable(
-                gradient_checkpointing_kwargs={"use_reentrant": False}
-            )
+            self.hf.activation_checkpointing_enable({"use_reentrant": False})
         else:
             self.hf.eval()
         self._keep: Tensor | None = None
@@ -297,7 +299,9 @@ class LoraModel:
         nll = self._token_nll(batch, vectors)
         counts = batch.response[:, 1:].sum(1).to(self.device)
         owner = torch.repeat_interleave(torch.arange(len(counts), device=self.device), counts)
-        return torch.zeros(len(counts), device=self.device).index_add_(0, owner, nll.float()), counts
+        return torch.zeros(len(counts), device=self.device).index_add_(
+            0, owner, nll.float()
+        ), counts
 
 
 @contextlib.contextmanager

@@ -27,7 +27,8 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from nacd.data import Encoded, Example, encode_all, epoch_order, make_template
 from nacd.errors import UserError
@@ -156,8 +157,9 @@ def fit(
         }
     )
     with tempfile.TemporaryDirectory() as scratch, _as_it_was(model):
-        config = sft_config(recipe, len(rows), seed=seed, out=Path(scratch))
-        config.use_cpu = model.device.type == "cpu"
+        config = sft_config(
+            recipe, len(rows), seed=seed, out=Path(scratch), cpu=model.device.type == "cpu"
+        )
         _ = config.device  # sets the number of GPUs, of which one is used: the model's
         config._n_gpu = min(config._n_gpu, 1)
         trainer = _Trainer(
@@ -191,7 +193,7 @@ def fit(
     )
 
 
-def sft_config(recipe: Recipe, rows: int, *, seed: int, out: Path) -> SFTConfig:
+def sft_config(recipe: Recipe, rows: int, *, seed: int, out: Path, cpu: bool = False) -> SFTConfig:
     """The recipe as TRL's configuration, for a data set of `rows` rows.
 
     SGD and `root_eps` have no field there: `fit` hands the trainer an optimiser for them.
@@ -200,6 +202,7 @@ def sft_config(recipe: Recipe, rows: int, *, seed: int, out: Path) -> SFTConfig:
     schedule = "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule
     return SFTConfig(
         output_dir=str(out),
+        use_cpu=cpu,
         # the recipe
         optim="adamw_torch",
         learning_rate=recipe.learning_rate,

@@ -78,7 +78,7 @@ def test_card_says_what_the_rows_are(tmp_path: Path) -> None:
     assert "| `learning_rate` | 0.0003 |" in text
     assert "12.5% of the learnable tokens" in text
     assert "| random | 2.812 | 900 |" in text
-    assert "| NACD text | – | 911 |" in text
+    assert "| NACD text | n/a | 911 |" in text
     assert "2504.09818" in text
 
 

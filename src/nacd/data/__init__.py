@@ -1,6 +1,6 @@
 """Rows in any known shape, to one `Example`, to token ids, to batches."""
 
-from nacd.data.batches import Batch, collate, epoch_order, length_buckets
+from nacd.data.batches import Batch, collate, epoch_order, length_buckets, training_order
 from nacd.data.example import Encoded, Example, Message
 from nacd.data.exemplars import mmlu_exemplars
 from nacd.data.read import read_examples
@@ -25,4 +25,5 @@ __all__ = [
     "read_examples",
     "split_by_hash",
     "split_heldout",
+    "training_order",
 ]

@@ -112,6 +112,16 @@ def epoch_order(n: int, batch_size: int, seed: int, epoch: int) -> list[list[int
     return _cut(generator.permutation(n), batch_size)
 
 
+def training_order(rows: int, batch_size: int, steps: int, seed: int) -> list[list[int]]:
+    """Row indices of every step of a training run: a new seeded shuffle each epoch."""
+    order: list[list[int]] = []
+    epoch = 0
+    while len(order) < steps:
+        order += epoch_order(rows, batch_size, seed, epoch)
+        epoch += 1
+    return order[:steps]
+
+
 def _cut(order: np.ndarray, batch_size: int) -> list[list[int]]:
     return [
         [int(i) for i in order[start : start + batch_size]]

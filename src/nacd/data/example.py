@@ -29,6 +29,8 @@ class Example:
     """Multiple choice: every answer as it would stand in the last message (cloze or letter)."""
     answer: int | None = None
     """Multiple choice: index of the right one in `choices`."""
+    verbatim: bool = False
+    """A `prompt`/`completion` row of plain strings: already written out, to be joined as it is."""
 
     @property
     def response(self) -> str:

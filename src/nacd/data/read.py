@@ -166,7 +166,7 @@ def _csv(path: Path, name: str) -> Rows:
     except UnicodeDecodeError as error:
         raise _not_utf8(name, error) from None
     except csv.Error as error:
-        line = reader.line_num if reader else 1
+        line = reader.line_num + 1 if reader else 1  # where the record begins that is not whole
         raise UserError(f"{name}:{line} is not valid CSV ({error}). Mend that line.") from None
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from nacd.data.example import Example, Message
@@ -230,9 +230,10 @@ def _from_prompt_completion(source: str, row: Mapping[str, Any], _: ChoiceForm) 
             *_turns(source, completion, "completion", keys),
         )
         return _conversation(source, turns, "completion")
-    return _pair(
+    pair = _pair(
         source, _text(source, prompt, "prompt"), _response(source, completion, "completion")
     )
+    return replace(pair, verbatim=True)
 
 
 def _from_alpaca(source: str, row: Mapping[str, Any], _: ChoiceForm) -> Example:

@@ -26,6 +26,7 @@ RAW_TEMPLATES = {
     "qa": "Question: {prompt}\nAnswer: {response}",
     "alpaca": "### Instruction:\n{prompt}\n\n### Response:\n{response}",
     "plain": "{prompt}\n{response}",
+    "verbatim": "{prompt}{response}",
 }
 
 
@@ -38,6 +39,8 @@ class Template:
     text: str | None
     """A raw template's text, `{prompt}` and `{response}` in it; None for `chat`."""
     tokenizer: PreTrainedTokenizerBase
+    special: frozenset[int]
+    """Ids of every special token; none is ever learnable."""
     _decoded: dict[int, str] = field(default_factory=dict, repr=False)
 
     def row(self, example: Example) -> dict[str, Any]:
@@ -265,14 +268,13 @@ class Template:
         response = [False] * len(ids)
         for start, stop in labels:
             response[start:stop] = [True] * (stop - start)
-        special = set(self.tokenizer.all_special_ids)
         best = (0, 0)  # the longest run: a special token written by the user parts the content
         start = 0
         for i in range(len(ids) + 1):
             inside = (
                 i < len(ids)
                 and _within(spans[i], content)
-                and ids[i] not in special
+                and ids[i] not in self.special
                 and not response[i]
             )
             if not inside:
@@ -289,7 +291,8 @@ def make_template(
     Args:
         name: `chat` (the tokenizer's own), `qa`, `alpaca`, `plain`, a text that holds `{prompt}`
             and `{response}` (`\n` and `\t` in it stand for a line break and a tab), or `auto`:
-            `qa` for multiple choice, else `chat` if the tokenizer has one, else `alpaca`.
+            `verbatim` for `prompt`/`completion` strings (as TRL joins them), `qa` for multiple
+            choice, else `chat` if the tokenizer has one, else `alpaca`.
         tokenizer: a fast tokenizer (it must tell which characters a token covers).
         examples: the rows, which `auto` looks at.
 
@@ -302,8 +305,12 @@ def make_template(
             "covers: expected a fast one (tokenizer.json). Save it as such, or choose another "
             "--model."
         )
+    added = tokenizer.added_tokens_decoder
+    special = frozenset(tokenizer.all_special_ids) | {i for i, t in added.items() if t.special}
     if name == "auto":
-        if examples and all(example.choices is not None for example in examples):
+        if examples and all(example.verbatim for example in examples):
+            name = "verbatim"
+        elif examples and all(example.choices is not None for example in examples):
             name = "qa"
         else:
             name = "chat" if tokenizer.chat_template else "alpaca"
@@ -313,7 +320,7 @@ def make_template(
                 "--template chat, but the model's tokenizer has no chat template. "
                 "Choose --template qa, alpaca, plain, or a text with {prompt} and {response}."
             )
-        return Template("chat", None, tokenizer)
+        return Template("chat", None, tokenizer, special)
     text = RAW_TEMPLATES.get(name)
     if text is None:
         text, name = name.replace("\\n", "\n").replace("\\t", "\t"), "custom"
@@ -329,7 +336,7 @@ def make_template(
             f"--template {name} ends a row with the tokenizer's end-of-sequence token, and it has "
             "none. Set eos_token in tokenizer_config.json, or choose --template chat."
         )
-    return Template(name, text, tokenizer)
+    return Template(name, text, tokenizer, special)
 
 
 @dataclass(frozen=True)

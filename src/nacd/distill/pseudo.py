@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from nacd.data.batches import Batch, collate, epoch_order
+from nacd.data.batches import Batch, collate, training_order
 from nacd.data.example import Encoded
 from nacd.errors import UserError
 
@@ -96,16 +96,6 @@ class PseudoData:
     def batches(self, batch_size: int, steps: int, seed: int) -> list[Batch]:
         """The batches of a training run of `steps` steps: seeded shuffles, epoch after epoch."""
         return [self.batch(i) for i in training_order(len(self.rows), batch_size, steps, seed)]
-
-
-def training_order(rows: int, batch_size: int, steps: int, seed: int) -> list[list[int]]:
-    """Row indices of every step of a training run: a new seeded shuffle each epoch."""
-    order: list[list[int]] = []
-    epoch = 0
-    while len(order) < steps:
-        order += epoch_order(rows, batch_size, seed, epoch)
-        epoch += 1
-    return order[:steps]
 
 
 def make_pseudo_data(

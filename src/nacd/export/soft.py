@@ -9,6 +9,7 @@ The header holds the digest of every row's seed, and what else the writer puts t
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -87,5 +88,5 @@ def read_soft_prompts(path: Path) -> SoftPrompts:
             "soft_prompts.safetensors of a run folder."
         )
     offsets, slots = tensors["offsets"].tolist(), tensors["slots"].tolist()
-    rows = [slots[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    rows = [slots[a:b] for a, b in itertools.pairwise(offsets)]
     return SoftPrompts(tensors["vectors"], rows, json.loads(metadata.pop("seeds")), metadata)

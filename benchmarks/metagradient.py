@@ -1,0 +1,448 @@
+"""What a meta-gradient costs and how exact it is, engine by engine, in one run.
+
+    python benchmarks/metagradient.py                       # SmolLM2-135M, about an hour
+    python benchmarks/metagradient.py --steps 1 2 --long-steps --repeats 2
+
+Every figure is a ratio to one ordinary LoRA training step (loss, gradient, update) on the same
+batch: time per inner step with the forward sweep inside (median over interleaved repeats, the
+ordinary step timed anew in each), and peak memory. The objective is the trajectory one, which costs
+nothing. The start has trained for a few steps, so that B is not 0 and AdamW's state is warm; half of
+every row's tokens are learnable, the other half are labels.
+
+Memory is measured in a fresh process each: on Linux the peak resident set (VmHWM, reset once the
+model is loaded), on CUDA torch's own count. `peak` holds the model and Python's libraries too;
+`above` is what the work adds to those alone. The error is the relative error of dL/dP against the
+unrolled graph where that was run, else against `exact`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import math
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from torch import Tensor
+
+from nacd.data import Batch, mmlu_exemplars
+from nacd.distill.objectives import matching, trajectory_objective
+from nacd.errors import UserError
+from nacd.files import read_tensors, write_tensors
+from nacd.meta import (
+    InnerLoop,
+    MetaGradient,
+    Start,
+    initial_state,
+    make_engine,
+    meta_gradient,
+    step,
+    unrolled_meta_gradient,
+)
+from nacd.models import LoraModel, ModelConfig, load_model
+from nacd.recipe import Recipe
+
+Name = Literal["unrolled", "exact", "first-order", "one-sided", "tesla"]
+FLAT: tuple[Name, ...] = ("first-order", "one-sided")
+REACH = {"first-order": 3.5, "one-sided": 2.3}
+WARM = 4
+EXPERT = 4
+
+
+@dataclass(frozen=True)
+class Config:
+    """Meta-gradient benchmark."""
+
+    model: str = "smollm2"
+    """Hub id, folder, GGUF file, or `smollm2`."""
+    engines: tuple[Name, ...] = ("unrolled", "exact", "first-order", "one-sided", "tesla")
+    """Which engines are run."""
+    steps: tuple[int, ...] = (1, 2, 4)
+    """Inner steps N, for every engine."""
+    long_steps: tuple[int, ...] = (8, 32)
+    """Inner steps N, for the two engines whose memory is one ordinary step's."""
+    repeats: int = 5
+    """Interleaved timings, of which the median is shown."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """The inner loop's optimiser."""
+    learning_rate: float = 0.0
+    """Peak learning rate; 0: 1e-3 for AdamW, 0.3 for SGD."""
+    eps: float = 1e-2
+    """Step length of the two first-order engines, as a share of |theta|."""
+    rows: int = 8
+    """Rows a batch."""
+    tokens: int = 64
+    """Tokens a row."""
+    pool: int = 4
+    """Distinct batches; a longer inner loop visits them again."""
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    lora_rank: int = 8
+    gradient_checkpointing: bool = False
+    """For the two first-order engines and the ordinary step alone."""
+    memory: bool = True
+    """Whether peak memory is measured (one fresh process for each engine and N)."""
+    out: Path = Path("runs/metagradient.jsonl")
+    """JSON lines: one for the machine, one for each engine and N."""
+
+
+class Setting:
+    """The model, the batches, a trained start and an expert's goal."""
+
+    def __init__(self, config: Config, folder: Path, checkpointing: bool):
+        self.config = config
+        self.model = load_model(
+            ModelConfig(
+                model=config.model,
+                dtype=config.dtype,
+                attention=config.attention,
+                device=config.device,
+                lora_rank=config.lora_rank,
+                gradient_checkpointing=checkpointing,
+            )
+        )
+        rate = config.learning_rate or {"adamw": 1e-3, "sgd": 0.3}[config.optimizer]
+        self.recipe = Recipe(optimizer=config.optimizer, learning_rate=rate)
+        longest = max((*config.steps, *config.long_steps))
+        self.loop = InnerLoop(self.model, self.recipe, 2 * WARM + EXPERT + longest)
+        self.log_rate = torch.tensor(math.log(rate), device=self.model.device)
+        pool = [*range(config.pool)]
+        self.batches = [_batch(self.model, config, i) for i in pool]
+        self.vectors = torch.cat([self.model.embed(b.ids[b.slots >= 0]) for b in self.batches])
+        self.vectors = self.vectors.float() if self.vectors.dtype.itemsize < 4 else self.vectors
+        saved = folder / "start.safetensors"
+        if not saved.is_file():
+            self._train(saved)
+        tensors, _ = read_tensors(saved)
+        moved = {name: tensor.to(self.model.device) for name, tensor in tensors.items()}
+        state = tuple(moved[f"state{i}"] for i in range(len(moved) - 2))
+        self.start = Start(moved["theta"], state, WARM)
+        self.goal = moved["goal"]
+
+    def _train(self, saved: Path) -> None:
+        """The start: a few steps on the batches; the goal: a few more, on other rows."""
+        theta = self.model.fresh_theta(0)
+        start = Start(theta, initial_state(self.recipe, theta))
+        own = [self.batches[i % len(self.batches)] for i in range(WARM)]
+        start, _ = self.loop.run(start, own, self.log_rate, self.vectors)
+        other = [_batch(self.model, self.config, self.config.pool + i) for i in range(EXPERT)]
+        goal, _ = self.loop.run(start, other, self.log_rate, None)
+        state = {f"state{i}": s for i, s in enumerate(start.state)}
+        write_tensors(saved, {"theta": start.theta, "goal": goal.theta} | state)
+
+    def ordinary(self) -> float:
+        """One ordinary training step, in seconds."""
+        began = self._now()
+        batch = self.batches[0]
+        _, gradient, _ = self.model.value_and_grad(self.start.theta, batch)
+        rate = self.loop.rate(self.log_rate, WARM)
+        step(self.recipe, self.start.theta, self.start.state, gradient, rate, WARM)
+        return self._now() - began
+
+    def meta(self, name: Name, steps: int) -> tuple[float, MetaGradient]:
+        """One meta-gradient through `steps` inner steps, and its seconds."""
+        batches = [self.batches[i % len(self.batches)] for i in range(steps)]
+        common = (self.loop, self.start, batches, self.log_rate, self.vectors)
+        began = self._now()
+        if name == "unrolled":
+
+            def graph(theta: Tensor) -> Tensor:
+                return matching(theta, self.start.theta, self.goal)
+
+            result = unrolled_meta_gradient(*common, graph)
+        else:
+            objective = trajectory_objective(self.start.theta, self.goal)
+            result = meta_gradient(*common, objective, make_engine(name, self.config.eps))
+        return self._now() - began, result
+
+    def _now(self) -> float:
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize()
+        elif self.model.device.type == "mps":
+            torch.mps.synchronize()
+        return time.perf_counter()
+
+
+def _batch(model: LoraModel, config: Config, number: int) -> Batch:
+    """Rows of running text: the first half of each learnable, the second half labels."""
+    text = "\n\n".join(f"{e.prompt}\n{e.response}" for e in mmlu_exemplars("rationale"))
+    size = config.rows * config.tokens
+    ids = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    if len(ids) < (number + 1) * size:
+        raise UserError(f"--pool {config.pool} --tokens {config.tokens}: the text is too short.")
+    rows = torch.tensor(ids[number * size : (number + 1) * size]).view(config.rows, config.tokens)
+    half = config.tokens // 2
+    response = torch.zeros_like(rows, dtype=torch.bool)
+    response[:, half:] = True
+    slots = torch.full_like(rows, -1)
+    slots[:, :half] = torch.arange(config.rows * half).view(config.rows, half)
+    slots[:, :half] += number * config.rows * half
+    return Batch(rows, torch.ones_like(rows), response, slots).to(model.device)
+
+
+# --- memory: one fresh process for each engine and N ------------------------------------------
+
+
+def _status(key: str) -> int:
+    """A size in /proc/self/status, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return 1024 * int(line.split()[1])
+    raise KeyError(key)
+
+
+def _child(config: Config, folder: Path, name: str, steps: int) -> None:
+    """Run one engine once; print the memory it took as a JSON line, keep its gradient."""
+    checkpointing = config.gradient_checkpointing and name in (*FLAT, "ordinary")
+    setting = Setting(config, folder, checkpointing)
+    gc.collect()
+    cuda = setting.model.device.type == "cuda"
+    reset = False
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+        base = torch.cuda.memory_allocated()
+    elif sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+        reset = _reset_peak()
+        base = _status("VmRSS")
+    else:
+        base = 0
+    if name == "ordinary":
+        setting.ordinary()
+        setting.ordinary()
+    else:
+        _, result = setting.meta(name, steps)  # pyright: ignore[reportArgumentType]
+        kept = {"vectors": result.vectors, "log_rate": result.log_rate}
+    if cuda:
+        peak = torch.cuda.max_memory_allocated()
+    elif reset:
+        peak = _status("VmHWM")
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if name != "ordinary":
+        write_tensors(folder / f"{name}-{steps}.safetensors", kept)
+    print(json.dumps({"peak": peak, "above": peak - base if base else None}))
+
+
+def _reset_peak() -> bool:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _measure(config: Config, folder: Path, name: str, steps: int) -> dict[str, Any]:
+    """Peak memory of one engine, in a process of its own; {} where it failed."""
+    plan = {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in asdict(config).items()
+    }
+    command = [sys.executable, __file__, "--child", json.dumps(plan), str(folder), name, str(steps)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        why = done.stderr.strip().splitlines()[-1:] or ["killed: out of memory?"]
+        print(f"{name}, N = {steps}: failed in its own process ({why[0][:200]})", file=sys.stderr)
+        return {}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# --- the run ----------------------------------------------------------------------------------
+
+
+def plan(config: Config) -> list[tuple[Name, int]]:
+    """Every engine and N that is run."""
+    pairs: list[tuple[Name, int]] = [(e, n) for e in config.engines for n in config.steps]
+    pairs += [(e, n) for e in config.engines if e in FLAT for n in config.long_steps]
+    return sorted(pairs, key=lambda pair: (config.engines.index(pair[0]), pair[1]))
+
+
+def run(config: Config) -> list[dict[str, Any]]:
+    """Measure, print the table, write the JSON lines; the rows."""
+    pairs = plan(config)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        setting = Setting(config, folder, checkpointing=False)
+        memory: dict[tuple[str, int], dict[str, Any]] = {}
+        if config.memory:
+            for pair in [("ordinary", 1), *pairs]:
+                _progress(f"memory: {pair[0]}, N = {pair[1]}")
+                memory[pair] = _measure(config, folder, *pair)
+        gradients = _gradients(setting, folder, pairs)
+        if config.gradient_checkpointing:
+            checkpointed = Setting(config, folder, checkpointing=True)
+        else:
+            checkpointed = setting
+        setting.ordinary()
+        ordinary: list[float] = []
+        times: dict[tuple[str, int], list[float]] = {pair: [] for pair in pairs}
+        for repeat in range(config.repeats):
+            for pair in pairs:
+                _progress(f"time: repeat {repeat + 1} of {config.repeats}: {pair[0]}, N = {pair[1]}")
+                chosen = checkpointed if pair[0] in FLAT else setting
+                base = checkpointed.ordinary()
+                ordinary.append(base)
+                seconds, _ = chosen.meta(*pair)
+                ordinary.append(checkpointed.ordinary())
+                base = (base + ordinary[-1]) / 2
+                times[pair].append(seconds / pair[1] / base)
+        _progress("")
+    rows = []
+    base = memory.get(("ordinary", 1), {})
+    for pair in pairs:
+        found, used = gradients[pair], memory.get(pair, {})
+        row = {"engine": pair[0], "N": pair[1]}
+        row["time"] = statistics.median(times[pair]) if times[pair] else None
+        row["times"] = times[pair]
+        row["peak_bytes"], row["above_bytes"] = used.get("peak"), used.get("above")
+        row["peak"] = _ratio(used.get("peak"), base.get("peak"))
+        row["above"] = _ratio(used.get("above"), base.get("above"))
+        rows.append(row | found)
+    head = {
+        "config": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()},
+        "machine": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg(),
+        "device": str(setting.model.device),
+        "torch": torch.__version__,
+        "ordinary_seconds": statistics.median(ordinary) if ordinary else None,
+        "ordinary_peak_bytes": base.get("peak"),
+        "ordinary_above_bytes": base.get("above"),
+    }
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    config.out.write_text("".join(json.dumps(line) + "\n" for line in (head, *rows)))
+    print(table(head, rows))
+    print(f"written: {config.out}")
+    return rows
+
+
+def _progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def _ratio(a: float | None, b: float | None) -> float | None:
+    return a / b if a is not None and b else None
+
+
+def _gradients(
+    setting: Setting, folder: Path, pairs: list[tuple[Name, int]]
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """Each one's relative error and cosine in dL/dP, and relative error in dL/dlog alpha."""
+    found: dict[tuple[str, int], dict[str, Tensor]] = {}
+
+    def gradient(name: Name, steps: int) -> dict[str, Tensor]:
+        kept = folder / f"{name}-{steps}.safetensors"
+        if kept.is_file():
+            return read_tensors(kept)[0]
+        _progress(f"gradient: {name}, N = {steps}")
+        _, result = setting.meta(name, steps)
+        return {"vectors": result.vectors.cpu(), "log_rate": result.log_rate.cpu()}
+
+    rows = {}
+    for pair in pairs:
+        steps = pair[1]
+        against = ("unrolled", steps) if ("unrolled", steps) in pairs else ("exact", steps)
+        for key in (against, pair):
+            if key not in found:
+                found[key] = gradient(*key)  # pyright: ignore[reportArgumentType]
+        if pair == against:
+            rows[pair] = {"reference": None}
+            continue
+        a, b = (found[key]["vectors"].double() for key in (pair, against))
+        rate, true_rate = (found[key]["log_rate"].double() for key in (pair, against))
+        rows[pair] = {
+            "reference": against[0],
+            "error": float((a - b).norm() / b.norm()),
+            "cosine": float(torch.cosine_similarity(a.flatten(), b.flatten(), dim=0)),
+            "rate_error": float((rate - true_rate).abs() / true_rate.abs()),
+        }
+    return rows
+
+
+def table(head: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """The table, 80 columns wide."""
+    config = head["config"]
+    gib = 2**30
+    lines = [
+        f"{config['model']}, {config['optimizer']}, {config['rows']} x {config['tokens']} tokens, "
+        f"{config['dtype']}, {config['attention']}, {head['device']}",
+        f"{head['threads']} threads, load {head['load'][0]:.1f}, median of {config['repeats']}",
+    ]
+    if head["ordinary_seconds"]:
+        lines.append(f"one ordinary LoRA training step: {head['ordinary_seconds']:.3f} s")
+    if head["ordinary_peak_bytes"]:
+        lines[-1] += f", peak {head['ordinary_peak_bytes'] / gib:.2f} GiB"
+    if head["ordinary_above_bytes"]:
+        lines[-1] += f", of it {head['ordinary_above_bytes'] / gib:.2f} above the model"
+    lines += [
+        "",
+        f"{'engine':12}{'N':>4}{'time/step':>11}{'peak':>8}{'above':>8}{'error':>11}{'cosine':>11}"
+        f"{'rate error':>12}",
+        "-" * 77,
+    ]
+    for row in rows:
+        cells = [f"{row['engine']:12}{row['N']:4d}"]
+        cells += [f"{row['time']:10.2f}x" if row["time"] else f"{'-':>11}"]
+        cells += [f"{row[k]:7.2f}x" if row[k] else f"{'-':>8}" for k in ("peak", "above")]
+        if row["reference"] is None:
+            cells += [f"{'reference':>11}"]
+        else:
+            cells += [f"{row['error']:11.1e}{row['cosine']:11.6f}{row['rate_error']:12.1e}"]
+        lines.append("".join(cells))
+    return "\n".join([*lines, "", *_verdicts(rows)])
+
+
+def _verdicts(rows: list[dict[str, Any]]) -> list[str]:
+    """What was to be reached, and what was."""
+    lines = []
+    for name in FLAT:
+        own = [row for row in rows if row["engine"] == name]
+        times = [row["time"] for row in own if row["time"]]
+        if times:
+            lines.append(f"{name}: at most {max(times):.2f}x the time (to reach: {REACH[name]}x)")
+        peaks = [row["peak"] for row in own if row["peak"]]
+        if peaks:
+            lines.append(
+                f"{name}: at most {max(peaks):.2f}x the memory (to reach: 1.3x), "
+                f"{max(peaks) / min(peaks):.2f}x from one N to another (flat: 1.0x)"
+            )
+    peak = {(row["engine"], row["N"]): row["peak_bytes"] for row in rows}
+    share = _ratio(peak.get(("exact", 4)), peak.get(("unrolled", 4)))
+    if share:
+        lines.append(f"exact: {share:.2f} of unrolled's memory at N = 4 (to reach: below 0.5)")
+    return lines
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the flags and run."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        if arguments[:1] == ["--child"]:
+            values = json.loads(arguments[1])
+            values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+            config = Config(**values | {"out": Path(values["out"])})
+            _child(config, Path(arguments[2]), arguments[3], int(arguments[4]))
+        else:
+            run(tyro.cli(Config, args=arguments, description=__doc__))
+    except UserError as error:
+        raise SystemExit(str(error)) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# ARC-Easy in cloze form, SmolLM2-135M, 112 of the training rows (5 %), one run folder a seed.
+# Resumable: the same command goes on where it stopped.
+#   experiments/arc_easy.sh DATA_FOLDER [RUNS_FOLDER] [SEED ...]
+# DATA_FOLDER holds ARC-Easy's train.jsonl and validation.jsonl.
+set -euo pipefail
+data=${1:?usage: experiments/arc_easy.sh DATA_FOLDER [RUNS_FOLDER] [SEED ...]}
+runs=${2:-runs}
+shift $(($# < 2 ? $# : 2))
+for seed in "${@:-0}"; do
+  nacd distill --model smollm2 \
+    --data "$data/train.jsonl" --heldout "$data/validation.jsonl" --choices cloze \
+    --max-tokens 64 --budget 112 --batch-size 8 --epochs 1 \
+    --tune-rates 5e-4 1e-3 2e-3 --outer-steps 40 --draws 5 \
+    --seed "$seed" --out "$runs/arc_easy-$seed"
+done

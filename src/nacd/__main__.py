@@ -1,0 +1,5 @@
+"""`python -m nacd`."""
+
+from nacd.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,188 @@
+"""The command line: one subcommand a verb; the fields of configuration dataclasses are its flags."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from nacd.errors import UserError
+
+USAGE = """usage: nacd COMMAND [flags]      (nacd COMMAND --help lists the flags)
+
+  demo       the whole pipeline on a real model and real data, offline, in minutes
+  distill    distil a data set to a few per cent of its rows, as text
+  experts    record expert trajectories of training on the full data
+  doctor     which meta-gradient engine is right for this model, and what a run costs
+  train      fine-tune a model on a data set (TRL's SFTTrainer, LoRA)
+  evaluate   held-out response NLL, and multiple-choice accuracy (lm-eval)
+
+  nacd distill --model smollm2 --data mine.jsonl --budget 5% --out runs/mine"""
+
+
+def _quiet_libraries() -> None:
+    """Leave the terminal to our own display; real warnings of ours are plain lines."""
+    for key, value in {
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }.items():
+        os.environ.setdefault(key, value)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|transformers|peft)\b.*")
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    if args[0] in ("-V", "--version"):
+        from nacd.run import versions
+
+        print(f"nacd {versions()['nacd']}")
+        return 0
+    verb, rest = args[0], args[1:]
+    if verb not in VERBS:
+        print(f"nacd: no command {verb!r}\n\n{USAGE}", file=sys.stderr)
+        return 2
+    try:
+        _quiet_libraries()
+        return VERBS[verb](rest)
+    except UserError as error:
+        print(f"nacd {verb}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            f"\nnacd {verb}: stopped. What is done is kept; the same command goes on from there.",
+            file=sys.stderr,
+        )
+        return 130
+    except OSError as error:
+        import errno
+
+        if error.errno != errno.ENOSPC:
+            raise
+        print(
+            f"nacd {verb}: {error.filename or 'the disk'}: no space left. What was written before "
+            "is whole; free some space and run the same command again.",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _parse(kind: type[Any], verb: str, args: Sequence[str]) -> Any:
+    """Flags to a configuration; `--config FILE` gives the values that flags then override."""
+    import tyro
+    import yaml
+
+    from nacd.config import from_dict
+
+    rest, default = list(args), None
+    for i, arg in enumerate(rest):
+        name, equals, value = arg.partition("=")
+        if name == "--config":
+            if not equals and i + 1 == len(rest):
+                raise UserError("--config: give a run.yaml after it.")
+            path = Path(value if equals else rest[i + 1])
+            del rest[i : i + (1 if equals else 2)]
+            if not path.is_file():
+                raise UserError(f"--config {path}: no such file.")
+            try:
+                values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            except yaml.YAMLError as error:
+                raise UserError(f"--config {path}: not YAML: {error}") from error
+            if not isinstance(values, dict):
+                raise UserError(f"--config {path}: expected a mapping of settings, as in run.yaml.")
+            default = from_dict(kind, values, str(path))
+            break
+    options: dict[str, Any] = {} if default is None else {"default": default}
+    return tyro.cli(
+        kind,
+        args=rest,
+        prog=f"nacd {verb}",
+        config=(tyro.conf.OmitArgPrefixes,),
+        **options,
+    )
+
+
+def _distill(args: Sequence[str]) -> int:
+    from nacd.commands import distill, print_result
+    from nacd.config import DistillConfig
+    from nacd.progress import Progress
+
+    progress = Progress()
+    print_result(distill(_parse(DistillConfig, "distill", args), progress=progress), progress)
+    return 0
+
+
+def _demo(args: Sequence[str]) -> int:
+    from nacd.demo import DemoConfig, demo
+
+    demo(_parse(DemoConfig, "demo", args))
+    return 0
+
+
+def _experts(args: Sequence[str]) -> int:
+    from nacd.commands import experts
+    from nacd.config import DistillConfig
+    from nacd.progress import Progress
+
+    progress = Progress()
+    config = _parse(DistillConfig, "experts", args)
+    for expert in experts(config, progress=progress):
+        progress.say(f"{expert.folder}: {len(expert.steps)} snapshots of {expert.total} steps")
+    return 0
+
+
+def _doctor(args: Sequence[str]) -> int:
+    from nacd.commands import doctor
+    from nacd.config import DistillConfig
+    from nacd.progress import Progress
+
+    return doctor(_parse(DistillConfig, "doctor", args), Progress())
+
+
+def _train(args: Sequence[str]) -> int:
+    from nacd.commands import TrainConfig, run_train
+    from nacd.progress import Progress
+
+    progress = Progress()
+    config = _parse(TrainConfig, "train", args)
+    result = run_train(config, progress)
+    progress.say(
+        f"{len(result.losses)} steps, loss {result.losses[0]:.3f} to {result.losses[-1]:.3f}; "
+        f"adapter: {result.adapter}"
+    )
+    return 0
+
+
+def _evaluate(args: Sequence[str]) -> int:
+    from nacd.commands import EvaluateConfig, run_evaluate
+    from nacd.progress import Progress
+
+    print(json.dumps(run_evaluate(_parse(EvaluateConfig, "evaluate", args), Progress()), indent=2))
+    return 0
+
+
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {
+    "demo": _demo,
+    "distill": _distill,
+    "experts": _experts,
+    "doctor": _doctor,
+    "train": _train,
+    "evaluate": _evaluate,
+}
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,531 @@
+"""What the commands do, as functions: the Python API and the command line share them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nacd.config import DataConfig, DistillConfig, to_dict
+from nacd.data import Example, Splits, encode_all, make_template, read_examples
+from nacd.distill.pseudo import PseudoData
+from nacd.distill.text import TextRow
+from nacd.distillation import (
+    Distiller,
+    Learned,
+    Seeds,
+    draw,
+    make_seeds,
+    refuse_without_target,
+)
+from nacd.doctor import diagnose
+from nacd.errors import UserError
+from nacd.evaluate import Accuracy, choice_accuracy, response_nll, task_accuracy
+from nacd.experts import Expert, plan_experts, read_adapter, record_expert
+from nacd.export import Card, DatasetRow, write_dataset, write_soft_prompts
+from nacd.files import write_json
+from nacd.ladder import climb, entries_for, lines
+from nacd.meta import Engine, make_engine
+from nacd.models import ModelConfig, load_model
+from nacd.prepare import Prepared, prepare, read_splits
+from nacd.progress import Progress
+from nacd.recipe import Recipe
+from nacd.run import RunFolder, versions
+from nacd.student import mean_nll, plain, train_student, tune_rate
+from nacd.train import TrainResult, train
+
+FREE = ("out", "compare", "draws", "full_epochs")
+"""Keys that may differ when a run goes on: they change no stage that is done."""
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What `distill` made."""
+
+    folder: Path
+    """The run folder."""
+    dataset: Path
+    """`dataset/`, which `datasets.load_dataset` reads."""
+    rows: int
+    tokens_changed: float
+    """Share of all learnable tokens that are not the seeds' any more."""
+    table: list[dict[str, Any]]
+    """A row a method; empty where nothing was compared."""
+    verdict: str
+    """The outcome in one plain sentence."""
+
+
+def open_run(config: Any, splits: Splits, free: Sequence[str] = FREE) -> RunFolder:
+    """Open the run folder of a configuration, and hold the data to what the run began with.
+
+    Raises:
+        UserError: another configuration, or the same with other data.
+    """
+    folder = RunFolder(Path(config.out))
+    folder.open(to_dict(config), may_differ=free)
+    names = ("train", "target", "development", "report")
+    now = {name: _fingerprint([e.digest for e in getattr(splits, name)]) for name in names}
+    then = folder.once(
+        "provenance",
+        lambda: {"versions": versions(), "data": now, "began": time.strftime("%Y-%m-%d")},
+    )
+    changed = [name for name in names if then["data"][name] != now[name]]
+    if changed:
+        raise UserError(
+            f"--out {config.out}: the data has changed since this run began "
+            f"({', '.join(changed)} rows). Choose another --out, or bring the old data back."
+        )
+    return folder
+
+
+def _fingerprint(digests: Sequence[str]) -> str:
+    return f"{len(digests)} rows, {hashlib.sha256(''.join(digests).encode()).hexdigest()[:16]}"
+
+
+def distill(
+    config: DistillConfig, *, splits: Splits | None = None, progress: Progress | None = None
+) -> Distilled:
+    """Distil a data set to text, and measure it beside the baselines.
+
+    Args:
+        config: everything that may be set; see `nacd.config.DistillConfig`.
+        splits: rows already in hand, instead of those that the configuration names.
+        progress: display.
+
+    Raises:
+        UserError: a wrong input; nothing already made is lost.
+    """
+    progress = progress or Progress()
+    config.check()
+    splits = read_splits(config.data) if splits is None else splits
+    folder = open_run(config, splits)
+    prepared = prepare(config.model, config.data, progress.say, splits)
+    refuse_without_target(config, prepared)
+    indices = draw(prepared.train, config.budget, config.seed)
+    seeds = make_seeds(prepared, indices, config.outer.learn)
+    tokens = sum(len(row) for row in seeds.rows)
+    progress.say(
+        f"{len(prepared.train)} training rows; {len(seeds.rows)} seed rows, {tokens} tokens, "
+        f"{seeds.pseudo.size} of them learnable"
+    )
+    recipe = _tuned(config, prepared, seeds, folder, progress)
+    engine = _engine(config, prepared, seeds, recipe, folder, progress)
+    experts = (
+        record_experts(config, prepared, folder, progress)
+        if config.outer.objective == "trajectory"
+        else []
+    )
+    distiller = Distiller(
+        config, prepared, seeds, recipe, engine, experts, folder.path / "distill", progress
+    )
+    learned = distiller.run()
+    if learned.stopped:
+        progress.say(f"Learning stopped early: {learned.stopped}")
+    final = replace(recipe, learning_rate=learned.learning_rate)
+    text = distiller.text(learned.ids)
+    changed = _share(seeds.pseudo, learned.ids)
+    card = Card(
+        data=config.data.data,
+        data_rows=len(prepared.train),
+        model=config.model.model,
+        template=prepared.template.describe(),
+        recipe=final,
+        projection=config.outer.projection,
+        settings={
+            "objective": config.outer.objective,
+            "outer steps": config.outer.outer_steps,
+            "learnable positions": config.outer.learn,
+            "exported outer step": learned.best_step,
+            "seed": config.seed,
+            "LoRA rank": config.model.lora_rank,
+            "LoRA alpha": config.model.lora_alpha,
+            "LoRA targets": " ".join(config.model.lora_targets),
+            "tokens changed": f"{changed:.1%}",
+            "learning seconds": round(learned.seconds),
+        },
+    )
+    export(folder, prepared, seeds, text, learned, card)
+    table: list[dict[str, Any]] = []
+    if config.compare:
+        last = distiller.text(learned.last_ids)
+        entries = entries_for(
+            config.compare,
+            draws=lambda s: plain(
+                [
+                    prepared.train.rows[i]
+                    for i in draw(prepared.train, config.budget, 10_000 + 100 * config.seed + s)
+                ],
+                seeds.pseudo.pad_id,
+            ),
+            seeds=seeds.pseudo,
+            allowed=distiller.allowed,
+            soft=learned.soft.to(prepared.model.device),
+            soft_recipe=final,
+            text=distiller.settled(text),
+            text_changed=changed,
+            last=distiller.settled(last),
+            last_changed=_share(seeds.pseudo, learned.last_ids),
+            full=plain(prepared.train.rows, seeds.pseudo.pad_id),
+            recipe=recipe,
+            full_epochs=config.full_epochs,
+        )
+        table = climb(
+            prepared.model, recipe, entries, prepared.report, config.draws, folder, progress
+        )
+        export(folder, prepared, seeds, text, learned, replace(card, results=_shown(table)))
+    verdict = judge(table, changed, learned)
+    write_json(
+        folder.path / "results.json",
+        {"verdict": verdict, "table": table, "tokens_changed": changed, "sizes": prepared.sizes},
+    )
+    return Distilled(
+        folder.path, folder.path / "dataset", len(seeds.rows), changed, table, verdict
+    )
+
+
+def _share(data: PseudoData, ids: Tensor) -> float:
+    return float((data.ids != ids).float().mean())
+
+
+def _tuned(
+    config: DistillConfig, prepared: Prepared, seeds: Seeds, folder: RunFolder, progress: Progress
+) -> Recipe:
+    """The recipe, its learning rate chosen on development rows where --tune-rates asks for it."""
+    if not config.tune_rates:
+        return config.recipe
+
+    def score(rate: float) -> float:
+        recipe = replace(config.recipe, learning_rate=rate)
+        theta = train_student(prepared.model, recipe, seeds.pseudo, 3000)
+        return mean_nll(prepared.model, theta, prepared.development.rows)
+
+    def search() -> dict[str, Any]:
+        found = tune_rate(config.tune_rates, score)
+        return {"learning_rate": found.learning_rate, "nll": [*found.nll.items()]}
+
+    found = folder.once("tuning", search)
+    tried = ", ".join(f"{rate:g}: {nll:.3f}" for rate, nll in found["nll"])
+    progress.say(
+        f"learning rate {found['learning_rate']:g}, by development NLL after training on the "
+        f"untouched seeds ({tried})"
+    )
+    return replace(config.recipe, learning_rate=found["learning_rate"])
+
+
+def _engine(
+    config: DistillConfig,
+    prepared: Prepared,
+    seeds: Seeds,
+    recipe: Recipe,
+    folder: RunFolder,
+    progress: Progress,
+) -> Engine:
+    """The engine asked for, or the one that the doctor's short check finds right."""
+    outer = config.outer
+    low = config.model.dtype in ("bfloat16", "float16")
+    if outer.engine != "auto" and not low:
+        return make_engine(outer.engine, outer.eps)
+
+    def check() -> dict[str, Any]:
+        progress.say("checking the meta-gradient on two batches ...")
+        diagnosis = diagnose(
+            prepared.model,
+            recipe,
+            seeds.pseudo.batches(recipe.batch_size, 2, seed=1),
+            prepared.model.embed(seeds.pseudo.ids).to(torch.float32),
+            thorough=False,
+        )
+        diagnosis.require()
+        return {
+            "engine": diagnosis.engine,
+            "eps": diagnosis.eps,
+            "reason": diagnosis.reason,
+        }
+
+    found = folder.once("doctor", check)
+    progress.say(f"meta-gradient engine: {found['engine']} ({found['reason']})")
+    return make_engine(found["engine"], found["eps"] or outer.eps)
+
+
+def record_experts(
+    config: DistillConfig, prepared: Prepared, folder: RunFolder, progress: Progress
+) -> list[Expert]:
+    """Record the expert trajectories of a run, or read those that are there."""
+    settings = config.expert
+    recipe = settings.recipe(config.recipe)
+    recipe.check()
+    digests = [example.digest for example in prepared.train.examples]
+    first = folder.path / "experts" / "0" / "manifest.json"
+    if not first.is_file():
+        student = config.recipe.total_steps(len(prepared.train))
+        plan = plan_experts(
+            prepared.model,
+            list(prepared.train.rows),
+            recipe,
+            settings.snapshot_every,
+            settings.experts,
+            student,
+        )
+        progress.say(plan.describe())
+    experts = []
+    for number in range(settings.experts):
+        total = recipe.total_steps(len(prepared.train))
+        with progress.stage(f"expert {number + 1}/{settings.experts}", total) as tick:
+            experts.append(
+                record_expert(
+                    prepared.model,
+                    prepared.train.rows,
+                    digests,
+                    recipe,
+                    seed=100 * config.seed + number,
+                    every=settings.snapshot_every,
+                    folder=folder.path / "experts" / str(number),
+                    pad_id=prepared.model.tokenizer.pad_token_id,
+                    progress=lambda done, _, loss, tick=tick: tick(done, loss),
+                )
+            )
+    return experts
+
+
+def export(
+    folder: RunFolder,
+    prepared: Prepared,
+    seeds: Seeds,
+    text: Sequence[TextRow],
+    learned: Learned,
+    card: Card,
+) -> None:
+    """Write `dataset/` and `soft_prompts.safetensors`."""
+    rows = []
+    for row, seed in zip(text, seeds.examples, strict=True):
+        written = prepared.template.row(row.example)
+        rows.append(
+            DatasetRow(
+                written["prompt"], written["completion"], seed.source, seed.digest, row.changed
+            )
+        )
+    write_dataset(folder.path / "dataset", rows, card)
+    write_soft_prompts(
+        folder.path / "soft_prompts.safetensors",
+        learned.soft,
+        seeds.pseudo.slots,
+        [seed.digest for seed in seeds.examples],
+        {"model": card.model, "template": json.dumps(dict(card.template))},
+    )
+
+
+def _shown(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The table's columns that the data card shows."""
+    shown = []
+    for row in table:
+        against = f"{row['minus_seeds']:+.3f}" if "minus_seeds" in row else ""
+        if "minus_seeds_95" in row:
+            against += f" ± {row['minus_seeds_95']:.3f}"
+        shown.append(
+            {
+                "method": row["label"],
+                "report NLL per token": round(row["report_nll"], 3),
+                "minus seeds (95 %)": against,
+                "trainings": row["trainings"],
+                "rows": row["rows"],
+                "tokens": row["tokens"],
+                "steps": row["steps"],
+            }
+        )
+    return shown
+
+
+def judge(table: Sequence[dict[str, Any]], changed: float, learned: Learned) -> str:
+    """The outcome in plain words: what the table shows, and no more."""
+    if learned.best_step == 0 or changed == 0.0:
+        return (
+            "No distilled text was better than the untouched seeds on the development rows, so "
+            "the exported rows are the seeds."
+        )
+    text = next((row for row in table if row["method"] == "text"), None)
+    if text is None or "minus_seeds" not in text:
+        return (
+            f"The text of outer step {learned.best_step} was best on the development rows "
+            f"({changed:.1%} of learnable tokens changed); it was not compared on report rows."
+        )
+    difference = text["minus_seeds"]
+    spread = text.get("minus_seeds_95")
+    change = f"{abs(difference):.3f} nats per token"
+    if spread is None:
+        return f"One training a row: NACD text minus seeds is {difference:+.3f}; too few to judge."
+    if difference + spread < 0:
+        return f"NACD text beats its untouched seeds by {change} (95 % interval ±{spread:.3f})."
+    if difference - spread > 0:
+        return f"NACD text is worse than its untouched seeds by {change} (±{spread:.3f})."
+    return (
+        f"NACD text and its untouched seeds cannot be told apart here ({difference:+.3f} "
+        f"±{spread:.3f} nats per token)."
+    )
+
+
+def print_result(result: Distilled, progress: Progress) -> None:
+    """The table and the paths, for the end of a run."""
+    if result.table:
+        progress.say("")
+        progress.say("Held-out response NLL per token (nats; lower is better)")
+        for line in lines(result.table):
+            progress.say(line)
+        progress.say("")
+    progress.say(result.verdict)
+    progress.say(f"{result.rows} rows: {result.dataset / 'train.jsonl'}")
+    progress.say(f"run folder: {result.folder}")
+
+
+def experts(config: DistillConfig, *, progress: Progress | None = None) -> list[Expert]:
+    """Record the expert trajectories of a run; `distill` with the same flags then uses them.
+
+    Raises:
+        UserError: a wrong input; snapshots already made are kept.
+    """
+    progress = progress or Progress()
+    config.check()
+    splits = read_splits(config.data)
+    folder = open_run(config, splits)
+    prepared = prepare(config.model, config.data, progress.say, splits)
+    return record_experts(config, prepared, folder, progress)
+
+
+def doctor(config: DistillConfig, progress: Progress) -> int:
+    """Compare the engines on two real batches of the user's data, and estimate the planned run.
+
+    Returns:
+        0, or 1 where no engine is right.
+    """
+    config.check()
+    prepared = prepare(config.model, config.data, progress.say)
+    seeds = make_seeds(
+        prepared, draw(prepared.train, config.budget, config.seed), config.outer.learn
+    )
+    progress.say("comparing the engines on two batches ...")
+    diagnosis = diagnose(
+        prepared.model,
+        config.recipe,
+        seeds.pseudo.batches(config.recipe.batch_size, 2, seed=1),
+        prepared.model.embed(seeds.pseudo.ids).to(torch.float32),
+        thorough=True,
+    )
+    print(diagnosis.describe())
+    return 0 if diagnosis.engine else 1
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """`nacd train`: fine-tune a model on a data set with LoRA."""
+
+    out: Path = Path("runs/train")
+    """Folder that gets `adapter/` and `train.json`."""
+    seed: int = 0
+    """Seed of LoRA's initial values and of the shuffles."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    recipe: Recipe = field(default_factory=Recipe)
+
+
+def run_train(config: TrainConfig, progress: Progress | None = None) -> TrainResult:
+    """Fine-tune on all rows of --data with TRL's SFTTrainer and save the adapter.
+
+    Raises:
+        UserError: a wrong input.
+    """
+    progress = progress or Progress(quiet=True)
+    config.recipe.check()
+    examples = _read(config.data)
+    total = config.recipe.total_steps(len(examples))
+    with progress.stage("train", total) as tick:
+        result = train(
+            config.model,
+            examples,
+            config.recipe,
+            template=config.data.template,
+            seed=config.seed,
+            out=config.out,
+            max_tokens=config.data.max_tokens,
+            progress=lambda done, _, loss: tick(done, loss),
+        )
+    for note in result.notes:
+        progress.say(note)
+    return result
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """`nacd evaluate`: held-out response NLL, and accuracy by lm-eval."""
+
+    adapter: Path | None = None
+    """Folder of a peft adapter on --model; without it, the model as it is."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of lm-eval by name (they come from the hub)."""
+    shots: int | None = None
+    """Solved questions before each question of --tasks; by default the task's own number."""
+    out: Path | None = None
+    """File that gets the figures as JSON, beside standard output."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+def run_evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[str, Any]:
+    """Response NLL per token on all rows of --data, accuracy where they are multiple choice.
+
+    Raises:
+        UserError: a wrong input.
+    """
+    progress = progress or Progress(quiet=True)
+    if not config.data.data and not config.tasks:
+        raise UserError("give --data (a file of held-out rows), --tasks (names), or both.")
+    examples = _read(config.data) if config.data.data else []
+    model = load_model(config.model)
+    theta = torch.zeros(model.size, device=model.device)
+    if config.adapter is not None:
+        theta = read_adapter(model, config.adapter).to(model.device)
+    template = make_template(config.data.template, model.tokenizer, examples)
+    found: dict[str, Any] = {
+        "model": config.model.model,
+        "adapter": None if config.adapter is None else str(config.adapter),
+        "template": template.describe(),
+        "versions": versions(),
+    }
+    if examples:
+        rows, kept, dropped = encode_all(template, examples, config.data.max_tokens)
+        if dropped.message:
+            progress.say(dropped.message)
+        nll = response_nll(model, theta, rows)
+        found |= {
+            "data": config.data.data,
+            "rows": len(rows),
+            "dropped": dropped.count,
+            "response_tokens": int(nll.tokens.sum()),
+            "response_nll_per_token": nll.mean,
+        }
+        if all(example.choices for example in kept):
+            accuracy = choice_accuracy(model, theta, kept, template=template)
+            found["accuracy"] = _without_answers(accuracy)
+    if config.tasks:
+        accuracies = task_accuracy(
+            model, theta, config.tasks, template=template, shots=config.shots
+        )
+        found["tasks"] = [_without_answers(accuracy) for accuracy in accuracies]
+    if config.out is not None:
+        write_json(config.out, found)
+    return found
+
+
+def _without_answers(accuracy: Accuracy) -> dict[str, Any]:
+    return {k: v for k, v in asdict(accuracy).items() if k not in ("correct", "template")}
+
+
+def _read(data: DataConfig) -> list[Example]:
+    if not data.data:
+        raise UserError("--data is missing: give a JSONL, JSON, CSV or Parquet file, or a hub id.")
+    return read_examples(data.data, choice_form=data.choices, columns=data.mapping() or None)

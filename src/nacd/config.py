@@ -1,0 +1,301 @@
+"""What a user may set, as frozen dataclasses: a field is a flag, its docstring is the flag's help."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_type_hints
+
+from nacd.data import Encoded
+from nacd.errors import UserError
+from nacd.models import ModelConfig
+from nacd.recipe import Recipe
+
+LADDER = ("zero-shot", "random", "seeds", "random-prompts", "soft", "text", "full")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which rows, how they are read and rendered, and what is held out."""
+
+    data: str = ""
+    """JSONL, JSON, CSV or Parquet file, or a hub id."""
+    target: str | None = None
+    """File of target rows; without it, some rows of --data are set aside for them."""
+    heldout: str | None = None
+    """File of held-out rows (a third development, the rest report); without it, rows of --data."""
+    columns: tuple[str, ...] = ()
+    """Column names where they are not the usual ones: `prompt=question completion=reply`."""
+    choices: Literal["cloze", "letter"] = "cloze"
+    """Multiple choice: answer with the choice's text, or with its letter."""
+    template: str = "auto"
+    """`auto`, `chat`, `qa`, `alpaca`, `plain`, `verbatim`, or a text with {prompt} and {response}."""
+    max_tokens: int = 512
+    """Longest row; longer ones are dropped and counted."""
+    target_rows: int = 64
+    """Most rows set aside as target rows."""
+
+    def mapping(self) -> dict[str, str]:
+        """`columns` as a mapping from our names to the file's.
+
+        Raises:
+            UserError: an entry without `=`.
+        """
+        pairs = [entry.partition("=") for entry in self.columns]
+        for name, equals, column in pairs:
+            if not (name and equals and column):
+                raise UserError(
+                    f"--columns {name}: expected NAME=COLUMN, for example prompt=question."
+                )
+        return {name: column for name, _, column in pairs}
+
+
+@dataclass(frozen=True)
+class ExpertConfig:
+    """How expert trajectories of training on the full set are recorded."""
+
+    experts: int = 1
+    """K, the number of experts; each has a seed of its own."""
+    expert_optimizer: Literal["adamw", "sgd"] = "adamw"
+    """Optimiser of the experts."""
+    expert_rate: float = 1e-3
+    """Peak learning rate of the experts."""
+    expert_epochs: float = 1.0
+    """Passes of an expert over the full set."""
+    expert_steps: int = 0
+    """Steps of an expert; 0: as many as --expert-epochs gives."""
+    expert_batch: int = 16
+    """Rows a step of an expert."""
+    expert_momentum: float = 0.0
+    """Momentum of the experts' SGD."""
+    snapshot_every: int = 4
+    """S: a snapshot (with the optimiser's moments) every S steps."""
+
+    def recipe(self, base: Recipe) -> Recipe:
+        """The experts' training recipe: schedule, clipping and AdamW's constants are the student's."""
+        return dataclasses.replace(
+            base,
+            optimizer=self.expert_optimizer,
+            learning_rate=self.expert_rate,
+            epochs=self.expert_epochs,
+            steps=self.expert_steps,
+            batch_size=self.expert_batch,
+            momentum=self.expert_momentum,
+        )
+
+
+@dataclass(frozen=True)
+class OuterLoopConfig:
+    """How the pseudo-prompts are learned."""
+
+    objective: Literal["target-loss", "trajectory"] = "target-loss"
+    """`target-loss`: loss on target rows after the inner loop; `trajectory`: the paper's matching."""
+    outer_steps: int = 40
+    """Outer steps."""
+    learn: str = "prompt"
+    """Learnable positions: `prompt`, or `prefix:K` for K extra tokens before it."""
+    projection: Literal["nearest", "straight-through", "simplex"] = "simplex"
+    """How vectors become tokens (`nearest` is the paper's)."""
+    engine: Literal["auto", "exact", "first-order", "one-sided", "tesla"] = "auto"
+    """Meta-gradient engine; `auto` asks the doctor's short check."""
+    eps: float = 1e-2
+    """Finite-difference step of the first-order engines, as a share of |theta|."""
+    window: int = 0
+    """Inner steps differentiated through; 0: the whole recipe."""
+    segments: int = 1
+    """Inner loops averaged in one outer step."""
+    expert_start: int = 0
+    """`trajectory`: latest expert step (of those with a snapshot) that a segment starts from."""
+    expert_ahead: int = 0
+    """`trajectory`: M, expert steps from a segment's start to its goal; 0: to the expert's end."""
+    step_size: float = 0.0
+    """Adam's learning rate on the learned parameters; 0: 0.02 for vectors, 0.4 for simplex logits."""
+    rate_step_size: float = 0.0
+    """Adam's learning rate on the student's log learning rate; 0 keeps it fixed."""
+    beta: float = 0.0
+    """Weight of the neighbour regulariser."""
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+    """Distance of the neighbour regulariser and of the nearest rows."""
+    candidates: int = 16
+    """`simplex`: candidate tokens a position: the seed's, its neighbours, the model's own guesses."""
+    seed_share: float = 0.6
+    """`simplex`: probability of the seed's token at the start."""
+    cold: float = 0.15
+    """`simplex`: softmax temperature at the end (1 at the start)."""
+    shuffles: int = 4
+    """Number of (LoRA initialisation, shuffle) pairs that the outer steps take in turn."""
+    check_every: int = 5
+    """Outer steps between two looks at the development rows."""
+    check_seeds: int = 1
+    """Trainings averaged in such a look."""
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """`nacd distill`: from a data file to distilled text."""
+
+    out: Path = Path("runs/distill")
+    """Run folder; the same command again goes on where it stopped."""
+    budget: str = "5%"
+    """Size of the distilled set: rows (`112`), a percentage (`5%`) or tokens (`20000t`)."""
+    seed: int = 0
+    """Seed of everything that is drawn."""
+    compare: tuple[str, ...] = LADDER
+    """Rows of the final table."""
+    draws: int = 3
+    """Trainings (seeds; draws for `random`) behind each row of the table."""
+    tune_rates: tuple[float, ...] = ()
+    """Learning rates to try first on development rows, training on the untouched seeds."""
+    full_epochs: float = 1.0
+    """Epochs of the table's `full` row (also shown at equal steps)."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    recipe: Recipe = field(default_factory=Recipe)
+    expert: ExpertConfig = field(default_factory=ExpertConfig)
+    outer: OuterLoopConfig = field(default_factory=OuterLoopConfig)
+
+    def check(self) -> None:
+        """Refuse what cannot be run, before anything is loaded.
+
+        Raises:
+            UserError: a flag's value is out of range; it is named.
+        """
+        self.recipe.check()
+        if not self.data.data:
+            raise UserError("--data is missing: give a JSONL, JSON, CSV or Parquet file, or a hub id.")
+        for flag, value, least in (
+            ("--outer-steps", self.outer.outer_steps, 0),
+            ("--segments", self.outer.segments, 1),
+            ("--shuffles", self.outer.shuffles, 1),
+            ("--check-every", self.outer.check_every, 1),
+            ("--check-seeds", self.outer.check_seeds, 1),
+            ("--candidates", self.outer.candidates, 2),
+            ("--window", self.outer.window, 0),
+            ("--draws", self.draws, 1),
+            ("--experts", self.expert.experts, 1),
+            ("--snapshot-every", self.expert.snapshot_every, 1),
+            ("--max-tokens", self.data.max_tokens, 2),
+            ("--target-rows", self.data.target_rows, 0),
+        ):
+            if value < least:
+                raise UserError(f"{flag} {value}: must be at least {least}.")
+        if not 0 < self.outer.seed_share < 1:
+            raise UserError(f"--seed-share {self.outer.seed_share}: must lie between 0 and 1.")
+        unknown = sorted(set(self.compare) - set(LADDER))
+        if unknown:
+            raise UserError(
+                f"--compare {' '.join(unknown)}: unknown; the rows are {', '.join(LADDER)}."
+            )
+        parse_budget(self.budget)
+
+
+def parse_budget(text: str) -> tuple[Literal["rows", "share", "tokens"], float]:
+    """A budget's kind and number.
+
+    Raises:
+        UserError: not a budget, 0, or over 100 %.
+    """
+    kind: Literal["rows", "share", "tokens"] = "rows"
+    number = text.strip().lower()
+    if number.endswith("%"):
+        kind, number = "share", number[:-1]
+    else:
+        for ending in ("tokens", "tok", "t"):
+            if number.endswith(ending):
+                kind, number = "tokens", number[: -len(ending)]
+                break
+    form = "give rows (112), a percentage (5%) or tokens (20000t)"
+    try:
+        value = float(number)
+    except ValueError:
+        raise UserError(f"--budget {text}: not a number; {form}.") from None
+    if not value > 0 or (kind != "share" and value != int(value)):
+        raise UserError(f"--budget {text}: must be a whole number above 0; {form}.")
+    if kind == "share" and value > 100:
+        raise UserError(f"--budget {text}: over 100 % of the rows; {form}.")
+    return kind, value
+
+
+def budget_rows(text: str, rows: list[Encoded], order: list[int]) -> list[int]:
+    """The first rows of `order` that the budget pays for.
+
+    Args:
+        text: the budget.
+        rows: all training rows.
+        order: row indices, best first.
+
+    Raises:
+        UserError: more rows or tokens than there are.
+    """
+    kind, value = parse_budget(text)
+    if kind == "tokens":
+        total, chosen = 0, []
+        for i in order:
+            if total + len(rows[i]) > value:
+                break
+            total += len(rows[i])
+            chosen.append(i)
+        if len(chosen) == len(order):
+            raise UserError(
+                f"--budget {text}: the {len(order)} training rows have {total} tokens in all; "
+                "nothing is left to distil. Give a smaller budget."
+            )
+        if not chosen:
+            raise UserError(
+                f"--budget {text}: the first row drawn has {len(rows[order[0]])} tokens already; "
+                "give a larger budget."
+            )
+        return chosen
+    count = round(value / 100 * len(order)) if kind == "share" else int(value)
+    if count > len(order):
+        raise UserError(
+            f"--budget {text}: {count} rows asked for, but there are {len(order)} training rows "
+            "(after target, development and report rows are set aside and long ones dropped)."
+        )
+    return order[: max(1, count)]
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain values that YAML and JSON take."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return str(value)
+        if isinstance(value, tuple):
+            return list(value)
+        if isinstance(value, Mapping):
+            return {key: plain(inner) for key, inner in value.items()}
+        return value
+
+    return {key: plain(value) for key, value in dataclasses.asdict(config).items()}
+
+
+C = TypeVar("C")
+
+
+def from_dict(kind: type[C], values: Mapping[str, Any], where: str) -> C:
+    """A configuration from plain values; the inverse of `to_dict`.
+
+    Raises:
+        UserError: an unknown key; it is named, with the file it stands in.
+    """
+    hints = get_type_hints(kind)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise UserError(f"{where}: unknown key {', '.join(unknown)}; known: {', '.join(hints)}.")
+    built: dict[str, Any] = {}
+    for key, value in values.items():
+        hint = hints[key]
+        if dataclasses.is_dataclass(hint):
+            built[key] = from_dict(hint, value, f"{where}, {key}")  # pyright: ignore[reportArgumentType]
+        elif isinstance(value, list):
+            built[key] = tuple(value)
+        elif hint is Path:
+            built[key] = Path(value)
+        elif hint is float and isinstance(value, (int, str)):
+            built[key] = float(value)  # YAML reads 1e-3 as text
+        else:
+            built[key] = value
+    return kind(**built)

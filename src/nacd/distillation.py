@@ -1,0 +1,413 @@
+"""The main job: seeds, experts if the objective needs them, the outer loop, and what comes out.
+
+This module knows files and the order of things; the mathematics is in `nacd.meta` and
+`nacd.distill`. Everything in it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nacd.config import DistillConfig, OuterLoopConfig, budget_rows
+from nacd.data import Encoded, Example, collate, length_buckets
+from nacd.distill.neighbours import candidates
+from nacd.distill.objectives import target_objective, trajectory_objective
+from nacd.distill.outer import DivergedError, OuterConfig, OuterLoop, Segment
+from nacd.distill.projection import (
+    Nearest,
+    Projection,
+    Simplex,
+    StraightThrough,
+    simplex_logits,
+)
+from nacd.distill.pseudo import PseudoData, make_pseudo_data, prefix_length, training_order
+from nacd.distill.text import RoundTrip, TextRow, choosable, to_text
+from nacd.errors import UserError
+from nacd.experts import Expert
+from nacd.files import read_tensors, write_tensors
+from nacd.meta import Engine, InnerLoop, Start, initial_state
+from nacd.models import LoraModel
+from nacd.prepare import Part, Prepared
+from nacd.progress import Progress
+from nacd.recipe import Recipe
+from nacd.run import read_metrics, write_metrics
+from nacd.student import mean_nll, train_student
+
+INNER_SEED = 1000
+"""Outer steps train from LoRA seeds 1000, 1001, ...; the table's trainings use others."""
+CHECK_SEED = 2000
+"""Looks at the development rows train from LoRA seeds 2000, 2001, ..."""
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """The seed samples of a run."""
+
+    examples: tuple[Example, ...]
+    rows: tuple[Encoded, ...]
+    """Encoded with the last turn as the only label, as they are exported."""
+    pseudo: PseudoData
+
+
+def draw(train: Part, budget: str, seed: int) -> list[int]:
+    """Indices of a seeded random draw of training rows of the budget's size."""
+    order = np.random.default_rng((seed, 17)).permutation(len(train)).tolist()
+    return budget_rows(budget, list(train.rows), order)
+
+
+def make_seeds(prepared: Prepared, indices: Sequence[int], learn: str) -> Seeds:
+    """Seed samples with their learnable slots."""
+    examples = tuple(prepared.train.examples[i] for i in indices)
+    rows = tuple(prepared.template.encode(example, turns="last") for example in examples)
+    filler: list[int] = []
+    if prefix_length(learn):
+        filler = [t for row in rows for t in row.ids[row.prompt[0] : row.prompt[1]]]
+    pseudo = make_pseudo_data(rows, learn, prepared.model.tokenizer.pad_token_id, filler)
+    return Seeds(examples, rows, pseudo)
+
+
+@torch.no_grad()
+def expected_tokens(model: LoraModel, data: PseudoData, count: int, allowed: Tensor) -> Tensor:
+    """The tokens that the model itself expects at every slot, likeliest first, (Q, count)."""
+    model.write(torch.zeros(model.size, device=model.device))
+    found = []
+    for row, slots in zip(data.rows, data.slots, strict=True):
+        logits = model.hf(input_ids=torch.tensor([row.ids], device=model.device)).logits[0]
+        logits[:, ~allowed.to(model.device)] = -torch.inf
+        for position, slot in enumerate(slots):
+            if slot >= 0:
+                found.append(logits[max(0, position - 1)].topk(count).indices.cpu())
+    return torch.stack(found)
+
+
+def simplex_candidates(
+    model: LoraModel, data: PseudoData, count: int, allowed: Tensor, table: Tensor
+) -> Tensor:
+    """Candidates (Q, count): the seed's token, then its neighbours and the model's guesses in turn."""
+    seeds = data.ids
+    near = candidates(table[seeds].float(), table, count, allowed).cpu()
+    guessed = expected_tokens(model, data, count, allowed)
+    rows = []
+    for q, seed in enumerate(seeds.tolist()):
+        row = [seed]
+        for pair in zip(near[q].tolist(), guessed[q].tolist(), strict=True):
+            row += [t for t in dict.fromkeys(pair) if t not in row]
+        rows.append(row[:count])
+    return torch.tensor(rows)
+
+
+def make_projection(
+    model: LoraModel, seeds: Seeds, config: OuterLoopConfig, allowed: Tensor
+) -> tuple[Projection, float]:
+    """The projection at the seeds' own tokens, and Adam's learning rate on its parameters."""
+    ids = seeds.pseudo.ids
+    if config.projection == "simplex":
+        options = simplex_candidates(model, seeds.pseudo, config.candidates, allowed, model.table)
+        logits = simplex_logits(options, ids, config.seed_share)
+        simplex = Simplex(logits, options, model.table, cold=config.cold)
+        return simplex, config.step_size or 0.4
+    kind = Nearest if config.projection == "nearest" else StraightThrough
+    vectors = model.embed(ids).float().clone()
+    return kind(vectors, model.table, allowed, config.metric), config.step_size or 0.02
+
+
+def segment_maker(
+    prepared: Prepared, recipe: Recipe, config: OuterLoopConfig, rows: int, experts: Sequence[Expert]
+) -> Callable[[int, int], Segment]:
+    """A function (outer step, segment number) -> segment, the same at every run."""
+    model = prepared.model
+    total = recipe.total_steps(rows)
+    window = min(config.window or total, total)
+    pad = model.tokenizer.pad_token_id
+    target = [
+        collate([prepared.target.rows[i] for i in where], pad).to(model.device)
+        for where in length_buckets(prepared.target.rows, recipe.batch_size, seed=None)
+    ] if len(prepared.target) else []
+
+    def trajectory(number: int, generator: np.random.Generator) -> Segment:
+        expert = experts[number % len(experts)]
+        starts = [s for s in expert.steps[:-1] if s <= config.expert_start] or expert.steps[:1]
+        first = int(generator.choice(starts))
+        ahead = config.expert_ahead or expert.steps[-1]
+        goal_step = min((s for s in expert.steps if s >= min(first + ahead, expert.steps[-1])))
+        start, goal = expert.snapshot(first), expert.snapshot(goal_step)
+        start = Start(start.theta.to(model.device), tuple(s.to(model.device) for s in start.state),
+                      start.count)
+        if first == 0:  # the whole recipe, from the expert's own initial values
+            loop = InnerLoop(model, recipe, total)
+            start = Start(start.theta, initial_state(recipe, start.theta))
+        else:  # along the expert's path, its moments and step count carried, at a constant rate
+            loop = InnerLoop(model, replace(recipe, schedule="constant", warmup=0.0), total)
+        order = training_order(rows, recipe.batch_size, window, int(generator.integers(1 << 30)))
+        objective = trajectory_objective(start.theta, goal.theta.to(model.device))
+        return Segment(loop, start, order, objective)
+
+    def make(step: int, part: int) -> Segment:
+        number = step * config.segments + part
+        if config.objective == "trajectory":
+            return trajectory(number, np.random.default_rng((number % config.shuffles, 5)))
+        seed = INNER_SEED + number % config.shuffles
+        loop = InnerLoop(model, recipe, total)
+        theta = model.fresh_theta(seed)
+        order = training_order(rows, recipe.batch_size, total, seed)
+        return Segment(
+            loop,
+            Start(theta, initial_state(recipe, theta)),
+            order,
+            target_objective(model, target),
+        )
+
+    return make
+
+
+def windowed(segment: Segment, window: int, step: int, outer: OuterLoop) -> Segment:
+    """Move a whole-recipe segment to `window` steps of the student's own path on the current data."""
+    total = len(segment.order)
+    if window == 0 or window >= total:
+        return segment
+    first = int(np.random.default_rng((step, 23)).integers(0, total - window + 1))
+    pseudo, vectors = outer.pseudo, outer.vectors().detach()
+    at, _ = segment.loop.run(
+        segment.start,
+        [pseudo.batch(rows) for rows in segment.order[:first]],
+        outer.log_rate.to(vectors.device),
+        vectors,
+    )
+    return replace(segment, start=at, order=segment.order[first : first + window])
+
+
+@dataclass
+class Learned:
+    """What the outer loop leaves."""
+
+    ids: Tensor
+    """Token ids of the exported rows' slots, (Q,); the seeds' where no text was better."""
+    last_ids: Tensor
+    """Token ids at the last look at the development rows, (Q,)."""
+    soft: Tensor
+    """The vectors with the best development loss, (Q, d)."""
+    learning_rate: float
+    best_step: int
+    """Outer step of the exported text; 0: the seeds themselves."""
+    stopped: str | None
+    """Why learning ended before its time, or None."""
+    metrics: list[dict[str, Any]]
+    seconds: float
+
+
+class Distiller:
+    """Runs the outer loop in a run folder, with looks at the development rows, and resumes it."""
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        prepared: Prepared,
+        seeds: Seeds,
+        recipe: Recipe,
+        engine: Engine,
+        experts: Sequence[Expert],
+        folder: Path,
+        progress: Progress,
+    ):
+        self.config, self.prepared, self.seeds = config.outer, prepared, seeds
+        self.recipe, self.folder, self.progress = recipe, folder, progress
+        self.model = prepared.model
+        table = self.model.table
+        self.allowed = choosable(self.model.tokenizer, len(table)).to(table.device)
+        projection, step_size = make_projection(self.model, seeds, self.config, self.allowed)
+        projection.parameters = projection.parameters.to(self.model.device)
+        self.outer = OuterLoop(
+            seeds.pseudo,
+            projection,
+            engine,
+            OuterConfig(
+                step_size,
+                self.config.rate_step_size,
+                self.config.beta,
+                self.config.metric,
+            ),
+            table,
+            self.allowed,
+            recipe.learning_rate,
+            self.config.outer_steps,
+        )
+        self.segments = segment_maker(
+            prepared, recipe, self.config, len(seeds.rows), experts
+        )
+        template = prepared.template
+        self.trips = [
+            RoundTrip(template, self.model.tokenizer, example, row)
+            for example, row in zip(seeds.examples, seeds.pseudo.rows, strict=True)
+        ]
+        self._scores: dict[tuple[int, ...], float] = {}
+
+    # --- text -------------------------------------------------------------------------------
+
+    def text(self, ids: Tensor) -> list[TextRow]:
+        """Token ids (Q,) as text rows that survive the round trip."""
+        projection = self.outer.projection
+        near: dict[int, list[int]] = {}
+
+        def alternatives(slot: int) -> list[int]:
+            if isinstance(projection, Simplex):
+                order = projection.parameters[slot].argsort(descending=True)[:6].cpu()
+                return projection.candidates[slot][order].tolist()
+            if slot not in near:
+                vector = projection.parameters[slot : slot + 1]
+                near[slot] = candidates(
+                    vector, self.model.table, 6, self.allowed, self.config.metric
+                )[0].tolist()
+            return near[slot]
+
+        return to_text(self.seeds.pseudo, ids.cpu(), self.seeds.examples, self.trips, alternatives)
+
+    def settled(self, rows: Sequence[TextRow]) -> PseudoData:
+        """Text rows as training data: exactly what a tokenizer makes of the exported text."""
+        return replace(self.seeds.pseudo, rows=tuple(row.encoded for row in rows))
+
+    # --- development ------------------------------------------------------------------------
+
+    def _nll(self, data: PseudoData, vectors: Tensor | None) -> float:
+        recipe = replace(self.recipe, learning_rate=self.outer.learning_rate)
+        scores = []
+        for seed in range(CHECK_SEED, CHECK_SEED + self.config.check_seeds):
+            theta = train_student(self.model, recipe, data, seed, vectors=vectors)
+            scores.append(mean_nll(self.model, theta, self.prepared.development.rows))
+        return math.fsum(scores) / len(scores)
+
+    def _text_nll(self, rows: Sequence[TextRow]) -> float:
+        data = self.settled(rows)
+        key = tuple(t for row in data.rows for t in row.ids)
+        if self.config.rate_step_size:  # another learning rate is another training
+            key += (round(1e9 * self.outer.learning_rate),)
+        if key not in self._scores:
+            self._scores[key] = self._nll(data, None)
+        return self._scores[key]
+
+    def check(self) -> tuple[dict[str, float], Tensor]:
+        """Development losses of the soft prompts and of their text; the text's ids (Q,)."""
+        rows = self.text(self.outer.projection.tokens())
+        soft = self._nll(self.seeds.pseudo, self.outer.vectors())
+        text = self._text_nll(rows)
+        learnable = [sum(s >= 0 for s in slots) for slots in self.seeds.pseudo.slots]
+        changed = sum(r.changed * n for r, n in zip(rows, learnable, strict=True))
+        return {
+            "development_soft": soft,
+            "development_text": text,
+            "soft_to_text_gap": text - soft,
+            "tokens_changed": changed / max(1, sum(learnable)),
+            "tokens_repaired": float(sum(row.repaired for row in rows)),
+        }, self.settled(rows).ids
+
+    # --- state ------------------------------------------------------------------------------
+
+    def _save(self, metrics: list[dict[str, Any]], best: dict[str, Tensor]) -> None:
+        write_tensors(
+            self.folder / "state.safetensors",
+            self.outer.state() | {f"best.{name}": tensor for name, tensor in best.items()},
+        )
+        write_metrics(self.folder / "metrics.jsonl", metrics)
+
+    def _restore(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]] | None:
+        file = self.folder / "state.safetensors"
+        if not file.is_file():
+            return None
+        state, _ = read_tensors(file)
+        best = {k.removeprefix("best."): state.pop(k) for k in list(state) if k[:5] == "best."}
+        self.outer.restore(state)
+        metrics = [
+            row
+            for row in read_metrics(self.folder / "metrics.jsonl")
+            if row["outer_step"] <= self.outer.done
+        ]
+        return metrics, best
+
+    def run(self) -> Learned:
+        """Learn until the outer steps are done, or until no gradient is of use any more."""
+        outer, config = self.outer, self.config
+        restored = self._restore()
+        if restored is None:
+            first, _ = self.check()
+            metrics: list[dict[str, Any]] = [{"outer_step": 0, "seconds": 0.0} | first]
+            best = {
+                "text": torch.tensor([first["development_text"], 0.0], dtype=torch.float64),
+                "soft": torch.tensor([first["development_soft"], 0.0], dtype=torch.float64),
+                "ids": self.seeds.pseudo.ids,
+                "last_ids": self.seeds.pseudo.ids,
+                "vectors": outer.vectors().cpu(),
+                "log_rate": outer.log_rate,
+            }
+            self._save(metrics, best)
+        else:
+            metrics, best = restored
+        stopped = None
+        with self.progress.stage("outer steps", config.outer_steps, done=outer.done) as tick:
+            while outer.done < config.outer_steps:
+                began = time.perf_counter()
+                number = outer.done
+                segments = [
+                    windowed(self.segments(number, part), config.window, number, outer)
+                    if config.objective == "target-loss"
+                    else self.segments(number, part)
+                    for part in range(config.segments)
+                ]
+                try:
+                    row: dict[str, Any] = dict(outer.step(segments))
+                except DivergedError as error:
+                    stopped = str(error)
+                    break
+                last = outer.done == config.outer_steps
+                if outer.done % config.check_every == 0 or last:
+                    seen, best["last_ids"] = self.check()
+                    row |= seen
+                    self._keep_best(row, best)
+                row = {"outer_step": outer.done, "seconds": time.perf_counter() - began} | row
+                metrics.append(row)
+                self._save(metrics, best)
+                tick(outer.done, row["objective"])
+        return Learned(
+            ids=best["ids"],
+            last_ids=best["last_ids"],
+            soft=best["vectors"],
+            learning_rate=math.exp(float(best["log_rate"])),
+            best_step=int(best["text"][1]),
+            stopped=stopped,
+            metrics=metrics,
+            seconds=math.fsum(row["seconds"] for row in metrics),
+        )
+
+    def _keep_best(self, row: dict[str, Any], best: dict[str, Tensor]) -> None:
+        outer = self.outer
+        if row["development_text"] < float(best["text"][0]):
+            best["text"] = torch.tensor(
+                [row["development_text"], outer.done], dtype=torch.float64
+            )
+            best["ids"] = best["last_ids"]
+            best["log_rate"] = outer.log_rate
+        if row["development_soft"] < float(best["soft"][0]):
+            best["soft"] = torch.tensor(
+                [row["development_soft"], outer.done], dtype=torch.float64
+            )
+            best["vectors"] = outer.vectors().cpu()
+
+
+def refuse_without_target(config: DistillConfig, prepared: Prepared) -> None:
+    """Refuse `target-loss` without target rows.
+
+    Raises:
+        UserError: there are none.
+    """
+    if config.outer.objective == "target-loss" and not len(prepared.target):
+        raise UserError(
+            "--objective target-loss needs target rows: raise --target-rows, or name --target."
+        )
+

@@ -1,0 +1,287 @@
+"""A Trainer's output folder, `checkpoint-10/ checkpoint-20/ ...` of one run, as an expert.
+
+In: `adapter_model.safetensors`, `adapter_config.json`, `trainer_state.json` and perhaps
+`optimizer.pt` of each checkpoint. Out: an `Expert` with one snapshot a checkpoint. What the Trainer
+keeps only as a pickle (`training_args.bin`: clipping, warm-up, schedule) is not read; it is taken
+from the recipe that the caller gives. What `optimizer.pt` says of the optimiser goes before it.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nacd.errors import UserError
+from nacd.experts.store import Expert, Writer, describe_model, open_expert
+from nacd.files import read_tensors
+from nacd.meta import Start, State, initial_state
+from nacd.models import LoraModel
+from nacd.recipe import Recipe
+
+_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    folder: Path
+    step: int
+    theta: Tensor
+    progress: dict[str, Any]
+    """`trainer_state.json`, or nothing."""
+    optimizer: tuple[Recipe, State] | None
+
+
+def import_checkpoints(
+    model: LoraModel, folder: Path, out: Path, recipe: Recipe | None = None
+) -> Expert:
+    """Import the checkpoints of one Trainer run as an expert.
+
+    The optimiser's moments come from `optimizer.pt` where all checkpoints have a readable one; else
+    they are zeros, and the expert's `state` says so.
+
+    Args:
+        model: the base model with the same LoRA as the run's.
+        folder: the Trainer's output folder.
+        out: the expert's folder; an earlier import of the same run there is made again.
+        recipe: the run's, as far as the checkpoints do not tell it (clipping, warm-up, schedule,
+            and without `optimizer.pt` the optimiser and its learning rate).
+
+    Raises:
+        UserError: no checkpoints, less than two, not of one run, or not of this model and LoRA; the
+            flag that mends it is named.
+    """
+    recipe = recipe or Recipe()
+    paths = _checkpoint_folders(folder)
+    found = [_read_checkpoint(model, step, path, recipe) for step, path in paths]
+    lengths = {int(c.progress["max_steps"]) for c in found if "max_steps" in c.progress}
+    if len(lengths) > 1:
+        raise UserError(
+            f"{folder}: its checkpoints are of runs of {' and '.join(map(str, sorted(lengths)))} "
+            "steps, but an expert is one run; leave only one run's checkpoints there."
+        )
+    total = lengths.pop() if lengths else found[-1].step
+    if all(c.optimizer is not None for c in found):
+        kind = "recorded"
+        recipe = next(c.optimizer[0] for c in found if c.optimizer is not None)
+    else:
+        kind = "zeros"
+    batch = found[-1].progress.get("train_batch_size") or recipe.batch_size
+    recipe = replace(recipe, steps=total, batch_size=int(batch))
+    made_with = describe_model(model) | {"recipe": asdict(recipe), "total": total}
+    made_with["source"] = str(folder.resolve())
+    writer = Writer(out, made_with, state=kind)
+    writer.snapshots = []
+    before = 0
+    for checkpoint in found:
+        if kind == "recorded" and checkpoint.optimizer is not None:
+            state = checkpoint.optimizer[1]
+        else:
+            state = initial_state(recipe, checkpoint.theta)
+        history = checkpoint.progress.get("log_history", [])
+        losses = [
+            float(entry["loss"])
+            for entry in history
+            if "loss" in entry and before < entry.get("step", 0) <= checkpoint.step
+        ]
+        held_out = [
+            float(entry["eval_loss"])
+            for entry in history
+            if "eval_loss" in entry and entry.get("step") == checkpoint.step
+        ]
+        writer.add(
+            Start(checkpoint.theta, state, checkpoint.step),
+            losses,
+            held_out[-1] if held_out else None,
+        )
+        before = checkpoint.step
+    return open_expert(out)
+
+
+def _checkpoint_folders(folder: Path) -> list[tuple[int, Path]]:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give a Trainer's output folder.")
+    found = []
+    for path in folder.glob("checkpoint-*"):
+        number = path.name.removeprefix("checkpoint-")
+        if number.isdigit() and path.is_dir():
+            found.append((int(number), path))
+    if not found:
+        raise UserError(
+            f"{folder}: no checkpoint-* folders there; give the output folder of a Trainer with "
+            "save_strategy=steps."
+        )
+    if len(found) == 1:
+        raise UserError(
+            f"{folder}: only {found[0][1].name} there, but a trajectory has at least two; train "
+            "with a smaller save_steps or a larger save_total_limit."
+        )
+    return sorted(found)
+
+
+def _read_checkpoint(model: LoraModel, step: int, path: Path, recipe: Recipe) -> _Checkpoint:
+    weights = path / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise UserError(
+            f"{path}: no adapter_model.safetensors there; only LoRA adapters that peft saved as "
+            "safetensors can be imported."
+        )
+    _check_lora(model, path / "adapter_config.json")
+    theta = _theta(model, weights)
+    progress: dict[str, Any] = {}
+    if (path / "trainer_state.json").is_file():
+        progress = _read_json(path / "trainer_state.json")
+        if progress.get("global_step", step) != step:
+            raise UserError(
+                f"{path / 'trainer_state.json'}: of step {progress['global_step']}, but its folder "
+                f"is checkpoint-{step}; put the checkpoint back under its own name."
+            )
+    optimizer = _read_optimizer(model, path / "optimizer.pt", theta, recipe)
+    return _Checkpoint(path, step, theta, progress, optimizer)
+
+
+def _check_lora(model: LoraModel, path: Path) -> None:
+    """Refuse an adapter of another rank, scale or kind than the model's LoRA."""
+    config = _read_json(path)
+    if config.get("peft_type") != "LORA":
+        raise UserError(f"{path}: peft_type {config.get('peft_type')}, but only LORA is imported.")
+    for key, flag, ours in (
+        ("r", "--lora-rank", model.config.lora_rank),
+        ("lora_alpha", "--lora-alpha", model.config.lora_alpha),
+    ):
+        if config.get(key) != ours:
+            raise UserError(
+                f"{path}: {key} is {config.get(key)}, but {flag} is {ours}; give {flag} "
+                f"{config.get(key)}."
+            )
+    plain = {
+        "use_rslora": False,
+        "use_dora": False,
+        "bias": "none",
+        "modules_to_save": None,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+    }
+    for key, value in plain.items():
+        if config.get(key, value) != value and config.get(key):
+            raise UserError(
+                f"{path}: {key} is {config[key]}, but only plain LoRA ({key} {value}) can be "
+                "imported."
+            )
+
+
+def _theta(model: LoraModel, path: Path) -> Tensor:
+    """The adapter's matrices, laid end to end as theta (P,)."""
+    tensors, _ = read_tensors(path)
+    keys = [_PREFIX + _without_adapter(name) for name in model.names]
+    if set(keys) != set(tensors):
+        there = {_module(key) for key in tensors}
+        ours = {_module(key) for key in keys}
+        if there == ours:
+            raise UserError(
+                f"{path}: {len(set(tensors) - set(keys))} of its matrices are not in --model "
+                f"{model.config.model} and {len(set(keys) - set(tensors))} of the model's are not "
+                "in it; give the --model that the run was trained on."
+            )
+        raise UserError(
+            f"{path}: its LoRA is on {' '.join(sorted(there))}, but --lora-targets puts it on "
+            f"{' '.join(sorted(ours))}; give --lora-targets {' '.join(sorted(there))}."
+        )
+    for key, shape in zip(keys, model.shapes, strict=True):
+        if tensors[key].shape != shape:
+            raise UserError(
+                f"{path}: {key} has shape {tuple(tensors[key].shape)}, but {tuple(shape)} in "
+                f"--model {model.config.model}; give the --model that the run was trained on."
+            )
+    like = model.fresh_theta(0)
+    return torch.cat([tensors[key].reshape(-1).to(like.dtype) for key in keys])
+
+
+def _without_adapter(name: str) -> str:
+    """`q_proj.lora_A.default.weight` to `q_proj.lora_A.weight`, as peft names it in its files."""
+    head, _, tail = name.rpartition(".lora_")
+    return f"{head}.lora_{tail.replace('.default', '', 1)}"
+
+
+def _module(key: str) -> str:
+    return key.rpartition(".lora_")[0].rpartition(".")[2]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not there; give a Trainer's checkpoints as it wrote them.") from (
+            error
+        )
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); delete that checkpoint's folder.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object; delete that checkpoint's folder.")
+    return value
+
+
+def _read_optimizer(
+    model: LoraModel, path: Path, theta: Tensor, recipe: Recipe
+) -> tuple[Recipe, State] | None:
+    """The optimiser's constants and state, or None where they cannot be had."""
+    if not path.is_file():
+        return None
+    try:
+        # The Trainer's own format is a pickle; weights_only allows tensors and plain containers
+        # alone, so that no code in the file is run.
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        return _optimizer(model, saved, theta, recipe)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, *_UNLIKE) as error:
+        del error  # another optimiser's state, or a damaged file: the moments are zeros
+        return None
+
+
+_UNLIKE = (KeyError, TypeError, ValueError, AttributeError, IndexError)
+
+
+def _optimizer(
+    model: LoraModel, saved: Mapping[str, Any], theta: Tensor, recipe: Recipe
+) -> tuple[Recipe, State]:
+    """Read a `torch.optim` state of AdamW or SGD; ValueError and its kin: it is another's."""
+    groups = [group for group in saved["param_groups"] if group["params"]]
+    if len(groups) != 1 or len(groups[0]["params"]) != len(model.names):
+        raise ValueError("parameters in another order than theta's")
+    group = groups[0]
+    coupled = group.get("decoupled_weight_decay") is False and group["weight_decay"]
+    if coupled or any(group.get(key) for key in ("amsgrad", "nesterov", "dampening")):
+        raise ValueError("a variant that the update does not know")
+    entries = [saved["state"].get(i, {}) for i in group["params"]]
+    common = {
+        "learning_rate": float(group.get("initial_lr", group["lr"])),
+        "weight_decay": float(group["weight_decay"]),
+    }
+    if "betas" in group:
+        keys = ("exp_avg", "exp_avg_sq")
+        beta1, beta2 = (float(b) for b in group["betas"])
+        recipe = replace(
+            recipe,
+            optimizer="adamw",
+            beta1=beta1,
+            beta2=beta2,
+            eps=float(group["eps"]),
+            root_eps=0.0,
+            **common,
+        )
+    else:
+        recipe = replace(recipe, optimizer="sgd", momentum=float(group["momentum"]), **common)
+        keys = ("momentum_buffer",) if recipe.momentum > 0 else ()
+    state = []
+    for key in keys:
+        parts = [entry[key] for entry in entries]
+        for part, shape in zip(parts, model.shapes, strict=True):
+            if part.shape != shape:
+                raise ValueError("other shapes than theta's")
+        state.append(torch.cat([part.reshape(-1) for part in parts]).to(theta))
+    return recipe, tuple(state)

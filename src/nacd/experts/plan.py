@@ -1,0 +1,148 @@
+"""What experts will cost, told before the first is trained.
+
+The time is one real training step's, measured here, times the steps. With the cost c of experts
+(and of distilling), a training on the full rows of time f and one on the distilled set of time d,
+the cost has paid back after c / (f - d) trainings on the distilled set.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nacd.data import Encoded, collate, training_order
+from nacd.errors import UserError
+from nacd.experts.record import snapshot_steps
+from nacd.meta import initial_state, step
+from nacd.models import LoraModel
+from nacd.recipe import Recipe
+
+_HEADER = 512
+"""Bytes of a safetensors header with room to spare."""
+
+
+@dataclass(frozen=True)
+class ExpertPlan:
+    """Time, disk and pay-back of `count` experts."""
+
+    count: int
+    steps: int
+    """Steps of one expert, which are those of one training on the full rows."""
+    snapshots: int
+    """Snapshots of one expert."""
+    step_seconds: float
+    """Measured time of one training step."""
+    size: int
+    """Bytes on disk of all experts."""
+    student_steps: int
+    """Steps of one training on the distilled set."""
+    distill_seconds: float = 0.0
+    """Time of distilling, where it is known."""
+
+    @property
+    def seconds(self) -> float:
+        """Time of all experts, evaluations left out."""
+        return self.count * self.steps * self.step_seconds
+
+    @property
+    def pays_back(self) -> int | None:
+        """Trainings on the distilled set after which the cost is saved; None: never."""
+        saved = (self.steps - self.student_steps) * self.step_seconds
+        return math.ceil((self.seconds + self.distill_seconds) / saved) if saved > 0 else None
+
+    def describe(self) -> str:
+        """Three lines of at most 80 columns."""
+        experts = f"{self.count} expert" + "s" * (self.count != 1)
+        cost = f"{experts} x {self.steps} steps x {self.step_seconds:.2g} s"
+        lengths = f"{self.student_steps} steps, not {self.steps}"
+        if self.pays_back is None:
+            paid = f"never paid back: trainings of {lengths}"
+        else:
+            paid = f"paid back after {self.pays_back} trainings of {lengths}"
+        what = "experts and distilling " if self.distill_seconds else "experts "
+        return "\n".join(
+            [
+                f"time  {cost}: about {_time(self.seconds)}",
+                f"disk  {experts} x {self.snapshots} snapshots: {_bytes(self.size)}",
+                f"cost  {what}{paid}",
+            ]
+        )
+
+
+def plan_experts(
+    model: LoraModel,
+    rows: Sequence[Encoded],
+    recipe: Recipe,
+    every: int,
+    count: int,
+    student_steps: int,
+    distill_seconds: float = 0.0,
+) -> ExpertPlan:
+    """Measure a training step and say what `count` experts will take.
+
+    Args:
+        model: its LoRA is overwritten.
+        rows: the full rows.
+        recipe: the experts'.
+        every: steps from snapshot to snapshot.
+        count: K, the number of experts.
+        student_steps: steps of one training on the distilled set, at the same batch size.
+        distill_seconds: what distilling takes, where it is known.
+
+    Raises:
+        UserError: no row, or a value out of range.
+    """
+    recipe.check()
+    if not rows:
+        raise UserError("no rows to train an expert on: give --data a file with rows.")
+    if count < 1:
+        raise UserError(f"--experts {count}: must be at least 1.")
+    total = recipe.total_steps(len(rows))
+    snapshots = len(snapshot_steps(total, every))
+    theta = model.fresh_theta(0)
+    state = initial_state(recipe, theta)
+    rate = theta.new_tensor(recipe.learning_rate)
+    whole = [
+        indices
+        for indices in training_order(len(rows), recipe.batch_size, 4, 0)
+        if len(indices) == min(recipe.batch_size, len(rows))
+    ]
+    times = []
+    for k in range(3):  # the first warms up
+        began = time.perf_counter()
+        indices = whole[k % len(whole)]
+        batch = collate([rows[i] for i in indices], model.tokenizer.pad_token_id)
+        loss, gradient, _ = model.value_and_grad(theta, batch)
+        theta, state = step(recipe, theta, state, gradient, rate, k)
+        float(loss + theta.sum())  # waits for the device
+        times.append(time.perf_counter() - began)
+    tensors = 1 + len(state)
+    size = snapshots * (tensors * theta.numel() * theta.element_size() + _HEADER)
+    return ExpertPlan(
+        count=count,
+        steps=total,
+        snapshots=snapshots,
+        step_seconds=statistics.median(times[1:]),
+        size=count * size,
+        student_steps=student_steps,
+        distill_seconds=distill_seconds,
+    )
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _bytes(size: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"

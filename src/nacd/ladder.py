@@ -1,0 +1,221 @@
+"""The ladder: every row of the table trained and measured alike, on the report rows.
+
+Rows, in order: zero-shot, random draws, the seeds untouched, the seeds with random tokens for
+prompts, NACD's soft prompts, NACD's text, the full data at equal steps and for `full_epochs`. Same
+recipe, same batch size, same training seeds. Each training is one JSON file, so that a ladder goes
+on where it stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nacd.distill.pseudo import PseudoData
+from nacd.evaluate import response_nll
+from nacd.models import LoraModel
+from nacd.prepare import Part
+from nacd.progress import Progress
+from nacd.recipe import Recipe
+from nacd.run import RunFolder
+from nacd.student import train_student
+
+# Two-sided 95 % quantiles of Student's t at 1, 2, ... degrees of freedom.
+_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the table."""
+
+    name: str
+    label: str
+    data: Callable[[int], PseudoData | None]
+    """Training seed -> rows; None trains nothing."""
+    vectors: Tensor | None = None
+    changed: float | None = None
+    """Share of learnable tokens that differ from the seeds'."""
+    recipe: Recipe | None = None
+    """If not the ladder's."""
+    steps: int | None = None
+    """If not the recipe's own number."""
+    seeds: int | None = None
+    """If not the ladder's number of trainings."""
+
+
+def random_prompts(data: PseudoData, allowed: Tensor, seed: int) -> PseudoData:
+    """The same rows with random choosable tokens at the slots."""
+    pool = allowed.nonzero()[:, 0].cpu().numpy()
+    drawn = np.random.default_rng((seed, 29)).choice(pool, size=data.size)
+    return data.with_ids(torch.from_numpy(drawn))
+
+
+def climb(
+    model: LoraModel,
+    recipe: Recipe,
+    entries: Sequence[Entry],
+    report: Part,
+    seeds: int,
+    folder: RunFolder,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """Train and measure every entry; one summary a row of the table.
+
+    Args:
+        model: source model; its LoRA is overwritten.
+        recipe: of every row, the learning rate included.
+        entries: the rows.
+        report: the report rows, read here alone.
+        seeds: trainings an entry.
+        folder: keeps one JSON a training under `ladder/`.
+        progress: display.
+    """
+    cells: dict[str, list[dict[str, Any]]] = {}
+    work = [(e, s) for e in entries for s in range(1 if e.name == "zero-shot" else e.seeds or seeds)]
+    with progress.stage("table", len(work)) as tick:
+        for done, (entry, seed) in enumerate(work, 1):
+            cell = folder.once(
+                f"ladder/{entry.name}-{seed}",
+                lambda entry=entry, seed=seed: _measure(model, recipe, entry, seed, report),
+            )
+            cells.setdefault(entry.name, []).append(cell)
+            tick(done, cell["report_nll"])
+    return [_summary(entry, cells[entry.name], cells.get("seeds")) for entry in entries]
+
+
+def _measure(
+    model: LoraModel, recipe: Recipe, entry: Entry, seed: int, report: Part
+) -> dict[str, Any]:
+    began = time.perf_counter()
+    used = entry.recipe or recipe
+    data = entry.data(seed)
+    if data is None:
+        theta, tokens, steps = torch.zeros(model.size, device=model.device), 0, 0
+    else:
+        steps = used.total_steps(len(data.rows)) if entry.steps is None else entry.steps
+        theta = train_student(model, used, data, seed, vectors=entry.vectors, steps=steps)
+        tokens = sum(len(row) for row in data.rows)
+    trained = time.perf_counter() - began
+    found = response_nll(model, theta, report.rows)
+    return {
+        "method": entry.name,
+        "seed": seed,
+        "report_nll": found.mean,
+        "rows": 0 if data is None else len(data.rows),
+        "tokens": tokens,
+        "steps": steps,
+        "learning_rate": used.learning_rate,
+        "training_seconds": trained,
+        "row_nll": [round(float(x), 5) for x in found.nll],
+    }
+
+
+def _summary(
+    entry: Entry, cells: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]] | None
+) -> dict[str, Any]:
+    values = [cell["report_nll"] for cell in cells]
+    row: dict[str, Any] = {
+        "method": entry.name,
+        "label": entry.label,
+        "report_nll": statistics.fmean(values),
+        "sd": statistics.stdev(values) if len(values) > 1 else None,
+        "trainings": len(values),
+        "rows": round(statistics.fmean(cell["rows"] for cell in cells)),
+        "tokens": round(statistics.fmean(cell["tokens"] for cell in cells)),
+        "steps": cells[0]["steps"],
+        "learning_rate": cells[0]["learning_rate"],
+        "tokens_changed": entry.changed,
+        "training_seconds": statistics.fmean(cell["training_seconds"] for cell in cells),
+    }
+    if base is not None and entry.name not in ("seeds", "zero-shot"):
+        pairs = [a - b["report_nll"] for a, b in zip(values, base, strict=False)]
+        row["minus_seeds"] = statistics.fmean(pairs)
+        if 1 < len(pairs) <= len(_T95) + 1:
+            spread = statistics.stdev(pairs) / math.sqrt(len(pairs))
+            row["minus_seeds_95"] = _T95[len(pairs) - 2] * spread
+    return row
+
+
+def lines(summary: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The table, at most 80 columns wide."""
+    head = f"{'':<24}{'NLL':>7} {'sd':>6} {'vs seeds':>15} {'tokens':>8} {'steps':>5} {'changed':>7}"
+    out = [head, "-" * len(head)]
+    for row in summary:
+        sd = "" if row["sd"] is None else f"{row['sd']:.3f}"
+        against = ""
+        if "minus_seeds" in row:
+            against = f"{row['minus_seeds']:+.3f}"
+            if "minus_seeds_95" in row:
+                against += f" ±{row['minus_seeds_95']:.3f}"
+        changed = "" if row["tokens_changed"] is None else f"{row['tokens_changed']:.1%}"
+        out.append(
+            f"{row['label']:<24}{row['report_nll']:>7.3f} {sd:>6} {against:>15} "
+            f"{row['tokens']:>8} {row['steps']:>5} {changed:>7}"
+        )
+    return out
+
+
+def entries_for(
+    chosen: Sequence[str],
+    *,
+    draws: Callable[[int], PseudoData],
+    seeds: PseudoData,
+    allowed: Tensor,
+    soft: Tensor,
+    soft_recipe: Recipe,
+    text: PseudoData,
+    text_changed: float,
+    last: PseudoData,
+    last_changed: float,
+    full: PseudoData,
+    recipe: Recipe,
+    full_epochs: float,
+) -> list[Entry]:
+    """The ladder's rows by name, in the ladder's order; see `nacd.config.LADDER`."""
+    steps = recipe.total_steps(len(seeds.rows))
+    plain = replace(seeds, slots=tuple((-1,) * len(row) for row in seeds.rows))
+    rows = {
+        "zero-shot": [Entry("zero-shot", "zero-shot", lambda _: None)],
+        "random": [Entry("random", "random rows", draws)],
+        "seeds": [Entry("seeds", "seeds untouched", lambda _: plain, changed=0.0)],
+        "random-prompts": [
+            Entry(
+                "random-prompts",
+                "seeds, random prompts",
+                lambda seed: random_prompts(seeds, allowed, seed),
+                changed=1.0,
+            )
+        ],
+        "soft": [
+            Entry("soft", "NACD soft", lambda _: seeds, vectors=soft, recipe=soft_recipe)
+        ],
+        "text": [
+            Entry(
+                "text", "NACD text", lambda _: text, changed=text_changed, recipe=soft_recipe
+            )
+        ],
+        "full": [
+            Entry("full-equal-steps", "full, equal steps", lambda _: full, steps=steps),
+            Entry(
+                "full",
+                f"full, {full_epochs:g} epoch{'s' * (full_epochs != 1)}",
+                lambda _: full,
+                recipe=replace(recipe, steps=0, epochs=full_epochs),
+                seeds=1,
+            ),
+        ],
+    }
+    if last.rows != text.rows:
+        rows["text"].append(
+            Entry("text-last", "NACD text, last step", lambda _: last, changed=last_changed,
+                  recipe=soft_recipe)
+        )
+    return [entry for name in rows if name in chosen for entry in rows[name]]

@@ -1,0 +1,118 @@
+"""From flags to a model, a template and the four encoded splits that every stage works on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from nacd.config import DataConfig
+from nacd.data import (
+    Encoded,
+    Example,
+    Splits,
+    Template,
+    encode_all,
+    make_template,
+    read_examples,
+    split_by_hash,
+    split_heldout,
+)
+from nacd.errors import UserError
+from nacd.models import LoraModel, ModelConfig, load_model
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split: the same rows as text and as ids."""
+
+    examples: tuple[Example, ...]
+    rows: tuple[Encoded, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A loaded model and the rows as it sees them."""
+
+    model: LoraModel
+    template: Template
+    train: Part
+    target: Part
+    development: Part
+    report: Part
+
+    @property
+    def data_hash(self) -> str:
+        """SHA-256 over the digests of all rows, split by split."""
+        text = "|".join(
+            ",".join(e.digest for e in part.examples)
+            for part in (self.train, self.target, self.development, self.report)
+        )
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Rows of each split."""
+        names = ("train", "target", "development", "report")
+        return {name: len(getattr(self, name)) for name in names}
+
+
+def read_splits(config: DataConfig) -> Splits:
+    """Read the data and split it by hash, or take the files that --target and --heldout name."""
+    columns = config.mapping() or None
+
+    def read(data: str) -> list[Example]:
+        return read_examples(data, choice_form=config.choices, columns=columns)
+
+    examples = read(config.data)
+    held = split_heldout(read(config.heldout)) if config.heldout else None
+    splits = split_by_hash(
+        examples,
+        target=0 if config.target else config.target_rows,
+        **({} if held is None else {"development": 0, "report": 0}),
+    )
+    if held is not None:
+        splits = replace(splits, development=held[0], report=held[1])
+    if config.target:
+        splits = replace(splits, target=read(config.target))
+    return splits
+
+
+def prepare(
+    model_config: ModelConfig,
+    data_config: DataConfig,
+    say: Say = lambda line: None,
+    splits: Splits | None = None,
+) -> Prepared:
+    """Read and split the data, load the model, encode the rows.
+
+    Args:
+        model_config: which model.
+        data_config: which data, and how it is read.
+        say: takes lines for the user (dropped rows).
+        splits: rows already in hand, instead of those that `data_config` names.
+
+    Raises:
+        UserError: whatever is wrong with the data or the model; data is read first.
+    """
+    splits = read_splits(data_config) if splits is None else splits
+    model = load_model(model_config)
+    template = make_template(data_config.template, model.tokenizer, splits.train)
+    parts = {}
+    for name in ("train", "target", "development", "report"):
+        examples = getattr(splits, name)
+        if not examples:
+            if name == "target" and data_config.target_rows == 0:
+                parts[name] = Part((), ())
+                continue
+            raise UserError(f"no {name} rows are left; give a longer --data file.")
+        rows, kept, dropped = encode_all(template, examples, data_config.max_tokens)
+        if dropped.message:
+            say(f"{name}: {dropped.message}")
+        parts[name] = Part(tuple(kept), tuple(rows))
+    return Prepared(model, template, **parts)

@@ -1,0 +1,110 @@
+"""A run folder: its configuration, its stages' results, and going on where it stopped.
+
+`run.yaml` holds the resolved configuration (it replays the run), `provenance` beside it the
+versions and the data's hash. A folder made with another configuration is refused, the differing
+keys named. Metrics are JSON lines; on going on, lines past the saved state are cut off.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nacd.errors import UserError
+from nacd.files import write_json, write_text
+
+LIBRARIES = ("nacd", "torch", "transformers", "peft", "trl", "datasets", "lm-eval", "tokenizers")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that figures depend on."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+class RunFolder:
+    """One run on disk."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def open(
+        self, config: Mapping[str, Any], *, may_differ: Iterable[str] = ("out",)
+    ) -> None:
+        """Make the folder, or check that it belongs to this configuration.
+
+        Raises:
+            UserError: the folder is of another configuration; the differing keys are named.
+        """
+        file = self.path / "run.yaml"
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--out {self.path}: a file, not a folder; choose another --out.")
+        if file.is_file():
+            known = yaml.safe_load(file.read_text(encoding="utf-8"))
+            old, new = flatten(known), flatten(config)
+            free = set(may_differ)
+            differing = [
+                f"  {key}: {old.get(key)!r} there, {new.get(key)!r} now"
+                for key in sorted(old.keys() | new.keys())
+                if old.get(key) != new.get(key) and key not in free
+            ]
+            if differing:
+                raise UserError(
+                    f"--out {self.path}: holds a run of another configuration:\n"
+                    + "\n".join(differing)
+                    + "\nChoose another --out, or give the same flags to go on with that run."
+                )
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise UserError(
+                f"--out {self.path}: not empty and not a run folder; choose another --out."
+            )
+        write_text(file, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+
+    def once(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The JSON result `name`: read it if it is there, else make and keep it."""
+        file = self.path / f"{name}.json"
+        if file.is_file():
+            return json.loads(file.read_text(encoding="utf-8"))
+        value = make()
+        write_json(file, value)
+        return value
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file, a last broken one left out."""
+    if not file.is_file():
+        return []
+    rows = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def write_metrics(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write all lines of a metrics file."""
+    write_text(file, "".join(json.dumps(row) + "\n" for row in rows))

@@ -1,0 +1,88 @@
+"""Train a student on rows by the recipe, in the inner loop's own arithmetic, and measure it.
+
+The same updates as the inner loop's and as `torch.optim`'s, so that learned vectors and texts are
+compared in one trainer, batch by batch; on the same text, its loss curve is that of `nacd train`
+(TRL's SFTTrainer), which a test holds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nacd.data import Encoded
+from nacd.distill.pseudo import PseudoData, training_order
+from nacd.evaluate import response_nll
+from nacd.meta import InnerLoop, Start, initial_state
+from nacd.models import LoraModel
+from nacd.recipe import Recipe
+
+Tick = Callable[[int, int, float], None]
+"""(step, steps, loss)."""
+
+
+def plain(rows: Sequence[Encoded], pad_id: int) -> PseudoData:
+    """Rows without a learnable position."""
+    return PseudoData(tuple(rows), tuple((-1,) * len(row) for row in rows), pad_id)
+
+
+def train_student(
+    model: LoraModel,
+    recipe: Recipe,
+    data: PseudoData,
+    seed: int,
+    *,
+    vectors: Tensor | None = None,
+    steps: int | None = None,
+    tick: Tick | None = None,
+) -> Tensor:
+    """Train LoRA from its seeded initial values on the rows.
+
+    Args:
+        model: the model; its LoRA is overwritten.
+        recipe: optimiser, schedule, batch size.
+        data: the rows.
+        seed: LoRA's initial values and the shuffles.
+        vectors: (Q, d) for the rows' slots; None: the rows' own tokens.
+        steps: optimiser steps, if not the recipe's own number.
+        tick: told of every step.
+
+    Returns:
+        Theta after the last step, (P,).
+    """
+    total = recipe.total_steps(len(data.rows)) if steps is None else steps
+    loop = InnerLoop(model, recipe, total)
+    log_rate = torch.tensor(math.log(recipe.learning_rate), device=model.device)
+    theta = model.fresh_theta(seed)
+    at = Start(theta, initial_state(recipe, theta))
+    for rows in training_order(len(data.rows), recipe.batch_size, total, seed):
+        at, losses = loop.run(at, [data.batch(rows)], log_rate, vectors)
+        if tick is not None:
+            tick(at.count, total, losses[-1])
+    return at.theta
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A learning rate chosen on development rows."""
+
+    learning_rate: float
+    nll: dict[float, float]
+    """Development NLL at each rate tried."""
+
+
+def tune_rate(
+    rates: Sequence[float], score: Callable[[float], float]
+) -> Tuned:
+    """The rate with the lowest score (development NLL)."""
+    nll = {rate: score(rate) for rate in rates}
+    return Tuned(min(nll, key=lambda rate: nll[rate]), nll)
+
+
+def mean_nll(model: LoraModel, theta: Tensor, rows: Sequence[Encoded]) -> float:
+    """Response NLL per token over rows at theta."""
+    return response_nll(model, theta, list(rows)).mean

@@ -1,0 +1,174 @@
+"""The whole pipeline on tiny random models of five architectures, and its promises on resuming."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from tiny import ARCHITECTURES
+
+import nacd
+from nacd.config import LADDER, DataConfig, DistillConfig, ExpertConfig, OuterLoopConfig
+from nacd.data import make_template, read_examples
+from nacd.distill.outer import OuterLoop
+from nacd.errors import UserError
+from nacd.models import ModelConfig, load_model
+from nacd.progress import Progress
+from nacd.recipe import Recipe
+
+Folder = Callable[[str], Path]
+QUIET = Progress(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty rows: name a thing's colour."""
+    file = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    things = ["fox", "plant", "water", "food", "sun", "dog", "name", "question"]
+    colours = ["red", "green", "blue", "brown", "the answer"]
+    lines = [
+        {"instruction": f"Which colour has this {thing}, number {i}?", "output": colour}
+        for i, thing in enumerate(things)
+        for colour in colours
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+def config(model: Path, data: Path, out: Path) -> DistillConfig:
+    return DistillConfig(
+        out=out,
+        budget="4",
+        draws=2,
+        model=ModelConfig(model=str(model), lora_rank=2),
+        data=DataConfig(data=str(data), target_rows=4, template="alpaca"),
+        recipe=Recipe(batch_size=2, epochs=2, learning_rate=5e-3),
+        expert=ExpertConfig(expert_batch=8, snapshot_every=1),
+        outer=OuterLoopConfig(
+            outer_steps=3, check_every=2, engine="exact", shuffles=2, step_size=1.0
+        ),
+    )
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_from_a_file_to_text_and_a_table(
+    arch: str, tiny_folder: Folder, rows: Path, tmp_path: Path
+) -> None:
+    run = config(tiny_folder(arch), rows, tmp_path / "run")
+    result = nacd.distill(run, progress=QUIET)
+    assert {row["method"] for row in result.table} >= {*LADDER, "full-equal-steps"}
+    assert all(torch.isfinite(torch.tensor(row["report_nll"])) for row in result.table)
+    table = {row["method"]: row for row in result.table}
+    assert table["zero-shot"]["trainings"] == 1
+    assert table["seeds"]["trainings"] == 2
+    # The exported rows load unchanged, and are exactly what the inner loop trained on.
+    loaded = datasets.load_dataset(str(result.dataset), cache_dir=str(tmp_path / "cache"))["train"]
+    assert len(loaded) == 4
+    assert set(loaded.column_names) >= {"prompt", "completion", "seed_row", "tokens_changed"}
+    model = load_model(run.model)
+    again = read_examples(str(result.dataset / "train.jsonl"))
+    template = make_template("auto", model.tokenizer, again)
+    assert [len(template.encode(example)) for example in again] == [
+        len(model.tokenizer(row["prompt"] + row["completion"] + model.tokenizer.eos_token)["input_ids"])
+        for row in loaded
+    ]
+    metrics = (tmp_path / "run" / "distill" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["outer_step"] for line in metrics] == [0, 1, 2, 3]
+    assert "soft_to_text_gap" in json.loads(metrics[-1])
+    assert "tokens_changed" in json.loads(metrics[-1])
+
+
+@pytest.mark.parametrize("projection", ["nearest", "straight-through", "simplex"])
+@pytest.mark.parametrize("objective", ["target-loss", "trajectory"])
+def test_objectives_and_projections(
+    objective: str, projection: str, tiny_folder: Folder, rows: Path, tmp_path: Path
+) -> None:
+    base = config(tiny_folder("llama"), rows, tmp_path / "run")
+    outer = replace(base.outer, objective=objective, projection=projection, expert_start=2)  # pyright: ignore
+    result = nacd.distill(replace(base, outer=outer, compare=("seeds", "text")), progress=QUIET)
+    assert (tmp_path / "run" / "experts").exists() == (objective == "trajectory")
+    assert [row["method"] for row in result.table][:2] == ["seeds", "text"]
+
+
+class Killed(BaseException):
+    """As good as a kill: nothing may catch it."""
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What a run promises to repeat bit for bit."""
+    kept = [*folder.glob("distill/state.safetensors"), *folder.glob("experts/*/step-*")]
+    kept += [folder / "soft_prompts.safetensors", folder / "dataset" / "train.jsonl"]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in kept}
+
+
+@pytest.mark.parametrize("stop_at", [0, 1, 2])
+def test_resume_gives_the_same_bits(
+    stop_at: int,
+    tiny_folder: Folder,
+    rows: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base = config(tiny_folder("llama"), rows, tmp_path / "whole")
+    base = replace(base, compare=("seeds", "text"), draws=1)
+    nacd.distill(base, progress=QUIET)
+    step = OuterLoop.step
+
+    def killed(self: OuterLoop, segments: object) -> dict[str, float]:
+        if self.done == stop_at:
+            raise Killed
+        return step(self, segments)  # pyright: ignore[reportArgumentType]
+
+    stopped = replace(base, out=tmp_path / "stopped")
+    with monkeypatch.context() as patch:
+        patch.setattr(OuterLoop, "step", killed)
+        with pytest.raises(Killed):
+            nacd.distill(stopped, progress=QUIET)
+    nacd.distill(stopped, progress=QUIET)
+    assert files(tmp_path / "whole") == files(tmp_path / "stopped")
+
+
+def test_another_configuration_is_refused_by_its_keys(
+    tiny_folder: Folder, rows: Path, tmp_path: Path
+) -> None:
+    base = replace(config(tiny_folder("gpt2"), rows, tmp_path / "run"), compare=("zero-shot",))
+    nacd.distill(base, progress=QUIET)
+    before = files(tmp_path / "run")
+    other = replace(base, seed=3, recipe=replace(base.recipe, batch_size=3))
+    with pytest.raises(UserError, match=r"recipe\.batch_size: 2 there, 3 now\n  seed: 0 there, 3"):
+        nacd.distill(other, progress=QUIET)
+    assert files(tmp_path / "run") == before
+
+
+def test_changed_data_is_refused(tiny_folder: Folder, rows: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text(rows.read_text())
+    base = replace(config(tiny_folder("gpt2"), mine, tmp_path / "run"), compare=("zero-shot",))
+    nacd.distill(base, progress=QUIET)
+    mine.write_text("".join(rows.read_text().splitlines(keepends=True)[:-4]))
+    with pytest.raises(UserError, match="the data has changed"):
+        nacd.distill(base, progress=QUIET)
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ("0", "above 0"),
+        ("0%", "above 0"),
+        ("101%", "over 100 %"),
+        ("1000", "1000 rows asked for"),
+        ("many", "not a number"),
+        ("2.5", "whole number"),
+    ],
+)
+def test_a_wrong_budget(
+    budget: str, message: str, tiny_folder: Folder, rows: Path, tmp_path: Path
+) -> None:
+    wrong = replace(config(tiny_folder("gpt2"), rows, tmp_path / "run"), budget=budget)
+    with pytest.raises(UserError, match=message):
+        nacd.distill(wrong, progress=QUIET)
