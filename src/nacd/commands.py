@@ -231,7 +231,7 @@ def _engine(
     outer = config.outer
     low = config.model.dtype in ("bfloat16", "float16")
     if outer.engine != "auto" and not low:
-        return make_engine(outer.engine, outer.eps)
+        return make_engine(outer.engine, outer.fd_eps)
 
     def check() -> dict[str, Any]:
         progress.say("checking the meta-gradient on two batches ...")
@@ -251,7 +251,7 @@ def _engine(
 
     found = folder.once("doctor", check)
     progress.say(f"meta-gradient engine: {found['engine']} ({found['reason']})")
-    return make_engine(found["engine"], found["eps"] or outer.eps)
+    return make_engine(found["engine"], found["eps"] or outer.fd_eps)
 
 
 def record_experts(

@@ -100,7 +100,7 @@ class OuterLoopConfig:
     """How vectors become tokens (`nearest` is the paper's)."""
     engine: Literal["auto", "exact", "first-order", "one-sided", "tesla"] = "auto"
     """Meta-gradient engine; `auto` asks the doctor's short check."""
-    eps: float = 1e-2
+    fd_eps: float = 1e-2
     """Finite-difference step of the first-order engines, as a share of |theta|."""
     window: int = 0
     """Inner steps differentiated through; 0: the whole recipe."""

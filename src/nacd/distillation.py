@@ -378,7 +378,7 @@ class Distiller:
             ids=best["ids"],
             last_ids=best["last_ids"],
             soft=best["vectors"],
-            learning_rate=math.exp(float(best["log_rate"])),
+            learning_rate=float(f"{math.exp(float(best['log_rate'])):.9g}"),
             best_step=int(best["text"][1]),
             stopped=stopped,
             metrics=metrics,

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -118,7 +119,7 @@ class LoraModel:
             self.hf.eval()
         self._keep: Tensor | None = None
         self.hf.get_output_embeddings().register_forward_pre_hook(self._drop_positions)
-        self._table: Tensor | None = None
+        self._table: Tensor = torch.empty(0)
         self.width = int(self.embed(torch.zeros(1, 1, dtype=torch.long)).shape[-1])
 
     # --- construction -----------------------------------------------------------------------
@@ -206,7 +207,7 @@ class LoraModel:
     @property
     def table(self) -> Tensor:
         """Every token's embedding as the model's layers receive it, (V, d)."""
-        if self._table is None:
+        if not len(self._table):
             rows = self.hf.get_input_embeddings().weight.shape[0]
             probe = torch.arange(min(rows, 64), device=self.device)
             weight = self.hf.get_input_embeddings().weight.detach()
@@ -326,7 +327,9 @@ def _add_lora(hf: Any, config: ModelConfig) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(hf, lora)
+        with warnings.catch_warnings():  # peft asks for a name that transformers has renamed
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            return get_peft_model(hf, lora)
     except ValueError as error:
         linear = sorted(
             {n.split(".")[-1] for n, m in hf.named_modules() if isinstance(m, (nn.Linear, Conv1D))}

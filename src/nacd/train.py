@@ -30,7 +30,14 @@ from transformers import PrinterCallback, TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from nacd.data import Encoded, Example, encode_all, epoch_order, make_template
+from nacd.data import (
+    Encoded,
+    Example,
+    encode_all,
+    epoch_order,
+    make_template,
+    training_order,
+)
 from nacd.errors import UserError
 from nacd.files import write_json
 from nacd.meta import update
@@ -175,20 +182,12 @@ def fit(
         trainer.train()
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     steps = recipe.total_steps(len(rows))
-    per_epoch = math.ceil(len(rows) / recipe.batch_size)
-    visits = [
-        i
-        for epoch in range(math.ceil(steps / per_epoch))
-        for batch in epoch_order(len(rows), recipe.batch_size, seed, epoch)[
-            : steps - epoch * per_epoch
-        ]
-        for i in batch
-    ]
+    visits = training_order(len(rows), recipe.batch_size, steps, seed)
     return TrainResult(
         theta=torch.cat([p.detach().reshape(-1) for p in _trainable(model)]).clone(),
         losses=[float(entry["loss"]) for entry in log],
         rates=[float(entry["learning_rate"]) for entry in log],
-        tokens=sum(len(rows[i]) for i in visits),
+        tokens=sum(len(rows[i]) for batch in visits for i in batch),
         seconds=time.perf_counter() - start,
     )
 

@@ -31,6 +31,8 @@ class Example:
     """Multiple choice: index of the right one in `choices`."""
     verbatim: bool = False
     """A `prompt`/`completion` row of plain strings: already written out, to be joined as it is."""
+    completion_only: bool = False
+    """A `prompt`/`completion` row of messages: earlier assistant turns are no labels."""
 
     @property
     def response(self) -> str:

@@ -229,7 +229,7 @@ def _from_prompt_completion(source: str, row: Mapping[str, Any], _: ChoiceForm) 
             *_turns(source, prompt, "prompt", keys),
             *_turns(source, completion, "completion", keys),
         )
-        return _conversation(source, turns, "completion")
+        return replace(_conversation(source, turns, "completion"), completion_only=True)
     pair = _pair(
         source, _text(source, prompt, "prompt"), _response(source, completion, "completion")
     )

@@ -71,7 +71,7 @@ class Template:
             UserError: the chat template refuses the row, or does not show its turns as they are.
         """
         if self.text is None:
-            return self._encode_chat(example, turns)
+            return self._encode_chat(example, "last" if example.completion_only else turns)
         return self._encode_raw(example)
 
     def replace_prompt(self, example: Example, text: str) -> Example:

@@ -98,7 +98,7 @@ class OuterLoop:
         self.allowed = allowed
         self.scale = float((table.float() ** 2).sum(1).mean())
         self.outer_steps = outer_steps
-        self.log_rate = torch.tensor(math.log(learning_rate), dtype=projection.parameters.dtype)
+        self.log_rate = torch.tensor(math.log(learning_rate), dtype=torch.float64)
         self.first_log_rate = float(self.log_rate)
         self.adam = Adam(
             torch.zeros_like(projection.parameters), torch.zeros_like(projection.parameters)
@@ -116,7 +116,7 @@ class OuterLoop:
     @property
     def learning_rate(self) -> float:
         """The student's learning rate alpha."""
-        return math.exp(float(self.log_rate))
+        return float(f"{math.exp(float(self.log_rate)):.9g}")
 
     def vectors(self) -> Tensor:
         """P (Q, d) now."""

@@ -57,17 +57,17 @@ class ExpertPlan:
         """Three lines of at most 80 columns."""
         experts = f"{self.count} expert" + "s" * (self.count != 1)
         cost = f"{experts} x {self.steps} steps x {self.step_seconds:.2g} s"
-        lengths = f"{self.student_steps} steps, not {self.steps}"
-        if self.pays_back is None:
-            paid = f"never paid back: trainings of {lengths}"
-        else:
-            paid = f"paid back after {self.pays_back} trainings of {lengths}"
-        what = "experts and distilling " if self.distill_seconds else "experts "
+        what = "experts + distilling" if self.distill_seconds else "experts"
+        lengths = f"({self.student_steps} steps, not {self.steps})"
+        paid = f"never paid back {lengths}"
+        if self.pays_back is not None:
+            trainings = "training" + "s" * (self.pays_back != 1)
+            paid = f"paid back after {self.pays_back} {trainings} {lengths}"
         return "\n".join(
             [
                 f"time  {cost}: about {_time(self.seconds)}",
                 f"disk  {experts} x {self.snapshots} snapshots: {_bytes(self.size)}",
-                f"cost  {what}{paid}",
+                f"cost  {what}: {paid}",
             ]
         )
 
@@ -141,8 +141,8 @@ def _time(seconds: float) -> str:
 
 
 def _bytes(size: float) -> str:
-    for unit in ("bytes", "kB", "MB"):
+    for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.3g} {unit}"
         size /= 1000
-    return f"{size:.3g} GB"
+    return f"{size:.3g} TB"

@@ -1,0 +1,198 @@
+"""What a person meets at the command line: help, wrong inputs, interruptions."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nacd import files
+from nacd.cli import main
+
+Folder = Callable[[str], Path]
+
+ROWS = "".join(
+    json.dumps({"instruction": f"Name thing number {i}", "output": f"the name {i}"}) + "\n"
+    for i in range(40)
+)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    file = tmp_path / "mine.jsonl"
+    file.write_text(ROWS)
+    return file
+
+
+def flags(model: Path, data: Path, out: Path, *more: str) -> list[str]:
+    return (
+        f"distill --model {model} --data {data} --out {out} --budget 3 --lora-rank 2 --batch-size 2 "
+        "--outer-steps 2 --check-every 2 --draws 1 --compare seeds text --target-rows 4 "
+        "--engine exact --template alpaca"
+    ).split() + list(more)
+
+
+@pytest.mark.parametrize("verb", ["distill", "experts", "doctor", "train", "evaluate", "demo"])
+def test_every_flag_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--model" in shown
+    assert "Hub id, folder, GGUF file" in shown
+
+
+def test_usage_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert "nacd distill --model smollm2 --data mine.jsonl" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert main(["distil"]) == 2
+
+
+def bad_line(text: str, number: int, line: str) -> str:
+    lines = text.splitlines()
+    lines[number - 1] = line
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (None, ["mine.jsonl", "no such file"]),
+        ("", ["mine.jsonl", "empty"]),
+        (bad_line(ROWS, 7, '{"instruction": "a'), ["mine.jsonl:7", "JSON"]),
+        (bad_line(ROWS, 9, '{"instruction": "a", "output": ""}'), ["mine.jsonl:9", "response"]),
+        ('{"a": 1, "b": 2}\n' * 20, ["columns", "a, b", "--columns", "messages"]),
+    ],
+)
+def test_wrong_data_is_named(
+    content: str | None,
+    parts: list[str],
+    data: Path,
+    tiny_folder: Folder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if content is None:
+        data.unlink()
+    else:
+        data.write_text(content)
+    assert main(flags(tiny_folder("gpt2"), data, tmp_path / "run")) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown
+    for part in parts:
+        assert part in shown
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "part"),
+    [
+        (["--budget", "0"], "--budget 0"),
+        (["--budget", "120%"], "over 100 %"),
+        (["--budget", "30"], "30 rows asked for, but there are"),
+        (["--outer-steps", "-1"], "--outer-steps -1"),
+        (["--learn", "suffix:3"], "--learn suffix:3"),
+        (["--compare", "less"], "--compare less"),
+        (["--learning-rate", "0"], "--learning-rate 0"),
+        (["--lora-targets", "nowhere"], "--lora-targets nowhere"),
+        (["--device", "cuda"], "--device cuda"),
+        (["--columns", "prompt"], "--columns prompt"),
+        (["--max-tokens", "5"], "--max-tokens"),
+        (["--target-rows", "0"], "--objective target-loss needs target rows"),
+        (["--config", "nowhere.yaml"], "--config nowhere.yaml: no such file"),
+    ],
+)
+def test_a_wrong_flag_is_named(
+    more: list[str],
+    part: str,
+    data: Path,
+    tiny_folder: Folder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(flags(tiny_folder("gpt2"), data, tmp_path / "run", *more)) == 1
+    shown = capsys.readouterr().err
+    assert part in shown
+    assert "Traceback" not in shown
+
+
+def test_a_model_that_is_not_there(
+    data: Path, tiny_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(flags(tmp_path / "nothing", data, tmp_path / "run")) == 1
+    assert "not a model folder" in capsys.readouterr().err
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_folder("gpt2"), bare, ignore=shutil.ignore_patterns("tokenizer*"))
+    assert main(flags(bare, data, tmp_path / "run2")) == 1
+    assert "the folder has no tokenizer" in capsys.readouterr().err
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert main(flags(empty, data, tmp_path / "run3")) == 1
+    assert "no config.json" in capsys.readouterr().err
+
+
+def test_a_run_replays_from_its_yaml(data: Path, tiny_folder: Folder, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(flags(tiny_folder("gpt2"), data, first)) == 0
+    assert main(["distill", "--config", str(first / "run.yaml"), "--out", str(second)]) == 0
+    a, b = ((f / "dataset" / "train.jsonl").read_text() for f in (first, second))
+    assert a == b
+    settings = [yaml.safe_load((f / "run.yaml").read_text()) for f in (first, second)]
+    for setting in settings:
+        setting.pop("out")
+    assert settings[0] == settings[1]
+
+
+def test_an_unknown_key_in_a_config(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("budget: 5%\nouter:\n  stepsize: 3\n")
+    assert main(["distill", "--config", str(file)]) == 1
+    assert "run.yaml, outer: unknown key stepsize" in capsys.readouterr().err
+
+
+def test_a_full_disk_and_ctrl_c_lose_nothing(
+    data: Path,
+    tiny_folder: Folder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    args = flags(tiny_folder("gpt2"), data, tmp_path / "run")
+    save, calls = files.save_file, 0
+
+    def full(*a: object, **k: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(*a, **k)  # pyright: ignore[reportArgumentType]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "save_file", full)
+        assert main(args) == 1
+    shown = capsys.readouterr().err
+    assert "state.safetensors: the disk is full" in shown
+    assert "run the same command again" in shown
+    state = (tmp_path / "run" / "distill" / "state.safetensors").read_bytes()
+    assert state
+    calls = 0
+
+    def interrupted(*a: object, **k: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "save_file", interrupted)
+        assert main(args) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert (tmp_path / "run" / "distill" / "state.safetensors").read_bytes() == state
+    assert not list((tmp_path / "run" / "distill").glob(".*partial*"))
+    assert main(args) == 0
