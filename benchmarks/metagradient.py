@@ -5,9 +5,9 @@
 
 Every figure is a ratio to one ordinary LoRA training step (loss, gradient, update) on the same
 batch: time per inner step with the forward sweep inside (median over interleaved repeats, the
-ordinary step timed anew in each), and peak memory. The objective is the trajectory one, which costs
-nothing. The start has trained for a few steps, so that B is not 0 and AdamW's state is warm; half of
-every row's tokens are learnable, the other half are labels.
+ordinary step timed anew beside each), and peak memory. The objective is the trajectory one, which
+costs nothing. The start has trained for a few steps, so that B is not 0 and AdamW's state is warm;
+half of every row's tokens are learnable, the other half are labels.
 
 Memory is measured in a fresh process each: on Linux the peak resident set (VmHWM, reset once the
 model is loaded), on CUDA torch's own count. `peak` holds the model and Python's libraries too;
@@ -220,6 +220,7 @@ def _child(config: Config, folder: Path, name: str, steps: int) -> None:
         base = _status("VmRSS")
     else:
         base = 0
+    kept: dict[str, Tensor] = {}
     if name == "ordinary":
         setting.ordinary()
         setting.ordinary()
@@ -233,7 +234,7 @@ def _child(config: Config, folder: Path, name: str, steps: int) -> None:
     else:
         unit = 1 if sys.platform == "darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    if name != "ordinary":
+    if kept:
         write_tensors(folder / f"{name}-{steps}.safetensors", kept)
     print(json.dumps({"peak": peak, "above": peak - base if base else None}))
 
@@ -278,10 +279,10 @@ def run(config: Config) -> list[dict[str, Any]]:
         folder = Path(name)
         setting = Setting(config, folder, checkpointing=False)
         memory: dict[tuple[str, int], dict[str, Any]] = {}
-        if config.memory:
-            for pair in [("ordinary", 1), *pairs]:
-                _progress(f"memory: {pair[0]}, N = {pair[1]}")
-                memory[pair] = _measure(config, folder, *pair)
+        measured: list[tuple[str, int]] = [("ordinary", 1), *pairs] if config.memory else []
+        for engine, steps in measured:
+            _progress(f"memory: {engine}, N = {steps}")
+            memory[engine, steps] = _measure(config, folder, engine, steps)
         gradients = _gradients(setting, folder, pairs)
         if config.gradient_checkpointing:
             checkpointed = Setting(config, folder, checkpointing=True)
@@ -292,7 +293,9 @@ def run(config: Config) -> list[dict[str, Any]]:
         times: dict[tuple[str, int], list[float]] = {pair: [] for pair in pairs}
         for repeat in range(config.repeats):
             for pair in pairs:
-                _progress(f"time: repeat {repeat + 1} of {config.repeats}: {pair[0]}, N = {pair[1]}")
+                _progress(
+                    f"time: repeat {repeat + 1} of {config.repeats}: {pair[0]}, N = {pair[1]}"
+                )
                 chosen = checkpointed if pair[0] in FLAT else setting
                 base = checkpointed.ordinary()
                 ordinary.append(base)
@@ -420,7 +423,7 @@ def _verdicts(rows: list[dict[str, Any]]) -> list[str]:
         if peaks:
             lines.append(
                 f"{name}: at most {max(peaks):.2f}x the memory (to reach: 1.3x), "
-                f"{max(peaks) / min(peaks):.2f}x from one N to another (flat: 1.0x)"
+                f"spread over N {max(peaks) / min(peaks):.2f}x"
             )
     peak = {(row["engine"], row["N"]): row["peak_bytes"] for row in rows}
     share = _ratio(peak.get(("exact", 4)), peak.get(("unrolled", 4)))

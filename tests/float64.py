@@ -12,9 +12,13 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 
-class float64_only(TorchFunctionMode):  # noqa: N801 (used as a context)
+class float64_only(TorchFunctionMode):
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
         wide = bool(args) and isinstance(args[0], torch.Tensor) and args[0].dtype == torch.float64

@@ -31,8 +31,8 @@ def data(tmp_path: Path) -> Path:
 
 def flags(model: Path, data: Path, out: Path, *more: str) -> list[str]:
     return (
-        f"distill --model {model} --data {data} --out {out} --budget 3 --lora-rank 2 --batch-size 2 "
-        "--outer-steps 2 --check-every 2 --draws 1 --compare seeds text --target-rows 4 "
+        f"distill --model {model} --data {data} --out {out} --budget 3 --lora-rank 2 "
+        "--batch-size 2 --outer-steps 2 --check-every 2 --draws 1 --compare seeds text --target-rows 4 "
         "--engine exact --template alpaca"
     ).split() + list(more)
 
@@ -150,9 +150,7 @@ def test_a_run_replays_from_its_yaml(data: Path, tiny_folder: Folder, tmp_path: 
     assert settings[0] == settings[1]
 
 
-def test_an_unknown_key_in_a_config(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unknown_key_in_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("budget: 5%\nouter:\n  stepsize: 3\n")
     assert main(["distill", "--config", str(file)]) == 1

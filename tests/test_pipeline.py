@@ -6,11 +6,11 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
 import torch
-from tiny import ARCHITECTURES
 
 import nacd
 from nacd.config import LADDER, DataConfig, DistillConfig, ExpertConfig, OuterLoopConfig
@@ -20,6 +20,7 @@ from nacd.errors import UserError
 from nacd.models import ModelConfig, load_model
 from nacd.progress import Progress
 from nacd.recipe import Recipe
+from tiny import ARCHITECTURES
 
 Folder = Callable[[str], Path]
 QUIET = Progress(quiet=True)
@@ -67,16 +68,16 @@ def test_from_a_file_to_text_and_a_table(
     assert table["zero-shot"]["trainings"] == 1
     assert table["seeds"]["trainings"] == 2
     # The exported rows load unchanged, and are exactly what the inner loop trained on.
-    loaded = datasets.load_dataset(str(result.dataset), cache_dir=str(tmp_path / "cache"))["train"]
+    cache = str(tmp_path / "cache")
+    loaded: Any = datasets.load_dataset(str(result.dataset), cache_dir=cache, split="train")
     assert len(loaded) == 4
     assert set(loaded.column_names) >= {"prompt", "completion", "seed_row", "tokens_changed"}
     model = load_model(run.model)
     again = read_examples(str(result.dataset / "train.jsonl"))
     template = make_template("auto", model.tokenizer, again)
-    assert [len(template.encode(example)) for example in again] == [
-        len(model.tokenizer(row["prompt"] + row["completion"] + model.tokenizer.eos_token)["input_ids"])
-        for row in loaded
-    ]
+    tokenizer: Any = model.tokenizer
+    texts = [row["prompt"] + row["completion"] + tokenizer.eos_token for row in loaded]
+    assert [list(template.encode(e).ids) for e in again] == tokenizer(texts)["input_ids"]
     metrics = (tmp_path / "run" / "distill" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["outer_step"] for line in metrics] == [0, 1, 2, 3]
     assert "soft_to_text_gap" in json.loads(metrics[-1])

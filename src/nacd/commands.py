@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -25,7 +26,7 @@ from nacd.distillation import (
     make_seeds,
     refuse_without_target,
 )
-from nacd.doctor import diagnose
+from nacd.doctor import diagnose, estimate
 from nacd.errors import UserError
 from nacd.evaluate import Accuracy, choice_accuracy, response_nll, task_accuracy
 from nacd.experts import Expert, plan_experts, read_adapter, record_expert
@@ -185,9 +186,7 @@ def distill(
         folder.path / "results.json",
         {"verdict": verdict, "table": table, "tokens_changed": changed, "sizes": prepared.sizes},
     )
-    return Distilled(
-        folder.path, folder.path / "dataset", len(seeds.rows), changed, table, verdict
-    )
+    return Distilled(folder.path, folder.path / "dataset", len(seeds.rows), changed, table, verdict)
 
 
 def _share(data: PseudoData, ids: Tensor) -> float:
@@ -229,9 +228,7 @@ def _engine(
 ) -> Engine:
     """The engine asked for, or the one that the doctor's short check finds right."""
     outer = config.outer
-    low = config.model.dtype in ("bfloat16", "float16")
-    if outer.engine != "auto" and not low:
-        return make_engine(outer.engine, outer.fd_eps)
+    asked = None if outer.engine == "auto" else outer.engine
 
     def check() -> dict[str, Any]:
         progress.say("checking the meta-gradient on two batches ...")
@@ -242,11 +239,12 @@ def _engine(
             prepared.model.embed(seeds.pseudo.ids).to(torch.float32),
             thorough=False,
         )
-        diagnosis.require()
+        diagnosis.require(asked)
+        assert diagnosis.verdict is not None  # `require` has raised otherwise
         return {
-            "engine": diagnosis.engine,
-            "eps": diagnosis.eps,
-            "reason": diagnosis.reason,
+            "engine": asked or diagnosis.verdict.engine,
+            "eps": outer.fd_eps if asked else diagnosis.verdict.eps,
+            "reason": "as asked for" if asked else diagnosis.reason,
         }
 
     found = folder.once("doctor", check)
@@ -417,7 +415,36 @@ def doctor(config: DistillConfig, progress: Progress) -> int:
         thorough=True,
     )
     print(diagnosis.describe())
-    return 0 if diagnosis.engine else 1
+    if diagnosis.verdict is None:
+        return 1
+    steps = math.ceil(
+        config.expert.recipe(config.recipe).total_steps(len(prepared.train))
+        / config.expert.snapshot_every
+    )
+    trajectory = config.outer.objective == "trajectory"
+    print()
+    print(
+        estimate(
+            prepared.model,
+            config.recipe,
+            max(
+                seeds.pseudo.batches(config.recipe.batch_size, 4, seed=1),
+                key=lambda b: b.ids.numel(),
+            ),
+            prepared.model.embed(seeds.pseudo.ids).to(torch.float32),
+            rows=len(seeds.rows),
+            outer_steps=config.outer.outer_steps,
+            engine=diagnosis.verdict.engine,
+            eps=diagnosis.verdict.eps or config.outer.fd_eps,
+            window=config.outer.window,
+            segments=config.outer.segments,
+            target_batches=0
+            if trajectory
+            else math.ceil(len(prepared.target) / config.recipe.batch_size),
+            snapshots=config.expert.experts * (steps + 1) if trajectory else 0,
+        ).describe()
+    )
+    return 0
 
 
 @dataclass(frozen=True)

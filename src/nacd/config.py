@@ -1,4 +1,4 @@
-"""What a user may set, as frozen dataclasses: a field is a flag, its docstring is the flag's help."""
+"""What a user may set, as frozen dataclasses: a field is a flag, its docstring the help."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class DataConfig:
     choices: Literal["cloze", "letter"] = "cloze"
     """Multiple choice: answer with the choice's text, or with its letter."""
     template: str = "auto"
-    """`auto`, `chat`, `qa`, `alpaca`, `plain`, `verbatim`, or a text with {prompt} and {response}."""
+    """`auto`, `chat`, `qa`, `alpaca`, `plain`, `verbatim`, or text with {prompt}, {response}."""
     max_tokens: int = 512
     """Longest row; longer ones are dropped and counted."""
     target_rows: int = 64
@@ -74,7 +74,7 @@ class ExpertConfig:
     """S: a snapshot (with the optimiser's moments) every S steps."""
 
     def recipe(self, base: Recipe) -> Recipe:
-        """The experts' training recipe: schedule, clipping and AdamW's constants are the student's."""
+        """The experts' recipe; schedule, clipping and AdamW's constants are the student's."""
         return dataclasses.replace(
             base,
             optimizer=self.expert_optimizer,
@@ -91,7 +91,7 @@ class OuterLoopConfig:
     """How the pseudo-prompts are learned."""
 
     objective: Literal["target-loss", "trajectory"] = "target-loss"
-    """`target-loss`: loss on target rows after the inner loop; `trajectory`: the paper's matching."""
+    """`target-loss`: loss on target rows after training; `trajectory`: the paper's matching."""
     outer_steps: int = 40
     """Outer steps."""
     learn: str = "prompt"
@@ -111,7 +111,7 @@ class OuterLoopConfig:
     expert_ahead: int = 0
     """`trajectory`: M, expert steps from a segment's start to its goal; 0: to the expert's end."""
     step_size: float = 0.0
-    """Adam's learning rate on the learned parameters; 0: 0.02 for vectors, 0.4 for simplex logits."""
+    """Adam's learning rate on what is learned; 0: 0.02 for vectors, 0.4 for simplex logits."""
     rate_step_size: float = 0.0
     """Adam's learning rate on the student's log learning rate; 0 keeps it fixed."""
     beta: float = 0.0
@@ -119,7 +119,7 @@ class OuterLoopConfig:
     metric: Literal["euclidean", "cosine"] = "euclidean"
     """Distance of the neighbour regulariser and of the nearest rows."""
     candidates: int = 16
-    """`simplex`: candidate tokens a position: the seed's, its neighbours, the model's own guesses."""
+    """`simplex`: candidate tokens a position: the seed's, neighbours, the model's guesses."""
     seed_share: float = 0.6
     """`simplex`: probability of the seed's token at the start."""
     cold: float = 0.15
@@ -164,7 +164,9 @@ class DistillConfig:
         """
         self.recipe.check()
         if not self.data.data:
-            raise UserError("--data is missing: give a JSONL, JSON, CSV or Parquet file, or a hub id.")
+            raise UserError(
+                "--data is missing: give a JSONL, JSON, CSV or Parquet file, or a hub id."
+            )
         for flag, value, least in (
             ("--outer-steps", self.outer.outer_steps, 0),
             ("--segments", self.outer.segments, 1),

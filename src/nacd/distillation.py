@@ -92,7 +92,7 @@ def expected_tokens(model: LoraModel, data: PseudoData, count: int, allowed: Ten
 def simplex_candidates(
     model: LoraModel, data: PseudoData, count: int, allowed: Tensor, table: Tensor
 ) -> Tensor:
-    """Candidates (Q, count): the seed's token, then its neighbours and the model's guesses in turn."""
+    """Candidates (Q, count): the seed's token, then neighbours and the model's guesses in turn."""
     seeds = data.ids
     near = candidates(table[seeds].float(), table, count, allowed).cpu()
     guessed = expected_tokens(model, data, count, allowed)
@@ -121,27 +121,38 @@ def make_projection(
 
 
 def segment_maker(
-    prepared: Prepared, recipe: Recipe, config: OuterLoopConfig, rows: int, experts: Sequence[Expert]
+    prepared: Prepared,
+    recipe: Recipe,
+    config: OuterLoopConfig,
+    rows: int,
+    experts: Sequence[Expert],
 ) -> Callable[[int, int], Segment]:
     """A function (outer step, segment number) -> segment, the same at every run."""
     model = prepared.model
     total = recipe.total_steps(rows)
     window = min(config.window or total, total)
     pad = model.tokenizer.pad_token_id
-    target = [
-        collate([prepared.target.rows[i] for i in where], pad).to(model.device)
-        for where in length_buckets(prepared.target.rows, recipe.batch_size, seed=None)
-    ] if len(prepared.target) else []
+    target = (
+        [
+            collate([prepared.target.rows[i] for i in where], pad).to(model.device)
+            for where in length_buckets(prepared.target.rows, recipe.batch_size, seed=None)
+        ]
+        if len(prepared.target)
+        else []
+    )
 
     def trajectory(number: int, generator: np.random.Generator) -> Segment:
         expert = experts[number % len(experts)]
         starts = [s for s in expert.steps[:-1] if s <= config.expert_start] or expert.steps[:1]
         first = int(generator.choice(starts))
         ahead = config.expert_ahead or expert.steps[-1]
-        goal_step = min((s for s in expert.steps if s >= min(first + ahead, expert.steps[-1])))
+        goal_step = min(s for s in expert.steps if s >= min(first + ahead, expert.steps[-1]))
         start, goal = expert.snapshot(first), expert.snapshot(goal_step)
-        start = Start(start.theta.to(model.device), tuple(s.to(model.device) for s in start.state),
-                      start.count)
+        start = Start(
+            start.theta.to(model.device),
+            tuple(s.to(model.device) for s in start.state),
+            start.count,
+        )
         if first == 0:  # the whole recipe, from the expert's own initial values
             loop = InnerLoop(model, recipe, total)
             start = Start(start.theta, initial_state(recipe, start.theta))
@@ -170,7 +181,7 @@ def segment_maker(
 
 
 def windowed(segment: Segment, window: int, step: int, outer: OuterLoop) -> Segment:
-    """Move a whole-recipe segment to `window` steps of the student's own path on the current data."""
+    """Move a whole-recipe segment to `window` steps along the student's own path."""
     total = len(segment.order)
     if window == 0 or window >= total:
         return segment
@@ -240,9 +251,7 @@ class Distiller:
             recipe.learning_rate,
             self.config.outer_steps,
         )
-        self.segments = segment_maker(
-            prepared, recipe, self.config, len(seeds.rows), experts
-        )
+        self.segments = segment_maker(prepared, recipe, self.config, len(seeds.rows), experts)
         template = prepared.template
         self.trips = [
             RoundTrip(template, self.model.tokenizer, example, row)
@@ -388,15 +397,11 @@ class Distiller:
     def _keep_best(self, row: dict[str, Any], best: dict[str, Tensor]) -> None:
         outer = self.outer
         if row["development_text"] < float(best["text"][0]):
-            best["text"] = torch.tensor(
-                [row["development_text"], outer.done], dtype=torch.float64
-            )
+            best["text"] = torch.tensor([row["development_text"], outer.done], dtype=torch.float64)
             best["ids"] = best["last_ids"]
             best["log_rate"] = outer.log_rate
         if row["development_soft"] < float(best["soft"][0]):
-            best["soft"] = torch.tensor(
-                [row["development_soft"], outer.done], dtype=torch.float64
-            )
+            best["soft"] = torch.tensor([row["development_soft"], outer.done], dtype=torch.float64)
             best["vectors"] = outer.vectors().cpu()
 
 
@@ -410,4 +415,3 @@ def refuse_without_target(config: DistillConfig, prepared: Prepared) -> None:
         raise UserError(
             "--objective target-loss needs target rows: raise --target-rows, or name --target."
         )
-

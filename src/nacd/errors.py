@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake raises; the command line prints it without a traceback."""
+"""The exception that a user's mistake raises; the command line prints it without a traceback."""
 
 
 class UserError(Exception):

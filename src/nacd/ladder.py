@@ -79,7 +79,9 @@ def climb(
         progress: display.
     """
     cells: dict[str, list[dict[str, Any]]] = {}
-    work = [(e, s) for e in entries for s in range(1 if e.name == "zero-shot" else e.seeds or seeds)]
+    work = [
+        (e, s) for e in entries for s in range(1 if e.name == "zero-shot" else e.seeds or seeds)
+    ]
     with progress.stage("table", len(work)) as tick:
         for done, (entry, seed) in enumerate(work, 1):
             cell = folder.once(
@@ -146,7 +148,9 @@ def _summary(
 
 def lines(summary: Sequence[Mapping[str, Any]]) -> list[str]:
     """The table, at most 80 columns wide."""
-    head = f"{'':<24}{'NLL':>7} {'sd':>6} {'vs seeds':>15} {'tokens':>8} {'steps':>5} {'changed':>7}"
+    head = (
+        f"{'':<24}{'NLL':>7} {'sd':>6} {'vs seeds':>15} {'tokens':>8} {'steps':>5} {'changed':>7}"
+    )
     out = [head, "-" * len(head)]
     for row in summary:
         sd = "" if row["sd"] is None else f"{row['sd']:.3f}"
@@ -194,13 +198,9 @@ def entries_for(
                 changed=1.0,
             )
         ],
-        "soft": [
-            Entry("soft", "NACD soft", lambda _: seeds, vectors=soft, recipe=soft_recipe)
-        ],
+        "soft": [Entry("soft", "NACD soft", lambda _: seeds, vectors=soft, recipe=soft_recipe)],
         "text": [
-            Entry(
-                "text", "NACD text", lambda _: text, changed=text_changed, recipe=soft_recipe
-            )
+            Entry("text", "NACD text", lambda _: text, changed=text_changed, recipe=soft_recipe)
         ],
         "full": [
             Entry("full-equal-steps", "full, equal steps", lambda _: full, steps=steps),
@@ -215,7 +215,12 @@ def entries_for(
     }
     if last.rows != text.rows:
         rows["text"].append(
-            Entry("text-last", "NACD text, last step", lambda _: last, changed=last_changed,
-                  recipe=soft_recipe)
+            Entry(
+                "text-last",
+                "NACD text, last step",
+                lambda _: last,
+                changed=last_changed,
+                recipe=soft_recipe,
+            )
         )
     return [entry for name in rows if name in chosen for entry in rows[name]]

@@ -218,7 +218,7 @@ class LoraModel:
         return self._table
 
     def inputs(self, batch: Batch, vectors: Tensor | None) -> Tensor:
-        """`inputs_embeds` (B, T, d): token embeddings, with `vectors` (Q, d) in the batch's slots."""
+        """`inputs_embeds` (B, T, d): token embeddings, `vectors` (Q, d) in the batch's slots."""
         embeds = self.embed(batch.ids)
         if vectors is None:
             return embeds

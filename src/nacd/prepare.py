@@ -32,6 +32,7 @@ class Part:
     rows: tuple[Encoded, ...]
 
     def __len__(self) -> int:
+        """Number of rows."""
         return len(self.rows)
 
 

@@ -72,7 +72,9 @@ class Progress:
                 task = bar.add_task(name[:18], total=total, completed=done, loss="")
 
                 def tick(done: int, loss: float) -> None:
-                    bar.update(task, completed=done, loss="" if loss != loss else f"loss {loss:.3f}")
+                    bar.update(
+                        task, completed=done, loss="" if loss != loss else f"loss {loss:.3f}"
+                    )
 
                 yield tick
             return

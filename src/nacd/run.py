@@ -50,9 +50,7 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
 
-    def open(
-        self, config: Mapping[str, Any], *, may_differ: Iterable[str] = ("out",)
-    ) -> None:
+    def open(self, config: Mapping[str, Any], *, may_differ: Iterable[str] = ("out",)) -> None:
         """Make the folder, or check that it belongs to this configuration.
 
         Raises:

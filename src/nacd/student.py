@@ -75,9 +75,7 @@ class Tuned:
     """Development NLL at each rate tried."""
 
 
-def tune_rate(
-    rates: Sequence[float], score: Callable[[float], float]
-) -> Tuned:
+def tune_rate(rates: Sequence[float], score: Callable[[float], float]) -> Tuned:
     """The rate with the lowest score (development NLL)."""
     nll = {rate: score(rate) for rate in rates}
     return Tuned(min(nll, key=lambda rate: nll[rate]), nll)

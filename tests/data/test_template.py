@@ -315,7 +315,10 @@ def test_replace_prompt_changes_the_last_user_turn_alone():
     ("name", "message"),
     [
         ("chat", "no chat template. Choose --template qa"),
-        ("chatml", "--template 'chatml' is neither auto, chat, qa, alpaca, plain, verbatim nor a text"),
+        (
+            "chatml",
+            "--template 'chatml' is neither auto, chat, qa, alpaca, plain, verbatim nor a text",
+        ),
         ("{prompt}", "one {prompt} and, after it, one {response}"),
         ("{response} {prompt}", "one {prompt} and, after it, one {response}"),
         ("{prompt} {response} {response}", "one {prompt} and, after it, one {response}"),

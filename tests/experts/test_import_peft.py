@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nacd.errors import UserError
-from nacd.experts import import_checkpoints, open_expert
+from nacd.experts import import_checkpoints, open_expert, read_adapter
 from nacd.models import LoraModel, ModelConfig, adapter_folder, load_model
 from nacd.recipe import Recipe
 
@@ -94,6 +94,15 @@ def test_round_trip(tiny_folder: Folder, tmp_path: Path, arch: str) -> None:
         assert start.count == step
         assert [part.abs().sum() for part in start.state] == [0, 0]
     assert json.loads((tmp_path / "expert" / "manifest.json").read_text())["state"] == "zeros"
+
+
+def test_one_adapter(model: LoraModel, tmp_path: Path) -> None:
+    theta = torch.randn(model.size, generator=torch.Generator().manual_seed(0))
+    adapter_folder(model, theta, tmp_path / "adapter")
+    model.write(torch.zeros(model.size))
+    assert torch.equal(read_adapter(model, tmp_path / "adapter"), theta)
+    with pytest.raises(UserError, match=r"no adapter_model\.safetensors there"):
+        read_adapter(model, tmp_path)
 
 
 def test_moments_of_adamw(model: LoraModel, tmp_path: Path) -> None:

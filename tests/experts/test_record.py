@@ -356,6 +356,6 @@ def test_plan_counts_bytes_and_trainings(model: LoraModel, tmp_path: Path) -> No
     assert all(len(line) <= 80 for line in long.describe().splitlines())
     never = replace(plan, student_steps=6)
     assert never.pays_back is None
-    assert "never paid back" in never.describe()
+    assert "never repaid" in never.describe()
     with pytest.raises(UserError, match="--experts 0"):
         plan_experts(model, ROWS_HERE, recipe, every=2, count=0, student_steps=2)

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from float64 import float64_only
-from tiny import ARCHITECTURES, ROWS
 from torch import Tensor
 
+from float64 import float64_only
 from nacd.data import Batch
 from nacd.meta import (
     Exact,
@@ -27,12 +26,15 @@ from nacd.meta import (
 )
 from nacd.models import LoraModel, ModelConfig, load_model
 from nacd.recipe import Recipe
+from tiny import ARCHITECTURES, ROWS
 
 Folder = Callable[[str], Path]
 VECTORS = 9
 RECIPES = {
     "sgd": Recipe(optimizer="sgd", learning_rate=0.3, warmup=0.0),
-    "momentum": Recipe(optimizer="sgd", learning_rate=0.2, momentum=0.9, weight_decay=0.01, warmup=0.0),
+    "momentum": Recipe(
+        optimizer="sgd", learning_rate=0.2, momentum=0.9, weight_decay=0.01, warmup=0.0
+    ),
     "adamw": Recipe(learning_rate=5e-3, warmup=0.0, weight_decay=0.1),
 }
 
@@ -112,7 +114,6 @@ CASES = [
 def test_engines_agree_with_the_unrolled_graph(
     models: dict[str, LoraModel], arch: str, name: str, clip: float, trained: bool, steps: int
 ) -> None:
-    from dataclasses import replace
 
     model, recipe = models[arch], replace(RECIPES[name], clip=clip)
     start = start_of(model, recipe, trained)

@@ -43,7 +43,9 @@ def candidates(
     found = []
     for queries in vectors.split(part):
         queries = queries.to(table.device)
-        best = torch.full((len(queries), count), torch.inf, device=table.device, dtype=queries.dtype)
+        best = torch.full(
+            (len(queries), count), torch.inf, device=table.device, dtype=queries.dtype
+        )
         ids = torch.zeros((len(queries), count), dtype=torch.long, device=table.device)
         for start in range(0, len(table), block):
             rows = table[start : start + block].to(queries.dtype)

@@ -177,7 +177,9 @@ class OuterLoop:
                 rate_gradient *= limit / length
         self.norms.append(length)
         rows = self.table[nearest(vectors, self.table, self.allowed, self.config.metric)]
-        distance, slope = regulariser(vectors, rows.to(vectors.dtype), self.config.metric, self.scale)
+        distance, slope = regulariser(
+            vectors, rows.to(vectors.dtype), self.config.metric, self.scale
+        )
         if self.config.beta:
             gradient = gradient + self.config.beta * slope
         pulled = self.projection.pull(gradient, self.progress)

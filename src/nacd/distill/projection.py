@@ -98,10 +98,7 @@ class Simplex:
 
     def _mix(self, weights: Tensor) -> Tensor:
         return torch.stack(
-            [
-                w @ self.table[c].to(w.dtype)
-                for w, c in zip(weights, self.candidates, strict=True)
-            ]
+            [w @ self.table[c].to(w.dtype) for w, c in zip(weights, self.candidates, strict=True)]
         )
 
     def vectors(self, progress: float) -> Tensor:
@@ -113,10 +110,7 @@ class Simplex:
         heat = self.temperature(progress)
         weights = (self.parameters / heat).softmax(1)
         slopes = torch.stack(
-            [
-                self.table[c].to(g.dtype) @ g
-                for g, c in zip(gradient, self.candidates, strict=True)
-            ]
+            [self.table[c].to(g.dtype) @ g for g, c in zip(gradient, self.candidates, strict=True)]
         )
         return weights * (slopes - (weights * slopes).sum(1, keepdim=True)) / heat
 

@@ -60,8 +60,8 @@ class RoundTrip:
         text = self._decode(row.ids)
         content = seed.prompt
         start = content.find(text) if text else -1
-        self.head, self.tail = (content, "") if start < 0 else (
-            content[:start], content[start + len(text) :]
+        self.head, self.tail = (
+            (content, "") if start < 0 else (content[:start], content[start + len(text) :])
         )
         self.reversible = start >= 0 and self.encode(row.ids).ids == row.ids
 

@@ -1,6 +1,6 @@
 """Expert trajectories: trained and recorded here, or imported from a Trainer's checkpoints."""
 
-from nacd.experts.import_peft import import_checkpoints
+from nacd.experts.import_peft import import_checkpoints, read_adapter
 from nacd.experts.plan import ExpertPlan, plan_experts
 from nacd.experts.record import record_expert
 from nacd.experts.store import Expert, Snapshot, open_expert
@@ -12,5 +12,6 @@ __all__ = [
     "import_checkpoints",
     "open_expert",
     "plan_experts",
+    "read_adapter",
     "record_expert",
 ]

@@ -104,6 +104,27 @@ def import_checkpoints(
     return open_expert(out)
 
 
+def read_adapter(model: LoraModel, folder: Path) -> Tensor:
+    """Theta (P,), on the CPU, of a LoRA adapter that `peft` saved in `folder`.
+
+    Args:
+        model: the base model with the same LoRA as the adapter's.
+        folder: holds `adapter_model.safetensors` and `adapter_config.json`.
+
+    Raises:
+        UserError: no adapter there, a damaged one, or one of another model, rank, alpha or targets;
+            the flag that mends it is named.
+    """
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise UserError(
+            f"{folder}: no adapter_model.safetensors there; give a LoRA adapter that peft saved as "
+            "safetensors."
+        )
+    _check_lora(model, folder / "adapter_config.json")
+    return _theta(model, weights)
+
+
 def _checkpoint_folders(folder: Path) -> list[tuple[int, Path]]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give a Trainer's output folder.")
@@ -126,14 +147,7 @@ def _checkpoint_folders(folder: Path) -> list[tuple[int, Path]]:
 
 
 def _read_checkpoint(model: LoraModel, step: int, path: Path, recipe: Recipe) -> _Checkpoint:
-    weights = path / "adapter_model.safetensors"
-    if not weights.is_file():
-        raise UserError(
-            f"{path}: no adapter_model.safetensors there; only LoRA adapters that peft saved as "
-            "safetensors can be imported."
-        )
-    _check_lora(model, path / "adapter_config.json")
-    theta = _theta(model, weights)
+    theta = read_adapter(model, path)
     progress: dict[str, Any] = {}
     if (path / "trainer_state.json").is_file():
         progress = _read_json(path / "trainer_state.json")
@@ -199,8 +213,8 @@ def _theta(model: LoraModel, path: Path) -> Tensor:
                 f"{path}: {key} has shape {tuple(tensors[key].shape)}, but {tuple(shape)} in "
                 f"--model {model.config.model}; give the --model that the run was trained on."
             )
-    like = model.fresh_theta(0)
-    return torch.cat([tensors[key].reshape(-1).to(like.dtype) for key in keys])
+    dtype = model.fresh_theta(0).dtype
+    return torch.cat([tensors[key].reshape(-1).to(dtype) for key in keys])
 
 
 def _without_adapter(name: str) -> str:
@@ -217,13 +231,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"{path}: not there; give a Trainer's checkpoints as it wrote them.") from (
-            error
-        )
+        raise UserError(f"{path}: not there; give the folder as peft wrote it.") from error
     except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); delete that checkpoint's folder.") from error
+        raise UserError(
+            f"{path}: damaged ({error}); delete its folder or save it again."
+        ) from error
     if not isinstance(value, dict):
-        raise UserError(f"{path}: not a JSON object; delete that checkpoint's folder.")
+        raise UserError(f"{path}: not a JSON object; delete its folder or save it again.")
     return value
 
 

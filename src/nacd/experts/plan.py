@@ -59,10 +59,10 @@ class ExpertPlan:
         cost = f"{experts} x {self.steps} steps x {self.step_seconds:.2g} s"
         what = "experts + distilling" if self.distill_seconds else "experts"
         lengths = f"({self.student_steps} steps, not {self.steps})"
-        paid = f"never paid back {lengths}"
+        paid = f"never repaid {lengths}"
         if self.pays_back is not None:
             trainings = "training" + "s" * (self.pays_back != 1)
-            paid = f"paid back after {self.pays_back} {trainings} {lengths}"
+            paid = f"repaid after {self.pays_back} {trainings} {lengths}"
         return "\n".join(
             [
                 f"time  {cost}: about {_time(self.seconds)}",

@@ -64,9 +64,7 @@ class InnerLoop:
         theta, state, losses = start.theta, start.state, []
         for k, batch in enumerate(batches, start.count):
             loss, gradient, _ = self.model.value_and_grad(theta, batch, vectors)
-            theta, state = step(
-                self.recipe, theta, state, gradient, self.rate(log_rate, k), k
-            )
+            theta, state = step(self.recipe, theta, state, gradient, self.rate(log_rate, k), k)
             losses.append(float(loss))
         return Start(theta, state, start.count + len(batches)), losses
 
@@ -188,9 +186,7 @@ def unrolled_meta_gradient(
         for k, batch in enumerate(batches, start.count):
             loss = loop.model.loss_at(theta, batch, leaf_vectors)
             (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
-            theta, state = step(
-                loop.recipe, theta, state, gradient, loop.rate(leaf_rate, k), k
-            )
+            theta, state = step(loop.recipe, theta, state, gradient, loop.rate(leaf_rate, k), k)
             losses.append(float(loss.detach()))
         value = objective(theta)
         d_vectors, d_rate, d_theta = torch.autograd.grad(

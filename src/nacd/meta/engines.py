@@ -43,8 +43,10 @@ class Products:
 class Engine(Protocol):
     """Computes the second-order products at one inner step."""
 
-    needs_vector_gradient: bool
-    """True where the forward sweep must keep the loss's gradient in the vectors."""
+    @property
+    def needs_vector_gradient(self) -> bool:
+        """True where the forward sweep must keep the loss's gradient in the vectors."""
+        ...
 
     def __call__(
         self,
@@ -120,7 +122,9 @@ class FirstOrder:
         eps = self.eps * float(theta.norm()) / length
         _, up, up_vectors = model.value_and_grad(theta + eps * v, batch, vectors, in_vectors=True)
         if self.central:
-            _, down, down_vectors = model.value_and_grad(theta - eps * v, batch, vectors, in_vectors=True)
+            _, down, down_vectors = model.value_and_grad(
+                theta - eps * v, batch, vectors, in_vectors=True
+            )
             span = 2 * eps
         else:
             down, down_vectors = gradient

@@ -96,7 +96,7 @@ def step_vjp(
     cotangent: Tensor,
     state_cotangent: State,
 ) -> StepCotangents:
-    """Pull cotangents of (theta', state') back through one step at learning rate exp(log_rate) * factor."""
+    """Pull cotangents of (theta', state') back through a step at rate exp(log_rate) * factor."""
     inputs = [x.detach().requires_grad_() for x in (theta, *state, gradient, log_rate)]
     with torch.enable_grad():
         new_theta, new_state = step(

@@ -1,0 +1,54 @@
+"""The benchmark of the meta-gradient runs, and writes what it prints."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "metagradient.py"
+
+
+@pytest.mark.slow
+def test_a_small_run(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    out = tmp_path / "figures.jsonl"
+    flags = "--steps 1 2 --long-steps 3 --repeats 1 --rows 2 --tokens 12 --device cpu"
+    engines = ["--engines", "unrolled", "exact", "one-sided"]
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--model", tiny_folder("llama"), "--out", out]
+        + [*flags.split(), *engines],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    head, *rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert head["ordinary_peak_bytes"] > 0
+    assert [(row["engine"], row["N"]) for row in rows] == [
+        ("unrolled", 1),
+        ("unrolled", 2),
+        ("exact", 1),
+        ("exact", 2),
+        ("one-sided", 1),
+        ("one-sided", 2),
+        ("one-sided", 3),
+    ]
+    assert all(row["time"] > 0 and row["peak"] > 0 for row in rows)
+    for row in rows:
+        limit = {"unrolled": None, "exact": 1e-3, "one-sided": 0.2}[row["engine"]]
+        assert limit is None or (row["error"] < limit and row["cosine"] > 0.98)
+    assert max(len(line) for line in done.stdout.splitlines() if str(out) not in line) <= 80
+
+
+def test_a_wrong_model_is_named(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--model", tmp_path / "none", "--out", tmp_path / "x"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "not a model folder" in done.stderr
+    assert "Traceback" not in done.stderr
