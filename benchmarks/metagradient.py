@@ -279,7 +279,8 @@ def run(config: Config) -> list[dict[str, Any]]:
         folder = Path(name)
         setting = Setting(config, folder, checkpointing=False)
         memory: dict[tuple[str, int], dict[str, Any]] = {}
-        measured: list[tuple[str, int]] = [("ordinary", 1), *pairs] if config.memory else []
+        measured: list[tuple[str, int]] = [("ordinary", 1)] if config.memory else []
+        measured += pairs if config.memory else []
         for engine, steps in measured:
             _progress(f"memory: {engine}, N = {steps}")
             memory[engine, steps] = _measure(config, folder, engine, steps)
@@ -395,7 +396,7 @@ def table(head: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         lines[-1] += f", of it {head['ordinary_above_bytes'] / gib:.2f} above the model"
     lines += [
         "",
-        f"{'engine':12}{'N':>4}{'time/step':>11}{'peak':>8}{'above':>8}{'error':>11}{'cosine':>11}"
+        f"{'engine':12}{'N':>4}{'time/step':>11}{'peak':>8}{'above':>8}{'error':>11}{'cosine':>10}"
         f"{'rate error':>12}",
         "-" * 77,
     ]
@@ -406,7 +407,7 @@ def table(head: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         if row["reference"] is None:
             cells += [f"{'reference':>11}"]
         else:
-            cells += [f"{row['error']:11.1e}{row['cosine']:11.6f}{row['rate_error']:12.1e}"]
+            cells += [f"{row['error']:11.1e}{row['cosine']:10.6f}{row['rate_error']:12.1e}"]
         lines.append("".join(cells))
     return "\n".join([*lines, "", *_verdicts(rows)])
 

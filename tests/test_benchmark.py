@@ -16,25 +16,19 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "metagradient.py"
 @pytest.mark.slow
 def test_a_small_run(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
     out = tmp_path / "figures.jsonl"
-    flags = "--steps 1 2 --long-steps 3 --repeats 1 --rows 2 --tokens 12 --device cpu"
+    flags = "--steps 1 --long-steps 2 --repeats 1 --rows 2 --tokens 12 --device cpu"
     engines = ["--engines", "unrolled", "exact", "one-sided"]
-    done = subprocess.run(
-        [sys.executable, SCRIPT, "--model", tiny_folder("llama"), "--out", out]
-        + [*flags.split(), *engines],
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, SCRIPT, "--model", tiny_folder("llama"), "--out", out]
+    command += [*flags.split(), *engines]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     head, *rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert head["ordinary_peak_bytes"] > 0
     assert [(row["engine"], row["N"]) for row in rows] == [
         ("unrolled", 1),
-        ("unrolled", 2),
         ("exact", 1),
-        ("exact", 2),
         ("one-sided", 1),
         ("one-sided", 2),
-        ("one-sided", 3),
     ]
     assert all(row["time"] > 0 and row["peak"] > 0 for row in rows)
     for row in rows:

@@ -29,7 +29,14 @@ from nacd.distillation import (
 from nacd.doctor import diagnose, estimate
 from nacd.errors import UserError
 from nacd.evaluate import Accuracy, choice_accuracy, response_nll, task_accuracy
-from nacd.experts import Expert, plan_experts, read_adapter, record_expert
+from nacd.experts import (
+    Expert,
+    import_checkpoints,
+    open_expert,
+    plan_experts,
+    read_adapter,
+    record_expert,
+)
 from nacd.export import Card, DatasetRow, write_dataset, write_soft_prompts
 from nacd.files import write_json
 from nacd.ladder import climb, entries_for, lines
@@ -258,6 +265,8 @@ def record_experts(
     """Record the expert trajectories of a run, or read those that are there."""
     settings = config.expert
     recipe = settings.recipe(config.recipe)
+    if settings.expert_from:
+        return _imported(config, prepared, folder, recipe)
     recipe.check()
     digests = [example.digest for example in prepared.train.examples]
     first = folder.path / "experts" / "0" / "manifest.json"
@@ -290,6 +299,19 @@ def record_experts(
                 )
             )
     return experts
+
+
+def _imported(
+    config: DistillConfig, prepared: Prepared, folder: RunFolder, recipe: Recipe
+) -> list[Expert]:
+    found = []
+    for number, source in enumerate(config.expert.expert_from):
+        place = folder.path / "experts" / str(number)
+        if (place / "manifest.json").is_file():
+            found.append(open_expert(place))
+        else:
+            found.append(import_checkpoints(prepared.model, Path(source), place, recipe))
+    return found
 
 
 def export(

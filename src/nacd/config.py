@@ -70,6 +70,8 @@ class ExpertConfig:
     """Rows a step of an expert."""
     expert_momentum: float = 0.0
     """Momentum of the experts' SGD."""
+    expert_from: tuple[str, ...] = ()
+    """Trainer output folders (peft checkpoints of one run each) to import instead of training."""
     snapshot_every: int = 4
     """S: a snapshot (with the optimiser's moments) every S steps."""
 

@@ -7,10 +7,19 @@ from pathlib import Path
 
 from nacd.commands import Distilled, distill, print_result
 from nacd.config import DataConfig, DistillConfig, OuterLoopConfig
-from nacd.data import mmlu_exemplars, split_by_hash
+from nacd.data import Example, mmlu_exemplars, split_by_hash
 from nacd.models import ModelConfig
 from nacd.progress import Progress
 from nacd.recipe import Recipe
+
+
+MAX_WORDS = 32
+"""Longest question and answer, in words: two cores have ten minutes."""
+
+
+def words(example: Example) -> int:
+    """Words of a row's question and answer."""
+    return len(example.prompt.split()) + len(example.response.split())
 
 
 @dataclass(frozen=True)
@@ -21,7 +30,7 @@ class DemoConfig:
     """Run folder; the same command again goes on where it stopped."""
     model: str = "smollm2"
     """Hub id, folder, GGUF file, or `smollm2`."""
-    outer_steps: int = 8
+    outer_steps: int = 10
     """Outer steps."""
     seed: int = 0
     """Seed of everything that is drawn."""
@@ -37,11 +46,13 @@ def demo_config(config: DemoConfig) -> DistillConfig:
         full_epochs=1.0,
         model=ModelConfig(model=config.model),
         data=DataConfig(
-            data="MMLU exemplars (lm-eval)", template="qa", max_tokens=48, target_rows=32
+            data="MMLU exemplars (lm-eval)", template="qa", max_tokens=64, target_rows=32
         ),
-        recipe=Recipe(batch_size=8, epochs=3.0, learning_rate=1e-3),
+        recipe=Recipe(batch_size=8, epochs=3.0, learning_rate=2e-3),
         outer=OuterLoopConfig(
-            outer_steps=config.outer_steps, check_every=config.outer_steps, shuffles=2
+            outer_steps=config.outer_steps,
+            check_every=max(1, config.outer_steps // 2),
+            engine="one-sided",
         ),
     )
 
@@ -49,13 +60,10 @@ def demo_config(config: DemoConfig) -> DistillConfig:
 def demo(config: DemoConfig, progress: Progress | None = None) -> Distilled:
     """Run the demo and print its table."""
     progress = progress or Progress()
-    progress.say(
-        "NACD demo: SmolLM2-135M, 282 MMLU exemplars in cloze form, 16 distilled rows."
-        if config.model == "smollm2"
-        else f"NACD demo: {config.model}, 282 MMLU exemplars in cloze form, 16 distilled rows."
-    )
-    examples = mmlu_exemplars("cloze")
-    splits = split_by_hash(examples, target=32, development=0.1, report=0.25)
+    name = "SmolLM2-135M-Instruct" if config.model == "smollm2" else config.model
+    progress.say(f"NACD demo: {name}, short MMLU exemplars in cloze form, 16 distilled rows.")
+    examples = [e for e in mmlu_exemplars("cloze") if words(e) <= MAX_WORDS]
+    splits = split_by_hash(examples, target=32, development=0.15, report=0.3)
     result = distill(demo_config(config), splits=splits, progress=progress)
     print_result(result, progress)
     progress.say(

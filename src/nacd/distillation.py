@@ -147,19 +147,18 @@ def segment_maker(
         first = int(generator.choice(starts))
         ahead = config.expert_ahead or expert.steps[-1]
         goal_step = min(s for s in expert.steps if s >= min(first + ahead, expert.steps[-1]))
-        start, goal = expert.snapshot(first), expert.snapshot(goal_step)
-        start = Start(
-            start.theta.to(model.device),
-            tuple(s.to(model.device) for s in start.state),
-            start.count,
-        )
+        start = expert.snapshot(first, model.device)
+        goal = expert.snapshot(goal_step, model.device)
+        loop = InnerLoop(model, recipe, total)
         if first == 0:  # the whole recipe, from the expert's own initial values
-            loop = InnerLoop(model, recipe, total)
             start = Start(start.theta, initial_state(recipe, start.theta))
-        else:  # along the expert's path, its moments and step count carried, at a constant rate
+        else:  # along the expert's path, at a constant rate
             loop = InnerLoop(model, replace(recipe, schedule="constant", warmup=0.0), total)
+            fits = len(start.state) == len(initial_state(recipe, start.theta))
+            if expert.state == "zeros" or not fits:  # moments unknown: count steps from here
+                start = Start(start.theta, initial_state(recipe, start.theta))
         order = training_order(rows, recipe.batch_size, window, int(generator.integers(1 << 30)))
-        objective = trajectory_objective(start.theta, goal.theta.to(model.device))
+        objective = trajectory_objective(start.theta, goal.theta)
         return Segment(loop, start, order, objective)
 
     def make(step: int, part: int) -> Segment:

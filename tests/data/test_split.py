@@ -27,7 +27,7 @@ def test_sizes_at_the_defaults():
         return list(split_by_hash(rows(*range(n))).sizes.values())
 
     assert sizes(8) == [4, 1, 1, 2]
-    assert sizes(282) == [170, 28, 28, 56]
+    assert sizes(282) == [142, 56, 28, 56]
     assert sizes(2251) == [1587, 64, 200, 400]
 
 
@@ -70,7 +70,7 @@ def test_exact_numbers_and_none():
 
 
 def test_too_much_asked():
-    with pytest.raises(UserError, match=r"90 report, 10 development and 10 target rows leave none"):
+    with pytest.raises(UserError, match=r"90 report, 10 development and 20 target rows leave none"):
         split_by_hash(rows(*range(100)), development=10, report=90)
 
 

@@ -71,7 +71,7 @@ def test_every_row_is_visited_once_an_epoch() -> None:
 
 @pytest.mark.parametrize("text", ["suffix:3", "prefix", "prefix:", "prefix:0", "prefix:-1", ""])
 def test_unknown_positions_are_refused(text: str) -> None:
-    with pytest.raises(UserError, match="--learn .*prefix:8"):
+    with pytest.raises(UserError, match=r"--learn .*prefix:8"):
         make_pseudo_data(ROWS, text, 0, filler=(5,))
 
 

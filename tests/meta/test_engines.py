@@ -10,10 +10,9 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from float64 import float64_only
-from tiny import ARCHITECTURES, ROWS
 from torch import Tensor
 
+from float64 import float64_only
 from nacd.data import Batch
 from nacd.meta import (
     Engine,
@@ -30,9 +29,17 @@ from nacd.meta import (
 )
 from nacd.models import LoraModel, ModelConfig, load_model
 from nacd.recipe import Recipe
+from tiny import ARCHITECTURES, ROWS
 
 Folder = Callable[[str], Path]
 VECTORS = 9
+FIRST_LAYER = {
+    "opt": "model.decoder.layers.0.fc1",
+    "llama": "model.layers.0.mlp",
+    "gpt2": "transformer.h.0.mlp",
+    "qwen3": "model.layers.0.mlp",
+    "gemma3": "model.layers.0.mlp",
+}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +47,7 @@ def model(tiny_folder: Folder) -> LoraModel:
     return load_model(ModelConfig(model=str(tiny_folder("llama")), dtype="float64", lora_rank=2))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def _wide() -> Iterator[None]:
     with float64_only():
         yield
@@ -101,6 +108,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
+@pytest.mark.usefixtures("_wide")
 def test_tesla_is_right_for_one_step(model: LoraModel) -> None:
     problem = Problem(model, rate=0.3, steps=1)
     found, expected = problem.by(make_engine("tesla", 0.0)), problem.unrolled()
@@ -108,9 +116,10 @@ def test_tesla_is_right_for_one_step(model: LoraModel) -> None:
     assert relative(found.log_rate, expected.log_rate) < 1e-9
 
 
+@pytest.mark.usefixtures("_wide")
 def test_tesla_departs_as_learning_rate_times_steps_grows(model: LoraModel) -> None:
     cosines = []
-    for rate, steps in ((1e-3, 2), (0.3, 4), (1.0, 8)):
+    for rate, steps in ((1e-3, 2), (0.1, 4), (0.2, 8)):
         problem = Problem(model, rate, steps)
         expected = problem.unrolled()
         assert relative(problem.by(Exact()).vectors, expected.vectors) < 1e-8
@@ -120,10 +129,11 @@ def test_tesla_departs_as_learning_rate_times_steps_grows(model: LoraModel) -> N
     assert cosines[-1] < 0.9
 
 
+@pytest.mark.usefixtures("_wide")
 def test_one_sided_converges_at_first_order_central_at_second(model: LoraModel) -> None:
     problem = Problem(model, rate=0.3, steps=2)
     expected = problem.by(Exact()).vectors
-    lengths = (1e-3, 1e-4)
+    lengths = (1e-4, 1e-5)
     one_sided = [relative(problem.by(FirstOrder(e, False)).vectors, expected) for e in lengths]
     central = [relative(problem.by(FirstOrder(e)).vectors, expected) for e in lengths]
     assert all(c < o / 10 for c, o in zip(central, one_sided, strict=True))
@@ -162,13 +172,9 @@ def test_checkpointed_gradients_equal_plain_ones(arch: str, tiny_folder: Folder)
     plain = load_model(config)
     checkpointed = load_model(replace(config, gradient_checkpointing=True))
     recomputed: list[int] = []
-    layer = next(
-        m for n, m in checkpointed.hf.named_modules() if n.endswith("layers.0") or n.endswith("h.0")
+    checkpointed.hf.get_submodule(FIRST_LAYER[arch]).register_forward_pre_hook(
+        lambda *_: recomputed.append(1)
     )
-    first = next(
-        m for m in layer.modules() if isinstance(m, torch.nn.Linear) or "Conv1D" in type(m).__name__
-    )
-    first.register_forward_hook(lambda *_: recomputed.append(1))
     theta = plain.fresh_theta(3)
     theta = theta + 0.05 * torch.sin(torch.arange(plain.size, dtype=theta.dtype))  # B is not 0
     vectors = vectors_of(plain)

@@ -52,7 +52,7 @@ def split_by_hash(
 
     Args:
         examples: the rows.
-        target: most rows for target (never over a tenth of the file); 0: none, when a file is given
+        target: most rows for target (never over a fifth of the file); 0: none, when a file is given
             for them.
         development: a fraction of the distinct rows (at most 200 rows), or an exact number.
         report: a fraction (at most 400 rows), or an exact number.
@@ -70,7 +70,7 @@ def split_by_hash(
     counts = (
         _count(report, total, most=400),
         _count(development, total, most=200),
-        min(target, max(1, total // 10)),
+        min(target, max(1, total // 5)),
     )
     if min(counts) < 0 or sum(counts) >= total:
         raise UserError(

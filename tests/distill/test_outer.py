@@ -1,0 +1,146 @@
+"""The outer loop's guards, its optimiser and its state, with meta-gradients put in by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nacd.data import Encoded
+from nacd.distill import outer as module
+from nacd.distill.outer import PATIENCE, DivergedError, OuterConfig, OuterLoop, Segment
+from nacd.distill.projection import Nearest
+from nacd.distill.pseudo import make_pseudo_data
+from nacd.meta import FirstOrder, MetaGradient
+
+WIDTH = 4
+
+
+def make_loop(**changes: float) -> OuterLoop:
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(20, WIDTH, generator=generator)
+    row = Encoded((1, 2, 3, 4), (False, False, False, True), (0, 3))
+    pseudo = make_pseudo_data([row], "prompt", pad_id=0)
+    allowed = torch.ones(20, dtype=torch.bool)
+    projection = Nearest(table[pseudo.ids].clone(), table, allowed)
+    config = OuterConfig(**({"step_size": 0.1} | changes))  # pyright: ignore[reportArgumentType]
+    return OuterLoop(pseudo, projection, FirstOrder(), config, table, allowed, 1e-3, 10)
+
+
+@pytest.fixture
+def answer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Decide what `meta_gradient` gives."""
+
+    def set_to(
+        gradient: Tensor, value: float = 1.0, rate: float = 0.0, growth: float = 1.0
+    ) -> None:
+        def fake(*_: Any) -> MetaGradient:
+            zeros = torch.zeros(1)
+            rate_gradient = torch.tensor(rate)
+            return MetaGradient(
+                value, gradient, rate_gradient, zeros, zeros, [0.5], [1.0, growth]
+            )
+
+        monkeypatch.setattr(module, "meta_gradient", fake)
+
+    yield set_to
+
+
+SEGMENT = Segment(None, None, [[0]], None)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_move_is_that_of_torch_adam(answer: Callable[..., None]) -> None:
+    loop = make_loop()
+    leaf = loop.projection.parameters.clone().requires_grad_()
+    adam = torch.optim.Adam([leaf], lr=0.1, betas=(0.9, 0.99), eps=1e-12)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(4):
+        gradient = torch.randn(3, WIDTH, generator=generator)
+        answer(gradient)
+        loop.step([SEGMENT])
+        leaf.grad = gradient.clone()
+        adam.step()
+    torch.testing.assert_close(loop.projection.parameters, leaf.detach())
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"gradient": torch.full((3, WIDTH), math.nan)},
+        {"gradient": torch.ones(3, WIDTH), "value": math.nan},
+        {"gradient": torch.ones(3, WIDTH), "growth": 1e9},
+    ],
+)
+def test_a_useless_gradient_is_skipped_then_learning_stops(
+    bad: dict[str, Any], answer: Callable[..., None]
+) -> None:
+    loop = make_loop()
+    answer(torch.ones(3, WIDTH))
+    loop.step([SEGMENT])
+    good = loop.projection.parameters.clone()
+    answer(**bad)
+    for _ in range(PATIENCE - 1):
+        assert loop.step([SEGMENT])["skipped"] == 1.0
+        assert torch.equal(loop.projection.parameters, good)
+    with pytest.raises(DivergedError, match=r"Lower --learning-rate, or shorten --window"):
+        loop.step([SEGMENT])
+    assert torch.equal(loop.projection.parameters, good)
+
+
+def test_one_good_segment_among_bad_ones_counts(answer: Callable[..., None]) -> None:
+    loop = make_loop()
+    answer(torch.full((3, WIDTH), math.nan))
+    loop.step([SEGMENT])
+    answer(torch.ones(3, WIDTH))
+    assert "skipped" not in loop.step([SEGMENT])
+    assert loop.skipped == 0
+
+
+def test_a_vanished_learning_rate_stops(answer: Callable[..., None]) -> None:
+    loop = make_loop(rate_step_size=1.0)
+    answer(torch.ones(3, WIDTH), rate=1.0)
+    with pytest.raises(DivergedError, match="wants no training at all"):
+        for _ in range(10):
+            loop.step([SEGMENT])
+    assert loop.learning_rate > 0
+
+
+def test_a_leap_is_scaled_down_to_the_median(answer: Callable[..., None]) -> None:
+    loop, calm = make_loop(), torch.ones(3, WIDTH)
+    for _ in range(4):
+        answer(calm)
+        loop.step([SEGMENT])
+    before = loop.adam.m.clone()
+    answer(1000 * calm)
+    loop.step([SEGMENT])
+    added = (loop.adam.m - 0.9 * before) / 0.1
+    torch.testing.assert_close(added, module.JUMP * calm)
+
+
+def test_the_regulariser_pulls_to_the_nearest_row(answer: Callable[..., None]) -> None:
+    loop = make_loop(beta=1.0, step_size=0.01)
+    start = loop.projection.parameters.clone()
+    loop.projection.parameters = start + 0.05
+    answer(torch.full((3, WIDTH), 1e-12))
+    distances = [loop.step([SEGMENT])["neighbour_distance"] for _ in range(10)]
+    assert distances[-1] < 0.2 * distances[0]
+
+
+def test_a_saved_state_goes_on_alike(answer: Callable[..., None]) -> None:
+    one, two = make_loop(rate_step_size=0.01), make_loop(rate_step_size=0.01)
+    generator = torch.Generator().manual_seed(2)
+    gradients = [torch.randn(3, WIDTH, generator=generator) for _ in range(8)]
+    for i, gradient in enumerate(gradients):
+        answer(gradient, rate=0.3)
+        one.step([SEGMENT])
+        if i == 4:
+            two.restore({k: v.clone() for k, v in one.state().items()})
+        if i > 4:
+            two.step([SEGMENT])
+    assert two.state().keys() == one.state().keys()
+    for name, tensor in one.state().items():
+        assert torch.equal(tensor, two.state()[name]), name
