@@ -38,7 +38,7 @@ import tyro
 from torch import Tensor
 
 from nacd.data import Batch, mmlu_exemplars
-from nacd.distill.objectives import matching, trajectory_objective
+from nacd.distillation.objectives import matching, trajectory_objective
 from nacd.errors import UserError
 from nacd.files import read_tensors, write_tensors
 from nacd.meta import (
@@ -267,8 +267,11 @@ def _measure(config: Config, folder: Path, name: str, steps: int) -> dict[str, A
 
 def plan(config: Config) -> list[tuple[Name, int]]:
     """Every engine and N that is run."""
-    pairs: list[tuple[Name, int]] = [(e, n) for e in config.engines for n in config.steps]
-    pairs += [(e, n) for e in config.engines if e in FLAT for n in config.long_steps]
+    pairs: list[tuple[Name, int]] = []
+    for engine in config.engines:
+        more = config.long_steps if engine in FLAT else ()
+        for steps in (*config.steps, *more):
+            pairs.append((engine, steps))
     return sorted(pairs, key=lambda pair: (config.engines.index(pair[0]), pair[1]))
 
 
@@ -294,9 +297,7 @@ def run(config: Config) -> list[dict[str, Any]]:
         times: dict[tuple[str, int], list[float]] = {pair: [] for pair in pairs}
         for repeat in range(config.repeats):
             for pair in pairs:
-                _progress(
-                    f"time: repeat {repeat + 1} of {config.repeats}: {pair[0]}, N = {pair[1]}"
-                )
+                _progress(f"time {repeat + 1} of {config.repeats}: {pair[0]}, N = {pair[1]}")
                 chosen = checkpointed if pair[0] in FLAT else setting
                 base = checkpointed.ordinary()
                 ordinary.append(base)
@@ -384,16 +385,17 @@ def table(head: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     config = head["config"]
     gib = 2**30
     lines = [
-        f"{config['model']}, {config['optimizer']}, {config['rows']} x {config['tokens']} tokens, "
+        f"{Path(config['model']).name}, {config['optimizer']}, "
+        f"{config['rows']} x {config['tokens']} tokens, "
         f"{config['dtype']}, {config['attention']}, {head['device']}",
         f"{head['threads']} threads, load {head['load'][0]:.1f}, median of {config['repeats']}",
     ]
     if head["ordinary_seconds"]:
-        lines.append(f"one ordinary LoRA training step: {head['ordinary_seconds']:.3f} s")
+        lines.append(f"one ordinary LoRA step: {head['ordinary_seconds']:.3f} s")
     if head["ordinary_peak_bytes"]:
         lines[-1] += f", peak {head['ordinary_peak_bytes'] / gib:.2f} GiB"
     if head["ordinary_above_bytes"]:
-        lines[-1] += f", of it {head['ordinary_above_bytes'] / gib:.2f} above the model"
+        lines[-1] += f", {head['ordinary_above_bytes'] / gib:.2f} of it above the model"
     lines += [
         "",
         f"{'engine':12}{'N':>4}{'time/step':>11}{'peak':>8}{'above':>8}{'error':>11}{'cosine':>10}"

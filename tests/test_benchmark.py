@@ -17,7 +17,7 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "metagradient.py"
 def test_a_small_run(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
     out = tmp_path / "figures.jsonl"
     flags = "--steps 1 --long-steps 2 --repeats 1 --rows 2 --tokens 12 --device cpu"
-    engines = ["--engines", "unrolled", "exact", "one-sided"]
+    engines = ["--engines", "unrolled", "one-sided"]
     command = [sys.executable, SCRIPT, "--model", tiny_folder("llama"), "--out", out]
     command += [*flags.split(), *engines]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -26,14 +26,14 @@ def test_a_small_run(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None
     assert head["ordinary_peak_bytes"] > 0
     assert [(row["engine"], row["N"]) for row in rows] == [
         ("unrolled", 1),
-        ("exact", 1),
         ("one-sided", 1),
         ("one-sided", 2),
     ]
     assert all(row["time"] > 0 and row["peak"] > 0 for row in rows)
     for row in rows:
-        limit = {"unrolled": None, "exact": 1e-3, "one-sided": 0.2}[row["engine"]]
-        assert limit is None or (row["error"] < limit and row["cosine"] > 0.98)
+        if row["engine"] == "one-sided":
+            assert 0 < row["error"] < 0.2
+            assert row["cosine"] > 0.98
     assert max(len(line) for line in done.stdout.splitlines() if str(out) not in line) <= 80
 
 

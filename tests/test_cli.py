@@ -32,8 +32,8 @@ def data(tmp_path: Path) -> Path:
 def flags(model: Path, data: Path, out: Path, *more: str) -> list[str]:
     return (
         f"distill --model {model} --data {data} --out {out} --budget 3 --lora-rank 2 "
-        "--batch-size 2 --outer-steps 2 --check-every 2 --draws 1 --compare seeds text --target-rows 4 "
-        "--engine exact --template alpaca"
+        "--batch-size 2 --outer-steps 2 --check-every 2 --draws 1 --compare seeds text "
+        "--target-rows 4 --engine exact --template alpaca"
     ).split() + list(more)
 
 

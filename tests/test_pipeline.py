@@ -15,7 +15,7 @@ import torch
 import nacd
 from nacd.config import LADDER, DataConfig, DistillConfig, ExpertConfig, OuterLoopConfig
 from nacd.data import make_template, read_examples
-from nacd.distill.outer import OuterLoop
+from nacd.distillation.outer import OuterLoop
 from nacd.errors import UserError
 from nacd.models import ModelConfig, load_model
 from nacd.progress import Progress

@@ -13,6 +13,7 @@ print(result.verdict, result.dataset)
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,30 +22,31 @@ if TYPE_CHECKING:
         EvaluateConfig,
         TrainConfig,
         distill,
-        experts,
+        doctor,
+        evaluate,
+        fine_tune,
+        record_experts,
     )
-    from nacd.commands import run_evaluate as evaluate
-    from nacd.commands import run_train as train
     from nacd.config import DataConfig, DistillConfig, ExpertConfig, OuterLoopConfig
     from nacd.errors import UserError
     from nacd.models import ModelConfig
     from nacd.recipe import Recipe
 
 _HOMES = {
-    "Distilled": "commands",
-    "EvaluateConfig": "commands",
-    "TrainConfig": "commands",
-    "distill": "commands",
-    "experts": "commands",
-    "evaluate": "commands:run_evaluate",
-    "train": "commands:run_train",
-    "DataConfig": "config",
-    "DistillConfig": "config",
-    "ExpertConfig": "config",
-    "OuterLoopConfig": "config",
-    "UserError": "errors",
-    "ModelConfig": "models",
-    "Recipe": "recipe",
+    "commands": (
+        "Distilled",
+        "EvaluateConfig",
+        "TrainConfig",
+        "distill",
+        "doctor",
+        "evaluate",
+        "fine_tune",
+        "record_experts",
+    ),
+    "config": ("DataConfig", "DistillConfig", "ExpertConfig", "OuterLoopConfig"),
+    "errors": ("UserError",),
+    "models": ("ModelConfig",),
+    "recipe": ("Recipe",),
 }
 
 __all__ = [
@@ -59,17 +61,16 @@ __all__ = [
     "TrainConfig",
     "UserError",
     "distill",
+    "doctor",
     "evaluate",
-    "experts",
-    "train",
+    "fine_tune",
+    "record_experts",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Load the public names when they are asked for: `import nacd` stays quick."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'nacd' has no attribute {name!r}")
-    from importlib import import_module
-
-    module, _, other = _HOMES[name].partition(":")
-    return getattr(import_module(f"nacd.{module}"), other or name)
+    """Load a public name when it is asked for, so that `import nacd` stays quick."""
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"nacd.{home}"), name)
+    raise AttributeError(f"module 'nacd' has no attribute {name!r}")

@@ -134,13 +134,13 @@ def _demo(args: Sequence[str]) -> int:
 
 
 def _experts(args: Sequence[str]) -> int:
-    from nacd.commands import experts
+    from nacd.commands import record_experts
     from nacd.config import DistillConfig
     from nacd.progress import Progress
 
     progress = Progress()
     config = _parse(DistillConfig, "experts", args)
-    for expert in experts(config, progress=progress):
+    for expert in record_experts(config, progress=progress):
         progress.say(f"{expert.folder}: {len(expert.steps)} snapshots of {expert.total} steps")
     return 0
 
@@ -150,16 +150,21 @@ def _doctor(args: Sequence[str]) -> int:
     from nacd.config import DistillConfig
     from nacd.progress import Progress
 
-    return doctor(_parse(DistillConfig, "doctor", args), Progress())
+    diagnosis, planned = doctor(_parse(DistillConfig, "doctor", args), progress=Progress())
+    print(diagnosis.describe())
+    if planned is None:
+        return 1
+    print(f"\n{planned.describe()}")
+    return 0
 
 
 def _train(args: Sequence[str]) -> int:
-    from nacd.commands import TrainConfig, run_train
+    from nacd.commands import TrainConfig, fine_tune
     from nacd.progress import Progress
 
     progress = Progress()
     config = _parse(TrainConfig, "train", args)
-    result = run_train(config, progress)
+    result = fine_tune(config, progress)
     progress.say(
         f"{len(result.losses)} steps, loss {result.losses[0]:.3f} to {result.losses[-1]:.3f}; "
         f"adapter: {result.adapter}"
@@ -168,10 +173,10 @@ def _train(args: Sequence[str]) -> int:
 
 
 def _evaluate(args: Sequence[str]) -> int:
-    from nacd.commands import EvaluateConfig, run_evaluate
+    from nacd.commands import EvaluateConfig, evaluate
     from nacd.progress import Progress
 
-    print(json.dumps(run_evaluate(_parse(EvaluateConfig, "evaluate", args), Progress()), indent=2))
+    print(json.dumps(evaluate(_parse(EvaluateConfig, "evaluate", args), Progress()), indent=2))
     return 0
 
 

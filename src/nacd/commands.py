@@ -16,19 +16,11 @@ from torch import Tensor
 
 from nacd.config import DataConfig, DistillConfig, to_dict
 from nacd.data import Example, Splits, encode_all, make_template, read_examples
-from nacd.distill.pseudo import PseudoData
-from nacd.distill.text import TextRow
-from nacd.distillation import (
-    Distiller,
-    Learned,
-    Seeds,
-    draw,
-    make_seeds,
-    refuse_without_target,
-)
-from nacd.doctor import diagnose, estimate
+from nacd.diagnosis import Diagnosis, Estimate, diagnose, estimate
+from nacd.distillation.pseudo import PseudoData
+from nacd.distillation.text import TextRow
 from nacd.errors import UserError
-from nacd.evaluate import Accuracy, choice_accuracy, response_nll, task_accuracy
+from nacd.evaluation import Accuracy, choice_accuracy, response_nll, task_accuracy
 from nacd.experts import (
     Expert,
     import_checkpoints,
@@ -39,7 +31,16 @@ from nacd.experts import (
 )
 from nacd.export import Card, DatasetRow, write_dataset, write_soft_prompts
 from nacd.files import write_json
+from nacd.finetune import TrainResult, train
 from nacd.ladder import climb, entries_for, lines
+from nacd.learn import (
+    Distiller,
+    Learned,
+    Seeds,
+    draw,
+    make_seeds,
+    refuse_without_target,
+)
 from nacd.meta import Engine, make_engine
 from nacd.models import ModelConfig, load_model
 from nacd.prepare import Prepared, prepare, read_splits
@@ -47,7 +48,6 @@ from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.run import RunFolder, versions
 from nacd.student import mean_nll, plain, train_student, tune_rate
-from nacd.train import TrainResult, train
 
 FREE = ("out", "compare", "draws", "full_epochs")
 """Keys that may differ when a run goes on: they change no stage that is done."""
@@ -126,7 +126,7 @@ def distill(
     recipe = _tuned(config, prepared, seeds, folder, progress)
     engine = _engine(config, prepared, seeds, recipe, folder, progress)
     experts = (
-        record_experts(config, prepared, folder, progress)
+        _experts(config, prepared, folder, progress)
         if config.outer.objective == "trajectory"
         else []
     )
@@ -259,7 +259,7 @@ def _engine(
     return make_engine(found["engine"], found["eps"] or outer.fd_eps)
 
 
-def record_experts(
+def _experts(
     config: DistillConfig, prepared: Prepared, folder: RunFolder, progress: Progress
 ) -> list[Expert]:
     """Record the expert trajectories of a run, or read those that are there."""
@@ -403,7 +403,7 @@ def print_result(result: Distilled, progress: Progress) -> None:
     progress.say(f"run folder: {result.folder}")
 
 
-def experts(config: DistillConfig, *, progress: Progress | None = None) -> list[Expert]:
+def record_experts(config: DistillConfig, *, progress: Progress | None = None) -> list[Expert]:
     """Record the expert trajectories of a run; `distill` with the same flags then uses them.
 
     Raises:
@@ -414,15 +414,21 @@ def experts(config: DistillConfig, *, progress: Progress | None = None) -> list[
     splits = read_splits(config.data)
     folder = open_run(config, splits)
     prepared = prepare(config.model, config.data, progress.say, splits)
-    return record_experts(config, prepared, folder, progress)
+    return _experts(config, prepared, folder, progress)
 
 
-def doctor(config: DistillConfig, progress: Progress) -> int:
+def doctor(
+    config: DistillConfig, *, progress: Progress | None = None
+) -> tuple[Diagnosis, Estimate | None]:
     """Compare the engines on two real batches of the user's data, and estimate the planned run.
 
     Returns:
-        0, or 1 where no engine is right.
+        What the comparison found, and the estimate; None where no engine is right.
+
+    Raises:
+        UserError: a wrong input.
     """
+    progress = progress or Progress(quiet=True)
     config.check()
     prepared = prepare(config.model, config.data, progress.say)
     seeds = make_seeds(
@@ -436,37 +442,33 @@ def doctor(config: DistillConfig, progress: Progress) -> int:
         prepared.model.embed(seeds.pseudo.ids).to(torch.float32),
         thorough=True,
     )
-    print(diagnosis.describe())
     if diagnosis.verdict is None:
-        return 1
+        return diagnosis, None
     steps = math.ceil(
         config.expert.recipe(config.recipe).total_steps(len(prepared.train))
         / config.expert.snapshot_every
     )
     trajectory = config.outer.objective == "trajectory"
-    print()
-    print(
-        estimate(
-            prepared.model,
-            config.recipe,
-            max(
-                seeds.pseudo.batches(config.recipe.batch_size, 4, seed=1),
-                key=lambda b: b.ids.numel(),
-            ),
-            prepared.model.embed(seeds.pseudo.ids).to(torch.float32),
-            rows=len(seeds.rows),
-            outer_steps=config.outer.outer_steps,
-            engine=diagnosis.verdict.engine,
-            eps=diagnosis.verdict.eps or config.outer.fd_eps,
-            window=config.outer.window,
-            segments=config.outer.segments,
-            target_batches=0
-            if trajectory
-            else math.ceil(len(prepared.target) / config.recipe.batch_size),
-            snapshots=config.expert.experts * (steps + 1) if trajectory else 0,
-        ).describe()
+    planned = estimate(
+        prepared.model,
+        config.recipe,
+        max(
+            seeds.pseudo.batches(config.recipe.batch_size, 4, seed=1),
+            key=lambda b: b.ids.numel(),
+        ),
+        prepared.model.embed(seeds.pseudo.ids).to(torch.float32),
+        rows=len(seeds.rows),
+        outer_steps=config.outer.outer_steps,
+        engine=diagnosis.verdict.engine,
+        eps=diagnosis.verdict.eps or config.outer.fd_eps,
+        window=config.outer.window,
+        segments=config.outer.segments,
+        target_batches=0
+        if trajectory
+        else math.ceil(len(prepared.target) / config.recipe.batch_size),
+        snapshots=config.expert.experts * (steps + 1) if trajectory else 0,
     )
-    return 0
+    return diagnosis, planned
 
 
 @dataclass(frozen=True)
@@ -482,7 +484,7 @@ class TrainConfig:
     recipe: Recipe = field(default_factory=Recipe)
 
 
-def run_train(config: TrainConfig, progress: Progress | None = None) -> TrainResult:
+def fine_tune(config: TrainConfig, progress: Progress | None = None) -> TrainResult:
     """Fine-tune on all rows of --data with TRL's SFTTrainer and save the adapter.
 
     Raises:
@@ -524,7 +526,7 @@ class EvaluateConfig:
     data: DataConfig = field(default_factory=DataConfig)
 
 
-def run_evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[str, Any]:
+def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[str, Any]:
     """Response NLL per token on all rows of --data, accuracy where they are multiple choice.
 
     Raises:

@@ -12,7 +12,6 @@ from nacd.models import ModelConfig
 from nacd.progress import Progress
 from nacd.recipe import Recipe
 
-
 MAX_WORDS = 32
 """Longest question and answer, in words: two cores have ten minutes."""
 

@@ -60,10 +60,15 @@ def write_json(path: Path, value: Any) -> None:
 def write_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file whole; `metadata` goes into its header."""
+    """Write a safetensors file whole; `metadata` goes into its header.
+
+    It goes there as one JSON entry: several would stand in another order each time, and the same
+    tensors would not make the same bytes.
+    """
     cpu = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     with whole(path) as partial:
-        save_file(cpu, partial, metadata=dict(metadata or {}))
+        header = {"nacd": json.dumps(dict(metadata), sort_keys=True)} if metadata else None
+        save_file(cpu, partial, metadata=header)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -74,7 +79,9 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            header = file.metadata() or {}
+            return tensors, json.loads(header["nacd"]) if "nacd" in header else header
     except SafetensorError as error:
         raise UserError(
             f"{path}: damaged ({error}); delete it and run the same command again to re-make it."

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nacd.distill.pseudo import PseudoData
-from nacd.evaluate import response_nll
+from nacd.distillation.pseudo import PseudoData
+from nacd.evaluation import response_nll
 from nacd.models import LoraModel
 from nacd.prepare import Part
 from nacd.progress import Progress

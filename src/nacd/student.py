@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from nacd.data import Encoded
-from nacd.distill.pseudo import PseudoData, training_order
-from nacd.evaluate import response_nll
+from nacd.distillation.pseudo import PseudoData, training_order
+from nacd.evaluation import response_nll
 from nacd.meta import InnerLoop, Start, initial_state
 from nacd.models import LoraModel
 from nacd.recipe import Recipe

@@ -120,7 +120,7 @@ def render_card(card: Card, tokens_changed: Sequence[float], *, chat: bool) -> s
 
 ## The recipe to train with
 
-    nacd train --model {card.model} --data train.jsonl
+    nacd train --model {card.model} --data train.jsonl {_flags(card.recipe)}
 
 {_table([{"field": f"`{k}`", "value": v} for k, v in asdict(card.recipe).items()])}
 
@@ -144,6 +144,18 @@ independent reconstruction.
 {CITATION}
 ```
 """
+
+
+def _flags(recipe: Recipe) -> str:
+    """The recipe as flags, where it differs from the defaults."""
+    plain = asdict(Recipe())
+    return " ".join(
+        f"--{name.replace('_', '-')} {value:g}"
+        if isinstance(value, float)
+        else f"--{name.replace('_', '-')} {value}"
+        for name, value in asdict(recipe).items()
+        if value != plain[name]
+    )
 
 
 def _made(card: Card) -> list[dict[str, Any]]:

@@ -379,7 +379,8 @@ def _judge(
         own = [row for row in rows if row.engine == engine and row.agreement >= COSINE]
         if not own:
             continue
-        best = min(own, key=lambda row: row.error)
+        # a pair's two errors differ by their yardstick alone: of equals, the shorter eps is first
+        best = min(own, key=lambda row: row.error if true else -row.agreement)
         if engine == "exact":
             others = max((r.cosine for r in rows if r.engine != "exact"), default=math.nan)
             return Verdict(engine, None), (

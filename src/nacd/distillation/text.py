@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nacd.data.example import Encoded, Example
 from nacd.data.template import Template
-from nacd.distill.pseudo import PseudoData
+from nacd.distillation.pseudo import PseudoData
 
 
 def choosable(tokenizer: Any, rows: int) -> Tensor:

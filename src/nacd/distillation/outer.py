@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nacd.distill.neighbours import Metric, nearest, regulariser
-from nacd.distill.projection import Projection
-from nacd.distill.pseudo import PseudoData
+from nacd.distillation.neighbours import Metric, nearest, regulariser
+from nacd.distillation.projection import Projection
+from nacd.distillation.pseudo import PseudoData
 from nacd.meta import Engine, InnerLoop, Objective, Start, meta_gradient
 
 PATIENCE = 5

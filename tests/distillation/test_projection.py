@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nacd.distill.projection import Nearest, Simplex, StraightThrough, simplex_logits
+from nacd.distillation.projection import Nearest, Simplex, StraightThrough, simplex_logits
 
 ROWS, WIDTH, QUERIES, COUNT = 40, 6, 11, 5
 

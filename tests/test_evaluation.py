@@ -10,7 +10,7 @@ import torch
 
 from nacd.data import Example, Message, collate, encode_all, make_template, read_examples
 from nacd.errors import UserError
-from nacd.evaluate import choice_accuracy, response_nll, task_accuracy
+from nacd.evaluation import choice_accuracy, response_nll, task_accuracy
 from nacd.models import LoraModel, ModelConfig, load_model
 
 ARC = [

@@ -1,7 +1,7 @@
 """The main job: seeds, experts if the objective needs them, the outer loop, and what comes out.
 
 This module knows files and the order of things; the mathematics is in `nacd.meta` and
-`nacd.distill`. Everything in it goes on where it stopped.
+`nacd.distillation`. Everything in it goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from torch import Tensor
 
 from nacd.config import DistillConfig, OuterLoopConfig, budget_rows
 from nacd.data import Encoded, Example, collate, length_buckets
-from nacd.distill.neighbours import candidates
-from nacd.distill.objectives import target_objective, trajectory_objective
-from nacd.distill.outer import DivergedError, OuterConfig, OuterLoop, Segment
-from nacd.distill.projection import (
+from nacd.distillation.neighbours import candidates
+from nacd.distillation.objectives import target_objective, trajectory_objective
+from nacd.distillation.outer import DivergedError, OuterConfig, OuterLoop, Segment
+from nacd.distillation.projection import (
     Nearest,
     Projection,
     Simplex,
     StraightThrough,
     simplex_logits,
 )
-from nacd.distill.pseudo import PseudoData, make_pseudo_data, prefix_length, training_order
-from nacd.distill.text import RoundTrip, TextRow, choosable, to_text
+from nacd.distillation.pseudo import PseudoData, make_pseudo_data, prefix_length, training_order
+from nacd.distillation.text import RoundTrip, TextRow, choosable, to_text
 from nacd.errors import UserError
 from nacd.experts import Expert
 from nacd.files import read_tensors, write_tensors

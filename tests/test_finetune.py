@@ -15,9 +15,9 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from nacd.data import Example, Message, collate, encode_all, epoch_order, make_template
 from nacd.errors import UserError
+from nacd.finetune import fit, read_losses, train
 from nacd.models import ModelConfig, load_model
 from nacd.recipe import Recipe
-from nacd.train import fit, read_losses, train
 
 QUESTIONS = [
     ("What does a plant need to make food?", "sunlight and water"),

@@ -20,7 +20,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from nacd.distill.neighbours import Metric, nearest
+from nacd.distillation.neighbours import Metric, nearest
 
 ProjectionName = Literal["nearest", "straight-through", "simplex"]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nacd.distill import neighbours
-from nacd.distill.neighbours import Metric, candidates, nearest, regulariser
+from nacd.distillation import neighbours
+from nacd.distillation.neighbours import Metric, candidates, nearest, regulariser
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -98,7 +98,7 @@ def test_the_regulariser_and_its_gradient(metric: Metric) -> None:
 MEMORY = """
 import torch
 from pathlib import Path
-from nacd.distill.neighbours import candidates, nearest
+from nacd.distillation.neighbours import candidates, nearest
 
 def status(key):
     return int(Path("/proc/self/status").read_text().split(key + ":")[1].split()[0]) * 1024

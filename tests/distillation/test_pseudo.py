@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nacd.data import Encoded
-from nacd.distill.pseudo import make_pseudo_data, prefix_length
+from nacd.distillation.pseudo import make_pseudo_data, prefix_length
 from nacd.errors import UserError
 
 ROWS = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from nacd.data import Encoded
-from nacd.distill import outer as module
-from nacd.distill.outer import PATIENCE, DivergedError, OuterConfig, OuterLoop, Segment
-from nacd.distill.projection import Nearest
-from nacd.distill.pseudo import make_pseudo_data
+from nacd.distillation import outer as module
+from nacd.distillation.outer import PATIENCE, DivergedError, OuterConfig, OuterLoop, Segment
+from nacd.distillation.projection import Nearest
+from nacd.distillation.pseudo import make_pseudo_data
 from nacd.meta import FirstOrder, MetaGradient
 
 WIDTH = 4
@@ -32,7 +32,7 @@ def make_loop(**changes: float) -> OuterLoop:
 
 
 @pytest.fixture
-def answer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Decide what `meta_gradient` gives."""
 
     def set_to(
@@ -41,13 +41,11 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
         def fake(*_: Any) -> MetaGradient:
             zeros = torch.zeros(1)
             rate_gradient = torch.tensor(rate)
-            return MetaGradient(
-                value, gradient, rate_gradient, zeros, zeros, [0.5], [1.0, growth]
-            )
+            return MetaGradient(value, gradient, rate_gradient, zeros, zeros, [0.5], [1.0, growth])
 
         monkeypatch.setattr(module, "meta_gradient", fake)
 
-    yield set_to
+    return set_to
 
 
 SEGMENT = Segment(None, None, [[0]], None)  # pyright: ignore[reportArgumentType]
@@ -103,9 +101,10 @@ def test_one_good_segment_among_bad_ones_counts(answer: Callable[..., None]) -> 
 def test_a_vanished_learning_rate_stops(answer: Callable[..., None]) -> None:
     loop = make_loop(rate_step_size=1.0)
     answer(torch.ones(3, WIDTH), rate=1.0)
+    for _ in range(6):
+        loop.step([SEGMENT])
     with pytest.raises(DivergedError, match="wants no training at all"):
-        for _ in range(10):
-            loop.step([SEGMENT])
+        loop.step([SEGMENT])
     assert loop.learning_rate > 0
 
 

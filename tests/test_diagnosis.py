@@ -12,10 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from nacd import doctor
 from nacd.data import Batch, Example, Message, encode_all, make_template
-from nacd.distill.pseudo import make_pseudo_data
-from nacd.doctor import Diagnosis, Row, Verdict, diagnose, estimate
+from nacd.diagnosis import COSINE, EPS, Diagnosis, Row, Verdict, diagnose, estimate
+from nacd.distillation.pseudo import make_pseudo_data
 from nacd.errors import UserError
 from nacd.models import LoraModel, ModelConfig, load_model
 from nacd.recipe import Recipe
@@ -61,7 +60,7 @@ def test_float32_is_accepted(tiny_folder: Folder, thorough: bool) -> None:
     assert best(diagnosis, "first-order").error < 1e-2
     assert diagnosis.reference == "exact"
     assert [r.eps for r in diagnosis.rows if r.engine == "first-order"] == (
-        list(doctor.EPS) if thorough else [1e-2]
+        list(EPS) if thorough else [1e-2]
     )
     assert {r.engine for r in diagnosis.rows} == (
         {"first-order", "one-sided", "exact"} if thorough else {"first-order", "exact"}
@@ -70,7 +69,7 @@ def test_float32_is_accepted(tiny_folder: Folder, thorough: bool) -> None:
     diagnosis.require("exact")
     diagnosis.require("tesla")
     text = diagnosis.describe()
-    assert "--engine first-order" in text
+    assert "--engine first-order --fd-eps" in text
     assert "--dtype float32" in text
 
 
@@ -78,7 +77,7 @@ def test_bfloat16_without_proof_is_refused(tiny_folder: Folder) -> None:
     model, batches, vectors = case(tiny_folder("gpt2"), "bfloat16")
     diagnosis = diagnose(model, Recipe(), batches, vectors, thorough=False)
     assert diagnosis.verdict is None
-    with pytest.raises(UserError, match="in bfloat16.*--dtype float32"):
+    with pytest.raises(UserError, match=r"in bfloat16.*--dtype float32"):
         diagnosis.require()
     assert "No engine is right here" in diagnosis.describe()
 
@@ -88,11 +87,11 @@ def test_bfloat16_is_held_against_float32(tiny_folder: Folder) -> None:
     model, batches, vectors = case(tiny_folder("opt"), "bfloat16")
     diagnosis = diagnose(model, Recipe(), batches, vectors, thorough=True)
     assert diagnosis.reference == "exact in float32"
-    assert best(diagnosis, "first-order").agreement < doctor.COSINE
+    assert best(diagnosis, "first-order").agreement < COSINE
     assert best(diagnosis, "exact").error > 1e-3  # its rounding is real
     if diagnosis.verdict is not None:
         assert diagnosis.verdict.engine == "exact"
-    with pytest.raises(UserError, match="first-order|--dtype float32"):
+    with pytest.raises(UserError, match=r"first-order|--dtype float32"):
         diagnosis.require("first-order")
 
 

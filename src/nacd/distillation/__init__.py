@@ -1,0 +1,1 @@
+"""Pseudo-prompts and how they are learned: neighbours, projections, objectives, the outer loop."""
