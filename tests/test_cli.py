@@ -68,7 +68,7 @@ def bad_line(text: str, number: int, line: str) -> str:
         ("", ["mine.jsonl", "empty"]),
         (bad_line(ROWS, 7, '{"instruction": "a'), ["mine.jsonl:7", "JSON"]),
         (bad_line(ROWS, 9, '{"instruction": "a", "output": ""}'), ["mine.jsonl:9", "response"]),
-        ('{"a": 1, "b": 2}\n' * 20, ["columns", "a, b", "--columns", "messages"]),
+        ('{"a": 1, "b": 2}\n' * 20, ["columns `a`, `b`", "--columns", "messages"]),
     ],
 )
 def test_wrong_data_is_named(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nacd.data import Batch, Example, Message, encode_all, make_template
-from nacd.diagnosis import COSINE, EPS, Diagnosis, Row, Verdict, diagnose, estimate
+from nacd.diagnosis import COSINE, EPS, SHORT_EPS, Diagnosis, Row, Verdict, diagnose, estimate
 from nacd.distillation.pseudo import make_pseudo_data
 from nacd.errors import UserError
 from nacd.models import LoraModel, ModelConfig, load_model
@@ -60,7 +60,7 @@ def test_float32_is_accepted(tiny_folder: Folder, thorough: bool) -> None:
     assert best(diagnosis, "first-order").error < 1e-2
     assert diagnosis.reference == "exact"
     assert [r.eps for r in diagnosis.rows if r.engine == "first-order"] == (
-        list(EPS) if thorough else [1e-2]
+        list(EPS) if thorough else [SHORT_EPS[0]]
     )
     assert {r.engine for r in diagnosis.rows} == (
         {"first-order", "one-sided", "exact"} if thorough else {"first-order", "exact"}
@@ -131,7 +131,7 @@ def test_an_attention_without_double_backward(
     model, batches, vectors = case(tiny_folder("gpt2"), "float32")
     diagnosis = diagnose(model, Recipe(), batches, vectors, thorough=False)
     assert "sdpa attention has no double backward" in diagnosis.reference
-    assert diagnosis.verdict == Verdict("first-order", 1e-2)
+    assert diagnosis.verdict == Verdict("first-order", SHORT_EPS[0])
 
 
 def test_a_stiff_inner_loop_is_refused(tiny_folder: Folder) -> None:

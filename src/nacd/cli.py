@@ -14,10 +14,10 @@ from nacd.errors import UserError
 
 USAGE = """usage: nacd COMMAND [flags]      (nacd COMMAND --help lists the flags)
 
-  demo       the whole pipeline on a real model and real data, offline, in minutes
+  demo       the whole pipeline, small, on a real model and data, offline
   distill    distil a data set to a few per cent of its rows, as text
   experts    record expert trajectories of training on the full data
-  doctor     which meta-gradient engine is right for this model, and what a run costs
+  doctor     which engine is right for this model, and what a run costs
   train      fine-tune a model on a data set (TRL's SFTTrainer, LoRA)
   evaluate   held-out response NLL, and multiple-choice accuracy (lm-eval)
 

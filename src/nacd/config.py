@@ -102,7 +102,7 @@ class OuterLoopConfig:
     """How vectors become tokens (`nearest` is the paper's)."""
     engine: Literal["auto", "exact", "first-order", "one-sided", "tesla"] = "auto"
     """Meta-gradient engine; `auto` asks the doctor's short check."""
-    fd_eps: float = 1e-2
+    fd_eps: float = 2e-3
     """Finite-difference step of the first-order engines, as a share of |theta|."""
     window: int = 0
     """Inner steps differentiated through; 0: the whole recipe."""
@@ -113,7 +113,7 @@ class OuterLoopConfig:
     expert_ahead: int = 0
     """`trajectory`: M, expert steps from a segment's start to its goal; 0: to the expert's end."""
     step_size: float = 0.0
-    """Adam's learning rate on what is learned; 0: 0.02 for vectors, 0.4 for simplex logits."""
+    """Adam's learning rate on what is learned; 0: 0.02 for vectors, 0.2 for simplex logits."""
     rate_step_size: float = 0.0
     """Adam's learning rate on the student's log learning rate; 0 keeps it fixed."""
     beta: float = 0.0

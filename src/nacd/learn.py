@@ -114,7 +114,7 @@ def make_projection(
         options = simplex_candidates(model, seeds.pseudo, config.candidates, allowed, model.table)
         logits = simplex_logits(options, ids, config.seed_share)
         simplex = Simplex(logits, options, model.table, cold=config.cold)
-        return simplex, config.step_size or 0.4
+        return simplex, config.step_size or 0.2
     kind = Nearest if config.projection == "nearest" else StraightThrough
     vectors = model.embed(ids).float().clone()
     return kind(vectors, model.table, allowed, config.metric), config.step_size or 0.02
@@ -241,6 +241,7 @@ class Distiller:
             engine,
             OuterConfig(
                 step_size,
+                self.config.projection == "simplex",
                 self.config.rate_step_size,
                 self.config.beta,
                 self.config.metric,

@@ -65,6 +65,20 @@ def test_the_move_is_that_of_torch_adam(answer: Callable[..., None]) -> None:
     torch.testing.assert_close(loop.projection.parameters, leaf.detach())
 
 
+def test_a_shared_scale_moves_entries_by_their_gradients_size(
+    answer: Callable[..., None],
+) -> None:
+    loop = make_loop(shared_scale=True)
+    before = loop.projection.parameters.clone()
+    gradient = torch.ones(3, WIDTH)
+    gradient[1, 2] = -5.0
+    answer(gradient)
+    loop.step([SEGMENT])
+    root = (gradient**2).mean().sqrt()
+    expected = before - 0.1 * gradient / root
+    torch.testing.assert_close(loop.projection.parameters, expected)
+
+
 @pytest.mark.parametrize(
     "bad",
     [

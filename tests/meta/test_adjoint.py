@@ -33,7 +33,7 @@ VECTORS = 9
 RECIPES = {
     "sgd": Recipe(optimizer="sgd", learning_rate=0.3, warmup=0.0),
     "momentum": Recipe(
-        optimizer="sgd", learning_rate=0.2, momentum=0.9, weight_decay=0.01, warmup=0.0
+        optimizer="sgd", learning_rate=0.05, momentum=0.9, weight_decay=0.01, warmup=0.0
     ),
     "adamw": Recipe(learning_rate=5e-3, warmup=0.0, weight_decay=0.1),
 }

@@ -49,6 +49,8 @@ class OuterConfig:
 
     step_size: float
     """Adam's learning rate on the projection's parameters."""
+    shared_scale: bool = False
+    """Whether the projection's parameters share one second moment; see `Adam`."""
     rate_step_size: float = 0.0
     """Adam's learning rate on log alpha; 0 keeps alpha as it is."""
     beta: float = 0.0
@@ -61,17 +63,23 @@ class OuterConfig:
 
 @dataclass
 class Adam:
-    """Adam (arXiv 1412.6980) on one tensor."""
+    """Adam (arXiv 1412.6980) on one tensor.
+
+    With a second moment v of shape (), all entries share it: an entry moves by its own gradient's
+    size, so that a few clear signals are followed and many faint ones, mostly noise, are not.
+    """
 
     m: Tensor
     v: Tensor
+    """As m, or ()."""
     count: int = 0
 
     def move(self, gradient: Tensor, step_size: float) -> Tensor:
         """The change that a gradient asks for."""
         self.count += 1
         self.m = 0.9 * self.m + 0.1 * gradient
-        self.v = 0.99 * self.v + 0.01 * gradient**2
+        square = gradient**2
+        self.v = 0.99 * self.v + 0.01 * (square if self.v.shape == square.shape else square.mean())
         root = (self.v / (1 - 0.99**self.count)).sqrt() + 1e-12
         return -step_size * (self.m / (1 - 0.9**self.count)) / root
 
@@ -100,9 +108,8 @@ class OuterLoop:
         self.outer_steps = outer_steps
         self.log_rate = torch.tensor(math.log(learning_rate), dtype=torch.float64)
         self.first_log_rate = float(self.log_rate)
-        self.adam = Adam(
-            torch.zeros_like(projection.parameters), torch.zeros_like(projection.parameters)
-        )
+        zeros = torch.zeros_like(projection.parameters)
+        self.adam = Adam(zeros, zeros.sum() if config.shared_scale else zeros)
         self.rate_adam = Adam(torch.zeros(()), torch.zeros(()))
         self.done = 0
         self.skipped = 0

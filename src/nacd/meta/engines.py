@@ -97,7 +97,7 @@ class Exact:
 class FirstOrder:
     """Finite difference of ordinary gradients along v, central or one-sided."""
 
-    eps: float = 1e-2
+    eps: float = 2e-3
     """Step length |eps v| as a share of |theta|."""
     central: bool = True
 
