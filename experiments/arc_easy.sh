@@ -2,7 +2,7 @@
 # ARC-Easy in cloze form, SmolLM2-135M, 112 of the training rows (5 %), one run folder a seed.
 # Resumable: the same command goes on where it stopped.
 #   experiments/arc_easy.sh DATA_FOLDER [RUNS_FOLDER] [SEED ...]
-# DATA_FOLDER holds ARC-Easy's train.jsonl and validation.jsonl.
+# DATA_FOLDER holds ARC-Easy's train.jsonl and validation.jsonl; OUTER_STEPS and DRAWS make it longer.
 set -euo pipefail
 data=${1:?usage: experiments/arc_easy.sh DATA_FOLDER [RUNS_FOLDER] [SEED ...]}
 runs=${2:-runs}
@@ -10,7 +10,8 @@ shift $(($# < 2 ? $# : 2))
 for seed in "${@:-0}"; do
   nacd distill --model smollm2 \
     --data "$data/train.jsonl" --heldout "$data/validation.jsonl" --choices cloze \
-    --max-tokens 64 --budget 112 --batch-size 8 --epochs 1 \
-    --tune-rates 1e-3 2e-3 4e-3 --engine one-sided --outer-steps 30 --draws 4 \
+    --max-tokens 64 --budget 112 --batch-size 8 --epochs 1 --tune-rates 1e-3 2e-3 4e-3 \
+    --engine one-sided --outer-steps "${OUTER_STEPS:-12}" --check-every 6 \
+    --compare zero-shot random seeds soft text full --draws "${DRAWS:-3}" --full-epochs 0.5 \
     --seed "$seed" --out "$runs/arc_easy-$seed"
 done
