@@ -17,6 +17,7 @@ from nacd.config import LADDER, DataConfig, DistillConfig, ExpertConfig, OuterLo
 from nacd.data import make_template, read_examples
 from nacd.distillation.outer import OuterLoop
 from nacd.errors import UserError
+from nacd.export import read_soft_prompts
 from nacd.models import ModelConfig, load_model
 from nacd.progress import Progress
 from nacd.recipe import Recipe
@@ -94,6 +95,17 @@ def test_objectives_and_projections(
     result = nacd.distill(replace(base, outer=outer, compare=("seeds", "text")), progress=QUIET)
     assert (tmp_path / "run" / "experts").exists() == (objective == "trajectory")
     assert [row["method"] for row in result.table][:2] == ["seeds", "text"]
+
+
+def test_a_learned_prefix(tiny_folder: Folder, rows: Path, tmp_path: Path) -> None:
+    base = config(tiny_folder("llama"), rows, tmp_path / "run")
+    base = replace(base, data=replace(base.data, template="chat"), compare=("seeds", "text"))
+    outer = replace(base.outer, learn="prefix:2", step_size=5.0)
+    nacd.distill(replace(base, outer=outer), progress=QUIET)
+    metrics = (tmp_path / "run" / "distill" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(metrics[-1])["tokens_changed"] > 0
+    soft = read_soft_prompts(tmp_path / "run" / "soft_prompts.safetensors")
+    assert len(soft.vectors) == 4 * 2
 
 
 class Killed(BaseException):

@@ -29,7 +29,7 @@ from nacd.distillation.projection import (
     StraightThrough,
     simplex_logits,
 )
-from nacd.distillation.pseudo import PseudoData, make_pseudo_data, prefix_length, training_order
+from nacd.distillation.pseudo import PseudoData, make_pseudo_data, training_order
 from nacd.distillation.text import RoundTrip, TextRow, choosable, to_text
 from nacd.errors import UserError
 from nacd.experts import Expert
@@ -68,10 +68,7 @@ def make_seeds(prepared: Prepared, indices: Sequence[int], learn: str) -> Seeds:
     """Seed samples with their learnable slots."""
     examples = tuple(prepared.train.examples[i] for i in indices)
     rows = tuple(prepared.template.encode(example, turns="last") for example in examples)
-    filler: list[int] = []
-    if prefix_length(learn):
-        filler = [t for row in rows for t in row.ids[row.prompt[0] : row.prompt[1]]]
-    pseudo = make_pseudo_data(rows, learn, prepared.model.tokenizer.pad_token_id, filler)
+    pseudo = make_pseudo_data(rows, learn, prepared.model.tokenizer.pad_token_id)
     return Seeds(examples, rows, pseudo)
 
 
@@ -257,6 +254,12 @@ class Distiller:
             RoundTrip(template, self.model.tokenizer, example, row)
             for example, row in zip(seeds.examples, seeds.pseudo.rows, strict=True)
         ]
+        fixed = sum(not trip.reversible for trip in self.trips)
+        if fixed:
+            progress.say(
+                f"{fixed} of {len(self.trips)} seed rows do not come back from their own tokens; "
+                "their text stays as it is"
+            )
         self._scores: dict[tuple[int, ...], float] = {}
 
     # --- text -------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def test_the_move_is_that_of_torch_adam(answer: Callable[..., None]) -> None:
     adam = torch.optim.Adam([leaf], lr=0.1, betas=(0.9, 0.99), eps=1e-12)
     generator = torch.Generator().manual_seed(1)
     for _ in range(4):
-        gradient = torch.randn(3, WIDTH, generator=generator)
+        gradient = torch.nn.functional.normalize(torch.randn(3, WIDTH, generator=generator))
         answer(gradient)
         loop.step([SEGMENT])
         leaf.grad = gradient.clone()

@@ -26,21 +26,21 @@ def test_prompt_positions_are_numbered_row_after_row() -> None:
 
 
 def test_a_prefix_stands_before_the_prompt() -> None:
-    pseudo = make_pseudo_data(ROWS, "prefix:2", 0, filler=(50, 51, 52))
+    pseudo = make_pseudo_data(ROWS, "prefix:2", 0)
     first, second, third = pseudo.rows
-    assert first.ids == (1, 50, 51, 10, 11, 12, 2, 30, 31)
+    assert first.ids == (1, 10, 11, 10, 11, 12, 2, 30, 31)
     assert first.response == (False,) * 7 + (True, True)
     assert first.prompt == (1, 6)
-    assert second.ids == (1, 52, 50, 13, 2, 32)
+    assert second.ids == (1, 13, 13, 13, 2, 32)
     assert third == ROWS[2]
     assert pseudo.slots[0] == (-1, 0, 1, -1, -1, -1, -1, -1, -1)
     assert pseudo.slots[1] == (-1, 2, 3, -1, -1, -1)
-    assert pseudo.ids.tolist() == [50, 51, 52, 50]
+    assert pseudo.ids.tolist() == [10, 11, 13, 13]
 
 
 @pytest.mark.parametrize("positions", ["prompt", "prefix:3"])
 def test_other_ids_go_to_the_slots_alone(positions: str) -> None:
-    pseudo = make_pseudo_data(ROWS, positions, 0, filler=(50,))
+    pseudo = make_pseudo_data(ROWS, positions, 0)
     ids = torch.arange(100, 100 + pseudo.size)
     changed = pseudo.with_ids(ids)
     assert torch.equal(changed.ids, ids)
@@ -72,7 +72,7 @@ def test_every_row_is_visited_once_an_epoch() -> None:
 @pytest.mark.parametrize("text", ["suffix:3", "prefix", "prefix:", "prefix:0", "prefix:-1", ""])
 def test_unknown_positions_are_refused(text: str) -> None:
     with pytest.raises(UserError, match=r"--learn .*prefix:8"):
-        make_pseudo_data(ROWS, text, 0, filler=(5,))
+        make_pseudo_data(ROWS, text, 0)
 
 
 def test_prefix_length() -> None:

@@ -24,8 +24,8 @@ from nacd.meta import Engine, InnerLoop, Objective, Start, meta_gradient
 
 PATIENCE = 5
 """Outer steps in a row that may be skipped before learning stops."""
-JUMP = 4.0
-"""A meta-gradient this many times the median of those before it is scaled down to that."""
+JUMP = 1.5
+"""A meta-gradient longer than this many times the (lower) median so far is scaled down to that."""
 
 
 class DivergedError(Exception):
@@ -177,12 +177,11 @@ class OuterLoop:
                 )
             return metrics | {"skipped": 1.0}
         self.skipped = 0
-        if len(self.norms) >= 3:
-            limit = JUMP * statistics.median(self.norms)
-            if length > limit:
-                gradient *= limit / length
-                rate_gradient *= limit / length
         self.norms.append(length)
+        limit = JUMP * statistics.median_low(self.norms)
+        if length > limit:
+            gradient *= limit / length
+            rate_gradient *= limit / length
         rows = self.table[nearest(vectors, self.table, self.allowed, self.config.metric)]
         distance, slope = regulariser(
             vectors, rows.to(vectors.dtype), self.config.metric, self.scale

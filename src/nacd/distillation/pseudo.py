@@ -98,26 +98,24 @@ class PseudoData:
         return [self.batch(i) for i in training_order(len(self.rows), batch_size, steps, seed)]
 
 
-def make_pseudo_data(
-    rows: Sequence[Encoded], positions: str, pad_id: int, filler: Sequence[int] = ()
-) -> PseudoData:
+def make_pseudo_data(rows: Sequence[Encoded], positions: str, pad_id: int) -> PseudoData:
     """Give seed rows their learnable slots.
 
     Args:
         rows: encoded seed rows.
         positions: `prompt` or `prefix:K`.
         pad_id: padding token id.
-        filler: ids that the K tokens of a prefix start from, reused in turn.
 
     Raises:
         UserError: no row has a learnable position.
     """
     extra = prefix_length(positions)
     new_rows, all_slots, count = [], [], 0
-    for number, row in enumerate(rows):
+    for row in rows:
         start, stop = row.prompt
         if extra and stop > start:
-            added = tuple(filler[(number * extra + j) % len(filler)] for j in range(extra))
+            own = row.ids[start:stop]  # a prefix starts as a copy of the prompt's first tokens
+            added = tuple(own[j % len(own)] for j in range(extra))
             row = Encoded(
                 row.ids[:start] + added + row.ids[start:],
                 row.response[:start] + (False,) * extra + row.response[start:],

@@ -57,7 +57,8 @@ class RoundTrip:
         self.tokenizer = tokenizer
         self.seed = seed
         self.row = row
-        text = self._decode(row.ids)
+        plain = template.encode(seed, turns="last")  # without a learned prefix
+        text = self._text(plain.ids[slice(*plain.prompt)])
         content = seed.prompt
         start = content.find(text) if text else -1
         self.head, self.tail = (
@@ -65,15 +66,15 @@ class RoundTrip:
         )
         self.reversible = start >= 0 and self.encode(row.ids).ids == row.ids
 
-    def _decode(self, ids: Sequence[int]) -> str:
-        start, stop = self.row.prompt
+    def _text(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(
-            list(ids[start:stop]), skip_special_tokens=False, clean_up_tokenization_spaces=False
+            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
 
     def example(self, ids: Sequence[int]) -> Example:
         """The seed with its learnable span decoded from `ids` (the whole row's)."""
-        return self.template.replace_prompt(self.seed, self.head + self._decode(ids) + self.tail)
+        text = self.head + self._text(ids[slice(*self.row.prompt)]) + self.tail
+        return self.template.replace_prompt(self.seed, text)
 
     def encode(self, ids: Sequence[int]) -> Encoded:
         """What encoding that text gives."""
