@@ -116,6 +116,8 @@ class OuterLoopConfig:
     """Adam's learning rate on what is learned; 0: 0.02 for vectors, 0.2 for simplex logits."""
     rate_step_size: float = 0.0
     """Adam's learning rate on the student's log learning rate; 0 keeps it fixed."""
+    trim: float = 0.01
+    """Share of each inner step's gradient cotangents, the largest, that are clamped; 0: none."""
     beta: float = 0.0
     """Weight of the neighbour regulariser."""
     metric: Literal["euclidean", "cosine"] = "euclidean"

@@ -29,7 +29,7 @@ class DemoConfig:
     """Run folder; the same command again goes on where it stopped."""
     model: str = "smollm2"
     """Hub id, folder, GGUF file, or `smollm2`."""
-    outer_steps: int = 10
+    outer_steps: int = 6
     """Outer steps."""
     seed: int = 0
     """Seed of everything that is drawn."""

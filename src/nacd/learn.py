@@ -242,6 +242,7 @@ class Distiller:
                 self.config.rate_step_size,
                 self.config.beta,
                 self.config.metric,
+                self.config.trim,
             ),
             table,
             self.allowed,

@@ -38,7 +38,7 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def set_to(
         gradient: Tensor, value: float = 1.0, rate: float = 0.0, growth: float = 1.0
     ) -> None:
-        def fake(*_: Any) -> MetaGradient:
+        def fake(*_: Any, **__: Any) -> MetaGradient:
             zeros = torch.zeros(1)
             rate_gradient = torch.tensor(rate)
             return MetaGradient(value, gradient, rate_gradient, zeros, zeros, [0.5], [1.0, growth])

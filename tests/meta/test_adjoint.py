@@ -20,6 +20,7 @@ from nacd.meta import (
     InnerLoop,
     MetaGradient,
     Start,
+    clamp_largest,
     initial_state,
     meta_gradient,
     unrolled_meta_gradient,
@@ -141,3 +142,28 @@ def test_engines_agree_with_the_unrolled_graph(
         for eps in (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
     )
     assert best < 1e-6
+
+
+def test_clamping_the_largest_entries() -> None:
+    v = torch.tensor([0.1, -50.0, 0.3, -0.2, 0.0, 1e9, 0.25, 0.05, -0.15, 0.4]).double()
+    expected = v.clamp(-0.4, 0.4)
+    torch.testing.assert_close(clamp_largest(v, 0.2), expected)
+    assert clamp_largest(v, 0.0) is v
+
+
+def test_trimming_changes_the_gradient_and_tames_it(models: dict[str, LoraModel]) -> None:
+    model, recipe = models["llama"], RECIPES["adamw"]
+    start = start_of(model, recipe, trained=False)
+    goal = goal_of(start)
+
+    def objective(theta: Tensor) -> tuple[float, Tensor]:
+        return float(((theta - goal) ** 2).sum()), 2 * (theta - goal)
+
+    loop = InnerLoop(model, recipe, 12)
+    log_rate = torch.tensor(math.log(recipe.learning_rate), dtype=torch.float64)
+    batches = [random_batch(100 + i) for i in range(3)]
+    common = (loop, start, batches, log_rate, initial_vectors(model), objective, Exact())
+    plain, tamed = meta_gradient(*common), meta_gradient(*common, trim=0.05)
+    assert tamed.value == plain.value
+    assert max(tamed.cotangent_norms) <= max(plain.cotangent_norms)
+    assert relative(tamed.vectors, plain.vectors) > 1e-3

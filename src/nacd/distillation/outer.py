@@ -57,6 +57,8 @@ class OuterConfig:
     """Weight of the neighbour regulariser."""
     metric: Metric = "euclidean"
     """Distance of the neighbour regulariser."""
+    trim: float = 0.0
+    """Share of the inner steps' gradient cotangents, the largest, that are clamped."""
     explode: float = 1e4
     """Skip a segment whose cotangent grows by more than this factor from its end to its start."""
 
@@ -148,6 +150,7 @@ class OuterLoop:
                 vectors,
                 segment.objective,
                 self.engine,
+                trim=self.config.trim,
             )
             growth = max(result.cotangent_norms) / (result.cotangent_norms[0] + 1e-30)
             growths.append(growth)

@@ -5,6 +5,7 @@ from nacd.meta.adjoint import (
     MetaGradient,
     Objective,
     Start,
+    clamp_largest,
     meta_gradient,
     unrolled_meta_gradient,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "Products",
     "Start",
     "State",
+    "clamp_largest",
     "clip",
     "initial_state",
     "make_engine",

@@ -97,6 +97,8 @@ def meta_gradient(
     vectors: Tensor,
     objective: Objective,
     engine: Engine,
+    *,
+    trim: float = 0.0,
 ) -> MetaGradient:
     """Gradient of `objective(theta_N)` in the vectors and the log learning rate, by adjoint sweep.
 
@@ -108,6 +110,8 @@ def meta_gradient(
         vectors: learnable embeddings P, (Q, d).
         objective: value and gradient at theta_N.
         engine: how the second-order products are computed.
+        trim: share of each step's gradient cotangents v, the largest, that are clamped; see
+            `clamp_largest`. 0 leaves the gradient exact.
     """
     total = len(batches)
     stride = max(1, math.ceil(math.sqrt(total)))
@@ -156,7 +160,8 @@ def meta_gradient(
                 cotangent,
                 cotangent_state,
             )
-            products = engine(loop.model, theta, batches[i], vectors, parts.gradient, gradients[i])
+            v = clamp_largest(parts.gradient, trim)
+            products = engine(loop.model, theta, batches[i], vectors, v, gradients[i])
             gradients.pop()
             d_vectors += products.vectors
             d_log_rate += parts.log_rate
@@ -164,6 +169,22 @@ def meta_gradient(
             cotangent_state = parts.state
             norms.append(float(cotangent.norm()))
     return MetaGradient(value, d_vectors, d_log_rate, cotangent, end, losses, norms)
+
+
+def clamp_largest(v: Tensor, share: float) -> Tensor:
+    """Clamp the largest entries of v (P,), a `share` of them, to the largest of the others.
+
+    AdamW divides by the root of its second moment: where an entry's gradients have all been tiny
+    (LoRA's A just after B = 0), the step's derivative is of the order of rate / epsilon, and a few
+    such entries drown the rest of v although the step saturates at once. The result is a biased
+    gradient that such entries cannot blow up.
+    """
+    if share <= 0:
+        return v
+    size = v.abs()
+    kept = max(1, round((1 - share) * len(v)))
+    limit = size.kthvalue(kept).values
+    return v.clamp(-limit, limit)
 
 
 def unrolled_meta_gradient(
