@@ -9,12 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from nacd import files
 from nacd.cli import main
 
 Folder = Callable[[str], Path]
+
+ABSENT = "mps" if torch.cuda.is_available() else "cuda"
 
 ROWS = "".join(
     json.dumps({"instruction": f"Name thing number {i}", "output": f"the name {i}"}) + "\n"
@@ -102,7 +105,9 @@ def test_wrong_data_is_named(
         (["--compare", "less"], "--compare less"),
         (["--learning-rate", "0"], "--learning-rate 0"),
         (["--lora-targets", "nowhere"], "--lora-targets nowhere"),
-        (["--device", "cuda"], "--device cuda"),
+        (["--device", ABSENT], f"--device {ABSENT}"),
+        (["--expert-rate", "0"], "--expert-rate 0"),
+        (["--snapshot-every", "0"], "--snapshot-every 0"),
         (["--columns", "prompt"], "--columns prompt"),
         (["--max-tokens", "5"], "--max-tokens"),
         (["--target-rows", "0"], "--objective target-loss needs target rows"),

@@ -57,7 +57,9 @@ def config(model: Path, data: Path, out: Path) -> DistillConfig:
     )
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "arch", [pytest.param(a, marks=[pytest.mark.slow] * (a != "llama")) for a in ARCHITECTURES]
+)
 def test_from_a_file_to_text_and_a_table(
     arch: str, tiny_folder: Folder, rows: Path, tmp_path: Path
 ) -> None:
@@ -119,7 +121,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in kept}
 
 
-@pytest.mark.parametrize("stop_at", [0, 1, 2])
+@pytest.mark.parametrize("stop_at", [0, pytest.param(1, marks=pytest.mark.slow), 2])
 def test_resume_gives_the_same_bits(
     stop_at: int,
     tiny_folder: Folder,

@@ -75,6 +75,27 @@ class ExpertConfig:
     snapshot_every: int = 4
     """S: a snapshot (with the optimiser's moments) every S steps."""
 
+    def check(self) -> None:
+        """Refuse what no expert can be trained with.
+
+        Raises:
+            UserError: a flag's value is out of range; it is named.
+        """
+        for flag, value in (
+            ("--experts", self.experts),
+            ("--snapshot-every", self.snapshot_every),
+            ("--expert-batch", self.expert_batch),
+        ):
+            if value < 1:
+                raise UserError(f"{flag} {value}: must be at least 1.")
+        if not self.expert_rate > 0:
+            raise UserError(f"--expert-rate {self.expert_rate}: must be above 0.")
+        if self.expert_steps < 0 or (self.expert_steps == 0 and not self.expert_epochs > 0):
+            raise UserError(
+                f"--expert-steps {self.expert_steps} --expert-epochs {self.expert_epochs}: give "
+                "one above 0."
+            )
+
     def recipe(self, base: Recipe) -> Recipe:
         """The experts' recipe; schedule, clipping and AdamW's constants are the student's."""
         return dataclasses.replace(
@@ -167,6 +188,7 @@ class DistillConfig:
             UserError: a flag's value is out of range; it is named.
         """
         self.recipe.check()
+        self.expert.check()
         if not self.data.data:
             raise UserError(
                 "--data is missing: give a JSONL, JSON, CSV or Parquet file, or a hub id."
@@ -180,8 +202,6 @@ class DistillConfig:
             ("--candidates", self.outer.candidates, 2),
             ("--window", self.outer.window, 0),
             ("--draws", self.draws, 1),
-            ("--experts", self.expert.experts, 1),
-            ("--snapshot-every", self.expert.snapshot_every, 1),
             ("--max-tokens", self.data.max_tokens, 2),
             ("--target-rows", self.data.target_rows, 0),
         ):

@@ -84,5 +84,5 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             return tensors, json.loads(header["nacd"]) if "nacd" in header else header
     except SafetensorError as error:
         raise UserError(
-            f"{path}: damaged ({error}); delete it and run the same command again to re-make it."
+            f"{path}: damaged ({error}); delete it, and run the command that made it again."
         ) from error

@@ -104,7 +104,9 @@ def error(found: MetaGradient, expected: MetaGradient) -> float:
 
 
 CASES = [
-    (arch, name, clip, trained, steps)
+    pytest.param(
+        arch, name, clip, trained, steps, marks=[pytest.mark.slow] * (steps == 5 or arch == "opt")
+    )
     for arch, name, clip, trained, steps in itertools.product(
         ARCHITECTURES, RECIPES, (0.0, 0.05), (False, True), (1, 2, 5)
     )
