@@ -199,3 +199,43 @@ def test_a_full_disk_and_ctrl_c_lose_nothing(
     assert (tmp_path / "run" / "distill" / "state.safetensors").read_bytes() == state
     assert not list((tmp_path / "run" / "distill").glob(".*partial*"))
     assert main(args) == 0
+
+
+def test_distilled_rows_train_another_model(
+    data: Path, tiny_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "target"
+    assert main(flags(tiny_folder("llama"), data, run)) == 0
+    other = str(tiny_folder("gpt2"))
+    rows = str(run / "dataset" / "train.jsonl")
+    recipe = ["--batch-size", "2", "--epochs", "4", "--lora-rank", "4", "--learning-rate", "0.01"]
+    assert main(["train", "--model", other, "--data", rows, "--out", str(out), *recipe]) == 0
+    questions = tmp_path / "questions.jsonl"
+    question = {"question": "Which?", "choices": ["the name 1", "a plant"], "answer": 0}
+    questions.write_text((json.dumps(question) + "\n") * 3)
+    capsys.readouterr()
+    figures = {}
+    for adapter in ([], ["--adapter", str(out / "adapter")]):
+        more = ["--data", str(questions), "--lora-rank", "4", *adapter]
+        assert main(["evaluate", "--model", other, *more]) == 0
+        figures[bool(adapter)] = json.loads(capsys.readouterr().out)
+    assert figures[False]["response_nll_per_token"] != figures[True]["response_nll_per_token"]
+    for figure in figures.values():
+        assert figure["rows"] == 3
+        assert figure["accuracy"]["n"] == 3
+        assert figure["accuracy"]["lm_eval"]
+    wrong = ["evaluate", "--model", other, "--data", str(questions), "--lora-rank", "2"]
+    assert main([*wrong, "--adapter", str(out / "adapter")]) == 1
+    assert "give --lora-rank 4" in capsys.readouterr().err
+
+
+def test_the_doctor_compares_and_estimates(
+    data: Path, tiny_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = flags(tiny_folder("gpt2"), data, tmp_path / "run")
+    assert main(["doctor", *args[1:]]) == 0
+    shown = capsys.readouterr().out
+    assert "Use --engine" in shown
+    assert "memory: about" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert not (tmp_path / "run").exists()
