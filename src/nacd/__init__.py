@@ -17,36 +17,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nacd.commands import (
-        Distilled,
-        EvaluateConfig,
-        TrainConfig,
-        distill,
-        doctor,
-        evaluate,
-        fine_tune,
-        record_experts,
-    )
+    from nacd.commands import Distilled, distill, doctor, record_experts
     from nacd.config import DataConfig, DistillConfig, ExpertConfig, OuterLoopConfig
     from nacd.errors import UserError
     from nacd.models import ModelConfig
     from nacd.recipe import Recipe
+    from nacd.target import EvaluateConfig, TrainConfig, evaluate, fine_tune
 
 _HOMES = {
-    "commands": (
-        "Distilled",
-        "EvaluateConfig",
-        "TrainConfig",
-        "distill",
-        "doctor",
-        "evaluate",
-        "fine_tune",
-        "record_experts",
-    ),
+    "commands": ("Distilled", "distill", "doctor", "record_experts"),
     "config": ("DataConfig", "DistillConfig", "ExpertConfig", "OuterLoopConfig"),
     "errors": ("UserError",),
     "models": ("ModelConfig",),
     "recipe": ("Recipe",),
+    "target": ("EvaluateConfig", "TrainConfig", "evaluate", "fine_tune"),
 }
 
 __all__ = [

@@ -161,8 +161,8 @@ def _doctor(args: Sequence[str]) -> int:
 
 
 def _train(args: Sequence[str]) -> int:
-    from nacd.commands import TrainConfig, fine_tune
     from nacd.progress import Progress
+    from nacd.target import TrainConfig, fine_tune
 
     progress = Progress()
     config = _parse(TrainConfig, "train", args)
@@ -175,8 +175,8 @@ def _train(args: Sequence[str]) -> int:
 
 
 def _evaluate(args: Sequence[str]) -> int:
-    from nacd.commands import EvaluateConfig, evaluate
     from nacd.progress import Progress
+    from nacd.target import EvaluateConfig, evaluate
 
     print(json.dumps(evaluate(_parse(EvaluateConfig, "evaluate", args), Progress()), indent=2))
     return 0

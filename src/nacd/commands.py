@@ -7,31 +7,28 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nacd.config import DataConfig, DistillConfig, to_dict
-from nacd.data import Example, Splits, encode_all, make_template, read_examples
+from nacd.config import DistillConfig, to_dict
+from nacd.data import Splits
 from nacd.diagnosis import Diagnosis, Estimate, diagnose, estimate
 from nacd.distillation.pseudo import PseudoData
 from nacd.distillation.text import TextRow
 from nacd.errors import UserError
-from nacd.evaluation import Accuracy, choice_accuracy, response_nll, task_accuracy
 from nacd.experts import (
     Expert,
     import_checkpoints,
     open_expert,
     plan_experts,
-    read_adapter,
     record_expert,
 )
 from nacd.export import Card, DatasetRow, write_dataset, write_soft_prompts
 from nacd.files import write_json
-from nacd.finetune import TrainResult, train
 from nacd.ladder import climb, entries_for, lines
 from nacd.learn import (
     Distiller,
@@ -42,14 +39,13 @@ from nacd.learn import (
     refuse_without_target,
 )
 from nacd.meta import Engine, make_engine
-from nacd.models import ModelConfig, load_model
 from nacd.prepare import Prepared, prepare, read_splits
 from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.run import RunFolder, versions
 from nacd.student import mean_nll, plain, train_student, tune_rate
 
-FREE = ("out", "compare", "draws", "full_epochs")
+FREE = ("out", "compare", "draws")
 """Keys that may differ when a run goes on: they change no stage that is done."""
 
 
@@ -468,114 +464,3 @@ def doctor(
         snapshots=config.expert.experts * (steps + 1) if trajectory else 0,
     )
     return diagnosis, planned
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """`nacd train`: fine-tune a model on a data set with LoRA."""
-
-    out: Path = Path("runs/train")
-    """Folder that gets `adapter/` and `train.json`."""
-    seed: int = 0
-    """Seed of LoRA's initial values and of the shuffles."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    recipe: Recipe = field(default_factory=Recipe)
-
-
-def fine_tune(config: TrainConfig, progress: Progress | None = None) -> TrainResult:
-    """Fine-tune on all rows of --data with TRL's SFTTrainer and save the adapter.
-
-    Raises:
-        UserError: a wrong input.
-    """
-    progress = progress or Progress(quiet=True)
-    config.recipe.check()
-    examples = _read(config.data)
-    total = config.recipe.total_steps(len(examples))
-    with progress.stage("train", total) as tick:
-        result = train(
-            config.model,
-            examples,
-            config.recipe,
-            template=config.data.template,
-            seed=config.seed,
-            out=config.out,
-            max_tokens=config.data.max_tokens,
-            progress=lambda done, _, loss: tick(done, loss),
-        )
-    for note in result.notes:
-        progress.say(note)
-    return result
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """`nacd evaluate`: held-out response NLL, and accuracy by lm-eval."""
-
-    adapter: Path | None = None
-    """Folder of a peft adapter on --model; without it, the model as it is."""
-    tasks: tuple[str, ...] = ()
-    """Tasks of lm-eval by name (they come from the hub)."""
-    shots: int | None = None
-    """Solved questions before each question of --tasks; by default the task's own number."""
-    out: Path | None = None
-    """File that gets the figures as JSON, beside standard output."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-
-
-def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[str, Any]:
-    """Response NLL per token on all rows of --data, accuracy where they are multiple choice.
-
-    Raises:
-        UserError: a wrong input.
-    """
-    progress = progress or Progress(quiet=True)
-    if not config.data.data and not config.tasks:
-        raise UserError("give --data (a file of held-out rows), --tasks (names), or both.")
-    examples = _read(config.data) if config.data.data else []
-    model = load_model(config.model)
-    theta = torch.zeros(model.size, device=model.device)
-    if config.adapter is not None:
-        theta = read_adapter(model, config.adapter).to(model.device)
-    template = make_template(config.data.template, model.tokenizer, examples)
-    found: dict[str, Any] = {
-        "model": config.model.model,
-        "adapter": None if config.adapter is None else str(config.adapter),
-        "template": template.describe(),
-        "versions": versions(),
-    }
-    if examples:
-        rows, kept, dropped = encode_all(template, examples, config.data.max_tokens)
-        if dropped.message:
-            progress.say(dropped.message)
-        nll = response_nll(model, theta, rows)
-        found |= {
-            "data": config.data.data,
-            "rows": len(rows),
-            "dropped": dropped.count,
-            "response_tokens": int(nll.tokens.sum()),
-            "response_nll_per_token": nll.mean,
-        }
-        if all(example.choices for example in kept):
-            accuracy = choice_accuracy(model, theta, kept, template=template)
-            found["accuracy"] = _without_answers(accuracy)
-    if config.tasks:
-        accuracies = task_accuracy(
-            model, theta, config.tasks, template=template, shots=config.shots
-        )
-        found["tasks"] = [_without_answers(accuracy) for accuracy in accuracies]
-    if config.out is not None:
-        write_json(config.out, found)
-    return found
-
-
-def _without_answers(accuracy: Accuracy) -> dict[str, Any]:
-    return {k: v for k, v in asdict(accuracy).items() if k not in ("correct", "template")}
-
-
-def _read(data: DataConfig) -> list[Example]:
-    if not data.data:
-        raise UserError("--data is missing: give a JSONL, JSON, CSV or Parquet file, or a hub id.")
-    return read_examples(data.data, choice_form=data.choices, columns=data.mapping() or None)
