@@ -2,7 +2,8 @@
 # ARC-Easy in cloze form, SmolLM2-135M, 112 of the training rows (5 %), one run folder a seed.
 # Resumable: the same command goes on where it stopped.
 #   experiments/arc_easy.sh DATA_FOLDER [RUNS_FOLDER] [SEED ...]
-# DATA_FOLDER holds ARC-Easy's train.jsonl and validation.jsonl; OUTER_STEPS and DRAWS make it longer.
+# DATA_FOLDER holds ARC-Easy's train.jsonl and validation.jsonl; OUTER_STEPS, DRAWS and COMPARE (for
+# example "zero-shot random seeds random-prompts soft text full") make it longer.
 set -euo pipefail
 data=${1:?usage: experiments/arc_easy.sh DATA_FOLDER [RUNS_FOLDER] [SEED ...]}
 runs=${2:-runs}
@@ -11,7 +12,7 @@ for seed in "${@:-0}"; do
   nacd distill --model smollm2 \
     --data "$data/train.jsonl" --heldout "$data/validation.jsonl" --choices cloze \
     --max-tokens 64 --budget 112 --batch-size 8 --epochs 1 --tune-rates 1e-3 2e-3 4e-3 \
-    --engine one-sided --outer-steps "${OUTER_STEPS:-12}" --check-every 6 \
-    --compare zero-shot random seeds soft text full --draws "${DRAWS:-3}" --full-epochs 0.5 \
+    --engine one-sided --outer-steps "${OUTER_STEPS:-6}" --check-every 6 \
+    --compare ${COMPARE:-zero-shot random seeds text} --draws "${DRAWS:-3}" \
     --seed "$seed" --out "$runs/arc_easy-$seed"
 done
