@@ -118,4 +118,4 @@ print(status("VmHWM") - before)
 def test_the_largest_vocabulary_needs_under_500_mb() -> None:
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 500e6
+    assert int(done.stdout) < 500e6, done.stdout

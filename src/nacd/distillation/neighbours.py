@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 Metric = Literal["euclidean", "cosine"]
-CHUNK = 16_000_000
-"""Entries of the distance block held at once: 64 MB in float32."""
+CHUNK = 4_000_000
+"""Entries of the distance block held at once: 16 MB in float32."""
 
 
 def nearest(
