@@ -1,8 +1,10 @@
 """What a meta-gradient costs and how exact it is, engine by engine, in one run.
 
-    python benchmarks/metagradient.py                       # SmolLM2-135M, about an hour
+    python benchmarks/metagradient.py                       # SmolLM2-135M: 80 minutes on two cores
     python benchmarks/metagradient.py --steps 1 2 --long-steps --repeats 2
 
+Every measurement is written as it is taken: stopped, the same command goes on. A timing during
+which other programs took more than a twentieth of the machine is thrown away and taken again.
 Every figure is a ratio to one ordinary LoRA training step (loss, gradient, update) on the same
 batch: time per inner step with the forward sweep inside (median over interleaved repeats, the
 ordinary step timed anew beside each), and peak memory. The objective is the trajectory one, which
@@ -27,12 +29,12 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import torch
 import tyro
 from torch import Tensor
@@ -59,6 +61,10 @@ FLAT: tuple[Name, ...] = ("first-order", "one-sided")
 REACH = {"first-order": 3.5, "one-sided": 2.3}
 WARM = 4
 EXPERT = 4
+TOTAL = 64
+"""Steps over which the learning rate falls: N may be up to TOTAL - WARM."""
+PAUSE = 5.0
+"""Seconds before another try where they took more."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +99,20 @@ class Config:
     lora_rank: int = 8
     gradient_checkpointing: bool = False
     """For the two first-order engines and the ordinary step alone."""
+    quiet_share: float = 0.05
+    """Share of the machine that other programs may take during a timing; above, it is taken again."""
     memory: bool = True
     """Whether peak memory is measured (one fresh process for each engine and N)."""
-    out: Path = Path("runs/metagradient.jsonl")
-    """JSON lines: one for the machine, one for each engine and N."""
+    out: Path = Path("runs/metagradient")
+    """Folder for the measurements, the gradients and the table."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long something took, and the share of the machine that other programs had meanwhile."""
+
+    seconds: float
+    others: float
 
 
 class Setting:
@@ -116,8 +132,7 @@ class Setting:
         )
         rate = config.learning_rate or {"adamw": 1e-3, "sgd": 0.3}[config.optimizer]
         self.recipe = Recipe(optimizer=config.optimizer, learning_rate=rate)
-        longest = max((*config.steps, *config.long_steps))
-        self.loop = InnerLoop(self.model, self.recipe, 2 * WARM + EXPERT + longest)
+        self.loop = InnerLoop(self.model, self.recipe, TOTAL)
         self.log_rate = torch.tensor(math.log(rate), device=self.model.device)
         pool = [*range(config.pool)]
         self.batches = [_batch(self.model, config, i) for i in pool]
@@ -143,17 +158,17 @@ class Setting:
         state = {f"state{i}": s for i, s in enumerate(start.state)}
         write_tensors(saved, {"theta": start.theta, "goal": goal.theta} | state)
 
-    def ordinary(self) -> float:
-        """One ordinary training step, in seconds."""
+    def ordinary(self) -> Timing:
+        """One ordinary training step."""
         began = self._now()
         batch = self.batches[0]
         _, gradient, _ = self.model.value_and_grad(self.start.theta, batch)
         rate = self.loop.rate(self.log_rate, WARM)
         step(self.recipe, self.start.theta, self.start.state, gradient, rate, WARM)
-        return self._now() - began
+        return self._since(began)
 
-    def meta(self, name: Name, steps: int) -> tuple[float, MetaGradient]:
-        """One meta-gradient through `steps` inner steps, and its seconds."""
+    def meta(self, name: Name, steps: int) -> tuple[Timing, MetaGradient]:
+        """One meta-gradient through `steps` inner steps, and its timing."""
         batches = [self.batches[i % len(self.batches)] for i in range(steps)]
         common = (self.loop, self.start, batches, self.log_rate, self.vectors)
         began = self._now()
@@ -166,14 +181,22 @@ class Setting:
         else:
             objective = trajectory_objective(self.start.theta, self.goal)
             result = meta_gradient(*common, objective, make_engine(name, self.config.eps))
-        return self._now() - began, result
+        return self._since(began), result
 
-    def _now(self) -> float:
+    def _now(self) -> tuple[float, float]:
+        """Seconds on the clock, and CPU seconds of all other programs so far."""
         if self.model.device.type == "cuda":
             torch.cuda.synchronize()
         elif self.model.device.type == "mps":
             torch.mps.synchronize()
-        return time.perf_counter()
+        machine, own = psutil.cpu_times(), time.process_time()
+        working = machine.user + machine.system + getattr(machine, "nice", 0.0)
+        return time.perf_counter(), working - own
+
+    def _since(self, began: tuple[float, float]) -> Timing:
+        now = self._now()
+        seconds = now[0] - began[0]
+        return Timing(seconds, (now[1] - began[1]) / seconds / (os.cpu_count() or 1))
 
 
 def _batch(model: LoraModel, config: Config, number: int) -> Batch:
@@ -265,6 +288,43 @@ def _measure(config: Config, folder: Path, name: str, steps: int) -> dict[str, A
 # --- the run ----------------------------------------------------------------------------------
 
 
+class Kept:
+    """The measurements taken so far, one JSON line each.
+
+    Raises `UserError` where the folder holds measurements of another setting.
+    """
+
+    def __init__(self, config: Config):
+        self.path = config.out / "measurements.jsonl"
+        config.out.mkdir(parents=True, exist_ok=True)
+        text = self.path.read_text() if self.path.is_file() else ""
+        whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        self.lines: list[dict[str, Any]] = [json.loads(line) for line in whole]
+        self.path.write_text("".join(whole))
+        free = ("engines", "steps", "repeats", "memory", "quiet_share", "out")
+        setting = {k: v for k, v in asdict(config).items() if k not in free}
+        if not self.lines:
+            self.add({"setting": setting})
+        before = self.lines[0]["setting"]
+        differing = [key for key in setting if setting[key] != before.get(key)]
+        if differing:
+            raise UserError(
+                f"{config.out} holds measurements with another {', '.join(differing)}. "
+                "Name another folder with --out."
+            )
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Keep one measurement."""
+        self.lines.append(line)
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def find(self, kind: str, engine: str, steps: int) -> list[dict[str, Any]]:
+        """The measurements of one kind of one engine and N."""
+        own = {"kind": kind, "engine": engine, "N": steps}
+        return [line for line in self.lines if own.items() <= line.items()]
+
+
 def plan(config: Config) -> list[tuple[Name, int]]:
     """Every engine and N that is run."""
     pairs: list[tuple[Name, int]] = []
@@ -276,64 +336,82 @@ def plan(config: Config) -> list[tuple[Name, int]]:
 
 
 def run(config: Config) -> list[dict[str, Any]]:
-    """Measure, print the table, write the JSON lines; the rows."""
+    """Measure what is not yet measured, print the table; its rows."""
     pairs = plan(config)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        setting = Setting(config, folder, checkpointing=False)
-        memory: dict[tuple[str, int], dict[str, Any]] = {}
-        measured: list[tuple[str, int]] = [("ordinary", 1)] if config.memory else []
-        measured += pairs if config.memory else []
-        for engine, steps in measured:
+    if any(not 1 <= steps <= TOTAL - WARM for _, steps in pairs):
+        raise UserError(f"--steps, --long-steps: N lies between 1 and {TOTAL - WARM}.")
+    kept = Kept(config)
+    setting = Setting(config, config.out, checkpointing=False)
+    measured: list[tuple[str, int]] = [("ordinary", 1)] if config.memory else []
+    measured += pairs if config.memory else []
+    for engine, steps in measured:
+        if not kept.find("memory", engine, steps):
             _progress(f"memory: {engine}, N = {steps}")
-            memory[engine, steps] = _measure(config, folder, engine, steps)
-        gradients = _gradients(setting, folder, pairs)
-        if config.gradient_checkpointing:
-            checkpointed = Setting(config, folder, checkpointing=True)
-        else:
-            checkpointed = setting
-        setting.ordinary()
-        ordinary: list[float] = []
-        times: dict[tuple[str, int], list[float]] = {pair: [] for pair in pairs}
-        for repeat in range(config.repeats):
-            for pair in pairs:
-                _progress(f"time {repeat + 1} of {config.repeats}: {pair[0]}, N = {pair[1]}")
-                chosen = checkpointed if pair[0] in FLAT else setting
-                base = checkpointed.ordinary()
-                ordinary.append(base)
-                seconds, _ = chosen.meta(*pair)
-                ordinary.append(checkpointed.ordinary())
-                base = (base + ordinary[-1]) / 2
-                times[pair].append(seconds / pair[1] / base)
-        _progress("")
+            found = _measure(config, config.out, engine, steps)
+            if found:
+                kept.add({"kind": "memory", "engine": engine, "N": steps} | found)
+    gradients = _gradients(setting, config.out, pairs)
+    checkpointed = Setting(config, config.out, True) if config.gradient_checkpointing else setting
+    _time(config, kept, setting, checkpointed, pairs)
+    _progress("")
+    (base,) = kept.find("memory", "ordinary", 1) or [{}]
     rows = []
-    base = memory.get(("ordinary", 1), {})
     for pair in pairs:
-        found, used = gradients[pair], memory.get(pair, {})
-        row = {"engine": pair[0], "N": pair[1]}
-        row["time"] = statistics.median(times[pair]) if times[pair] else None
-        row["times"] = times[pair]
+        (used,) = kept.find("memory", *pair) or [{}]
+        times = [line["ratio"] for line in kept.find("time", *pair)]
+        row = {"engine": pair[0], "N": pair[1], "times": times}
+        row["time"] = statistics.median(times) if times else None
         row["peak_bytes"], row["above_bytes"] = used.get("peak"), used.get("above")
         row["peak"] = _ratio(used.get("peak"), base.get("peak"))
         row["above"] = _ratio(used.get("above"), base.get("above"))
-        rows.append(row | found)
+        rows.append(row | gradients[pair])
+    ordinary = [line["ordinary"] for line in kept.lines if line.get("kind") == "time"]
+    counts = [len(row["times"]) for row in rows]
     head = {
         "config": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()},
         "machine": platform.processor() or platform.machine(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "load": os.getloadavg(),
+        "repeats": min(counts, default=0),
+        "others": max((x["others"] for x in kept.lines if x.get("kind") == "time"), default=0.0),
         "device": str(setting.model.device),
         "torch": torch.__version__,
         "ordinary_seconds": statistics.median(ordinary) if ordinary else None,
         "ordinary_peak_bytes": base.get("peak"),
         "ordinary_above_bytes": base.get("above"),
     }
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    config.out.write_text("".join(json.dumps(line) + "\n" for line in (head, *rows)))
+    result = config.out / "table.jsonl"
+    result.write_text("".join(json.dumps(line) + "\n" for line in (head, *rows)))
     print(table(head, rows))
-    print(f"written: {config.out}")
+    print(f"written: {result}")
     return rows
+
+
+def _time(
+    config: Config, kept: Kept, setting: Setting, checkpointed: Setting, pairs: list[tuple[Name, int]]
+) -> None:
+    """Time every engine `repeats` times, interleaved, between two ordinary steps each."""
+    checkpointed.ordinary()
+    before: Timing | None = None
+    for repeat in range(config.repeats):
+        for pair in pairs:
+            while len(kept.find("time", *pair)) <= repeat:
+                _progress(f"time {repeat + 1} of {config.repeats}: {pair[0]}, N = {pair[1]}")
+                before = before or checkpointed.ordinary()
+                chosen = checkpointed if pair[0] in FLAT else setting
+                timing, _ = chosen.meta(*pair)
+                after = checkpointed.ordinary()
+                others = max(before.others, timing.others, after.others)
+                ordinary = (before.seconds + after.seconds) / 2
+                before = after
+                if others > config.quiet_share:
+                    _progress(f"other programs took {others:.0%} of the machine: timed again")
+                    time.sleep(PAUSE)
+                    before = None
+                    continue
+                line = {"kind": "time", "engine": pair[0], "N": pair[1], "others": others}
+                ratio = timing.seconds / pair[1] / ordinary
+                kept.add(line | {"ratio": ratio, "ordinary": ordinary})
 
 
 def _progress(text: str) -> None:
@@ -357,7 +435,8 @@ def _gradients(
             return read_tensors(kept)[0]
         _progress(f"gradient: {name}, N = {steps}")
         _, result = setting.meta(name, steps)
-        return {"vectors": result.vectors.cpu(), "log_rate": result.log_rate.cpu()}
+        write_tensors(kept, {"vectors": result.vectors, "log_rate": result.log_rate})
+        return read_tensors(kept)[0]
 
     rows = {}
     for pair in pairs:
@@ -388,7 +467,8 @@ def table(head: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         f"{Path(config['model']).name}, {config['optimizer']}, "
         f"{config['rows']} x {config['tokens']} tokens, "
         f"{config['dtype']}, {config['attention']}, {head['device']}",
-        f"{head['threads']} threads, load {head['load'][0]:.1f}, median of {config['repeats']}",
+        f"{head['threads']} threads, other programs at most {head['others']:.0%} of the machine, "
+        f"median of {head['repeats']}",
     ]
     if head["ordinary_seconds"]:
         lines.append(f"one ordinary LoRA step: {head['ordinary_seconds']:.3f} s")

@@ -15,14 +15,16 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "metagradient.py"
 
 @pytest.mark.slow
 def test_a_small_run(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
-    out = tmp_path / "figures.jsonl"
+    out = tmp_path / "figures"
     flags = "--steps 1 --long-steps 2 --repeats 1 --rows 2 --tokens 12 --device cpu"
     engines = ["--engines", "unrolled", "one-sided"]
     command = [sys.executable, SCRIPT, "--model", tiny_folder("llama"), "--out", out]
     command += [*flags.split(), *engines]
+    command += ["--quiet-share", "2"]  # the tests run beside others
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    head, *rows = [json.loads(line) for line in out.read_text().splitlines()]
+    lines = (out / "table.jsonl").read_text().splitlines()
+    head, *rows = [json.loads(line) for line in lines]
     assert head["ordinary_peak_bytes"] > 0
     assert [(row["engine"], row["N"]) for row in rows] == [
         ("unrolled", 1),
@@ -35,6 +37,12 @@ def test_a_small_run(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None
             assert 0 < row["error"] < 0.2
             assert row["cosine"] > 0.98
     assert max(len(line) for line in done.stdout.splitlines() if str(out) not in line) <= 80
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert (out / "table.jsonl").read_text().splitlines() == lines, "nothing is measured twice"
+    other = subprocess.run([*command, "--rows", "3"], capture_output=True, text=True)
+    assert other.returncode == 1
+    assert "another rows" in other.stderr
 
 
 def test_a_wrong_model_is_named(tmp_path: Path) -> None:
