@@ -36,6 +36,8 @@ class DataConfig:
     """Longest row; longer ones are dropped and counted."""
     target_rows: int = 64
     """Most rows set aside as target rows."""
+    group_column: str = ""
+    """Column that names a row's group (a subject, a source): strata, and the subtasks of LESS."""
 
     def mapping(self) -> dict[str, str]:
         """`columns` as a mapping from our names to the file's.
@@ -158,6 +160,26 @@ class OuterLoopConfig:
 
 
 @dataclass(frozen=True)
+class SelectionConfig:
+    """How real rows are chosen."""
+
+    dedup: float = 0.0
+    """Leave out rows whose words are this alike (Jaccard, MinHash) to a kept row's; 0: none."""
+    stratify: bool = False
+    """Choose from every group of rows (--group-column) in proportion to its size."""
+    round_robin: bool = False
+    """`less`: target rows take turns to choose, instead of each row's largest subtask score."""
+    warmup_share: float = 0.05
+    """`less`: share of the training rows that the warm-up trains on."""
+    warmup_epochs: int = 4
+    """`less`: epochs of the warm-up; each ends with a checkpoint that features are taken at."""
+    projection_dim: int = 8192
+    """`less`: length that gradients are projected to."""
+    weight_passes: int = 2
+    """`trajectory`: how often every row is weighed, each time among other rows."""
+
+
+@dataclass(frozen=True)
 class DistillConfig:
     """`nacd distill`: from a data file to distilled text."""
 
@@ -167,6 +189,8 @@ class DistillConfig:
     """Size of the distilled set: rows (`112`), a percentage (`5%`) or tokens (`20000t`)."""
     seed: int = 0
     """Seed of everything that is drawn."""
+    seeds_by: str = "random"
+    """How the seed rows are chosen: `random`, or a method of `nacd select`."""
     compare: tuple[str, ...] = LADDER
     """Rows of the final table."""
     draws: int = 3
@@ -180,6 +204,7 @@ class DistillConfig:
     recipe: Recipe = field(default_factory=Recipe)
     expert: ExpertConfig = field(default_factory=ExpertConfig)
     outer: OuterLoopConfig = field(default_factory=OuterLoopConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
 
     def check(self) -> None:
         """Refuse what cannot be run, before anything is loaded.

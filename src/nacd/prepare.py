@@ -68,10 +68,15 @@ def read_splits(config: DataConfig) -> Splits:
     columns = config.mapping() or None
 
     def read(data: str) -> list[Example]:
+        return read_examples(
+            data, choice_form=config.choices, columns=columns, group=config.group_column
+        )
+
+    def read_heldout(data: str) -> list[Example]:
         return read_examples(data, choice_form=config.choices, columns=columns)
 
     examples = read(config.data)
-    held = split_heldout(read(config.heldout)) if config.heldout else None
+    held = split_heldout(read_heldout(config.heldout)) if config.heldout else None
     splits = split_by_hash(
         examples,
         target=0 if config.target else config.target_rows,

@@ -33,6 +33,8 @@ class Example:
     """A `prompt`/`completion` row of plain strings: already written out, to be joined as it is."""
     completion_only: bool = False
     """A `prompt`/`completion` row of messages: earlier assistant turns are no labels."""
+    group: str = ""
+    """The row's group (a subject, a source), where a column names one."""
 
     @property
     def response(self) -> str:

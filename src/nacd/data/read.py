@@ -27,6 +27,7 @@ def read_examples(
     *,
     choice_form: ChoiceForm = "cloze",
     columns: Mapping[str, str] | None = None,
+    group: str = "",
     split: str = "train",
 ) -> list[Example]:
     """Read every row of a file, of a folder's split file, or of a hub data set.
@@ -37,6 +38,7 @@ def read_examples(
         choice_form: how a multiple-choice row becomes text: the question alone with the right
             answer's text (`cloze`), or the lettered options with the right letter (`letter`).
         columns: canonical column name -> the file's own name, `{"prompt": "q", "completion": "a"}`.
+        group: column that names a row's group, if any.
         split: the hub data set's (or folder's) split.
 
     Raises:
@@ -61,7 +63,7 @@ def read_examples(
         raise UserError(
             f"{name} is empty: expected at least one row. Give --data a file with rows."
         )
-    schema = recognise(*first, columns=columns)
+    schema = recognise(*first, columns=columns, group=group)
     examples = [schema.example(*first, choice_form=choice_form)]
     examples.extend(schema.example(source, row, choice_form=choice_form) for source, row in rows)
     return examples

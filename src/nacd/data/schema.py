@@ -40,6 +40,8 @@ class Schema:
 
     shape: _Shape
     columns: Mapping[str, str]
+    group: str = ""
+    """Column that names a row's group, if any."""
 
     def example(self, source: str, row: Any, *, choice_form: ChoiceForm = "cloze") -> Example:
         """Turn one row into an Example.
@@ -56,19 +58,30 @@ class Schema:
                 f"{source} is of another shape: it has the columns {_listed(row)}, but the first "
                 f"row is {self.shape.description}. Put rows of one shape in a file."
             )
-        return self.shape.convert(source, row, choice_form)
+        example = self.shape.convert(source, row, choice_form)
+        if not self.group:
+            return example
+        if self.group not in row:
+            raise UserError(
+                f"{source} has no column {self.group!r} (--group-column); "
+                f"it has {_listed(row)}."
+            )
+        return replace(example, group=str(row[self.group]))
 
     def _named(self, column: str) -> str:
         return self.columns.get(column, column)
 
 
-def recognise(source: str, row: Any, *, columns: Mapping[str, str] | None = None) -> Schema:
+def recognise(
+    source: str, row: Any, *, columns: Mapping[str, str] | None = None, group: str = ""
+) -> Schema:
     """Decide a file's shape from its first row.
 
     Args:
         source: the row's place, `mine.jsonl:1`.
         row: the row, as parsed.
         columns: canonical column name -> the file's own name.
+        group: column that names a row's group, if any.
 
     Raises:
         UserError: no known shape fits; the message lists the columns seen and the shapes known.
@@ -85,7 +98,7 @@ def recognise(source: str, row: Any, *, columns: Mapping[str, str] | None = None
     candidates = [shape for shape in _SHAPES if columns.keys() <= set(shape.columns)]
     for shape in candidates:
         if all(name in row for name in shape.required):
-            return Schema(shape, columns)
+            return Schema(shape, columns, group)
     for shape in candidates:  # a first row that only lacks its response
         prompts = [name for name in shape.required if name != shape.response]
         if prompts and all(name in row for name in prompts):

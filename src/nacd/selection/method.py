@@ -1,0 +1,72 @@
+"""What a selection method is given, and what it gives back.
+
+A method is a function `Task -> Ranking`. Most are a representation of the rows (hidden states,
+words, gradient features) and a selector over it; `nacd.selection.METHODS` names them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from nacd.config import SelectionConfig
+from nacd.models import LoraModel
+from nacd.prepare import Prepared
+from nacd.progress import Progress
+from nacd.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method may look at."""
+
+    prepared: Prepared
+    """Model, template, training rows (chosen from) and target rows; the held-out rows stay unread.
+
+    The model's LoRA may be overwritten.
+    """
+    recipe: Recipe
+    """The training that the chosen rows are for."""
+    config: SelectionConfig
+    seed: int
+    folder: Path
+    """For intermediates, so that a method killed half-way goes on; its own, made by the method."""
+    progress: Progress
+    budget: str = "5%"
+    """What will be chosen, for methods that depend on it; see `nacd.config.parse_budget`."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A method's verdict on all n training rows."""
+
+    order: Iterable[int]
+    """Row indices, best first, each at most once; may be lazy, and is read as far as needed."""
+    scores: np.ndarray | None = None
+    """(n,) float64: what the order comes from, higher is better; None where there is no such."""
+    flops: float = 0.0
+    """Floating-point operations spent on the model, see `forward_flops`."""
+
+
+class Method(Protocol):
+    """Ranks the training rows of a task."""
+
+    def __call__(self, task: Task) -> Ranking:
+        """The ranking; raises `UserError` where the task lacks what the method needs."""
+        ...
+
+
+def forward_flops(model: LoraModel, tokens: float) -> float:
+    """Operations of a forward pass over `tokens` tokens: two a parameter and token.
+
+    A gradient in LoRA's parameters (or in inputs) costs as much again: the frozen weights take
+    activation gradients, and no gradients of their own (Kaplan et al., arXiv 2001.08361, without
+    the third of the backward pass that LoRA saves).
+    """
+    table = model.hf.get_input_embeddings().weight.numel()
+    tied = model.hf.get_output_embeddings().weight is model.hf.get_input_embeddings().weight
+    return 2.0 * tokens * (sum(p.numel() for p in model.hf.parameters()) - (0 if tied else table))
