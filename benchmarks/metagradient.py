@@ -388,7 +388,11 @@ def run(config: Config) -> list[dict[str, Any]]:
 
 
 def _time(
-    config: Config, kept: Kept, setting: Setting, checkpointed: Setting, pairs: list[tuple[Name, int]]
+    config: Config,
+    kept: Kept,
+    setting: Setting,
+    checkpointed: Setting,
+    pairs: list[tuple[Name, int]],
 ) -> None:
     """Time every engine `repeats` times, interleaved, between two ordinary steps each."""
     checkpointed.ordinary()

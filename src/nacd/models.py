@@ -285,6 +285,14 @@ class LoraModel:
         flat = torch.cat([g.reshape(-1) for g in grads[: len(self._parameters)]])
         return loss.detach(), flat, grads[-1] if in_vectors else None
 
+    def rows_and_grad(self, theta: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Summed response NLL of every row (B,), and the gradient of the mean per token (P,)."""
+        self.write(theta)
+        with torch.enable_grad():
+            nll = self._token_nll(batch, None)
+            grads = torch.autograd.grad(nll.mean(), self._parameters)
+        return _by_row(nll.detach(), batch)[0], torch.cat([g.reshape(-1) for g in grads])
+
     def loss_at(self, theta: Tensor, batch: Batch, vectors: Tensor | None = None) -> Tensor:
         """Mean response NLL as a differentiable function of theta (P,) and vectors (Q, d)."""
         if self.config.gradient_checkpointing:
@@ -297,12 +305,16 @@ class LoraModel:
     ) -> tuple[Tensor, Tensor]:
         """Summed response NLL (B,) and response tokens (B,) of every row at theta."""
         self.write(theta)
-        nll = self._token_nll(batch, vectors)
-        counts = batch.response[:, 1:].sum(1).to(self.device)
-        owner = torch.repeat_interleave(torch.arange(len(counts), device=self.device), counts)
-        return torch.zeros(len(counts), device=self.device).index_add_(
-            0, owner, nll.float()
-        ), counts
+        return _by_row(self._token_nll(batch, vectors), batch)
+
+
+def _by_row(nll: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Token NLLs (n,) summed row by row (B,), and each row's response tokens (B,)."""
+    counts = batch.response[:, 1:].sum(1).to(nll.device)
+    owner = torch.repeat_interleave(torch.arange(len(counts), device=nll.device), counts)
+    dtype = torch.promote_types(nll.dtype, torch.float32)
+    sums = torch.zeros(len(counts), device=nll.device, dtype=dtype)
+    return sums.index_add_(0, owner, nll.to(dtype)), counts
 
 
 @contextlib.contextmanager

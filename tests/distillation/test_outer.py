@@ -41,7 +41,7 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         def fake(*_: Any, **__: Any) -> MetaGradient:
             zeros = torch.zeros(1)
             rate_gradient = torch.tensor(rate)
-            return MetaGradient(value, gradient, rate_gradient, zeros, zeros, [0.5], [1.0, growth])
+            return MetaGradient(value, rate_gradient, zeros, zeros, [0.5], [1.0, growth], gradient)
 
         monkeypatch.setattr(module, "meta_gradient", fake)
 

@@ -5,12 +5,15 @@ from nacd.meta.adjoint import (
     MetaGradient,
     Objective,
     Start,
+    Sweep,
     clamp_largest,
     meta_gradient,
+    sweep,
     unrolled_meta_gradient,
 )
 from nacd.meta.engines import Engine, EngineName, Exact, FirstOrder, Products, make_engine
 from nacd.meta.update import State, clip, initial_state, step, step_vjp
+from nacd.meta.weights import weight_gradient
 
 __all__ = [
     "Engine",
@@ -23,6 +26,7 @@ __all__ = [
     "Products",
     "Start",
     "State",
+    "Sweep",
     "clamp_largest",
     "clip",
     "initial_state",
@@ -30,5 +34,7 @@ __all__ = [
     "meta_gradient",
     "step",
     "step_vjp",
+    "sweep",
     "unrolled_meta_gradient",
+    "weight_gradient",
 ]

@@ -70,13 +70,11 @@ class InnerLoop:
 
 
 @dataclass
-class MetaGradient:
-    """The objective after an inner loop, and its gradient."""
+class Sweep:
+    """The objective after an inner loop, and its gradient in what every inner loop has."""
 
     value: float
     """The objective at theta_N."""
-    vectors: Tensor
-    """dL/dP, (Q, d)."""
     log_rate: Tensor
     """dL/dlog_lr, ()."""
     theta: Tensor
@@ -87,6 +85,99 @@ class MetaGradient:
     """The inner losses l(theta_k; P_batch(k))."""
     cotangent_norms: list[float] = field(default_factory=list)
     """|lambda_N|, ..., |lambda_0|: an exploding one means that no engine is right there."""
+
+
+@dataclass
+class MetaGradient(Sweep):
+    """The same, with the gradient in the learnable vectors."""
+
+    vectors: Tensor = field(default_factory=lambda: torch.empty(0))
+    """dL/dP, (Q, d)."""
+
+
+Gradient = Callable[[int, Tensor], tuple[Tensor, Tensor]]
+"""(inner step i, theta_i) -> the loss () and its gradient in theta (P,)."""
+Product = Callable[[int, Tensor, Tensor, Tensor], Tensor | None]
+"""(inner step i, theta_i, g_i, v) -> (d2 l / dtheta2) v, (P,), or None where it is left out.
+
+Called from the last step to the first; what else the cotangent v tells, the caller gathers in it.
+"""
+
+
+def sweep(
+    loop: InnerLoop,
+    start: Start,
+    steps: int,
+    log_rate: Tensor,
+    objective: Objective,
+    gradient: Gradient,
+    product: Product,
+    *,
+    trim: float = 0.0,
+) -> Sweep:
+    """Train for `steps` inner steps, then carry the objective's cotangent back through them.
+
+    Args:
+        loop: model and recipe.
+        start: theta_0, its optimiser state and step count; constants.
+        steps: N.
+        log_rate: logarithm of the peak learning rate, ().
+        objective: value and gradient at theta_N.
+        gradient: the inner loss and its gradient at a step.
+        product: the Hessian-vector product at a step.
+        trim: share of each step's gradient cotangents v, the largest, that are clamped; see
+            `clamp_largest`. 0 leaves the gradient exact.
+    """
+    stride = max(1, math.ceil(math.sqrt(steps)))
+    kept: dict[int, tuple[Tensor, State]] = {}
+    gradients: list[Tensor] = []
+    losses: list[float] = []
+    theta, state = start.theta, start.state
+
+    def advance(theta: Tensor, state: State, i: int) -> tuple[Tensor, State]:
+        k = start.count + i
+        return step(loop.recipe, theta, state, gradients[i], loop.rate(log_rate, k), k)
+
+    with torch.no_grad():
+        for i in range(steps):
+            if i % stride == 0:
+                kept[i] = (theta, state)
+            loss, slope = gradient(i, theta)
+            gradients.append(slope)
+            losses.append(float(loss))
+            theta, state = advance(theta, state, i)
+        end = theta
+        value, cotangent = objective(end)
+        cotangent_state: State = tuple(torch.zeros_like(s) for s in state)
+        d_log_rate = torch.zeros_like(log_rate)
+        norms = [float(cotangent.norm())]
+        segment: list[tuple[Tensor, State]] = []
+        for i in reversed(range(steps)):
+            base = i - i % stride
+            if not segment:
+                segment = [kept.pop(base)]
+                for j in range(base, i):
+                    segment.append(advance(*segment[-1], j))
+            theta, state = segment.pop()
+            k = start.count + i
+            slope = gradients.pop()
+            parts = step_vjp(
+                loop.recipe,
+                theta,
+                state,
+                slope,
+                log_rate,
+                loop.recipe.rate(k, loop.total),
+                k,
+                cotangent,
+                cotangent_state,
+            )
+            curvature = product(i, theta, slope, clamp_largest(parts.gradient, trim))
+            d_log_rate += parts.log_rate
+            cotangent = parts.theta if curvature is None else parts.theta + curvature
+            cotangent_state = parts.state
+            norms.append(float(cotangent.norm()))
+    return Sweep(value, d_log_rate, cotangent, end, losses, norms)
 
 
 def meta_gradient(
@@ -110,65 +201,25 @@ def meta_gradient(
         vectors: learnable embeddings P, (Q, d).
         objective: value and gradient at theta_N.
         engine: how the second-order products are computed.
-        trim: share of each step's gradient cotangents v, the largest, that are clamped; see
-            `clamp_largest`. 0 leaves the gradient exact.
+        trim: see `sweep`.
     """
-    total = len(batches)
-    stride = max(1, math.ceil(math.sqrt(total)))
-    kept: dict[int, tuple[Tensor, State]] = {}
-    gradients: list[tuple[Tensor, Tensor | None]] = []
-    losses: list[float] = []
-    theta, state = start.theta, start.state
+    d_vectors = torch.zeros_like(vectors)
+    in_vectors: list[Tensor | None] = []
 
-    def advance(theta: Tensor, state: State, i: int) -> tuple[Tensor, State]:
-        k = start.count + i
-        return step(loop.recipe, theta, state, gradients[i][0], loop.rate(log_rate, k), k)
+    def gradient(i: int, theta: Tensor) -> tuple[Tensor, Tensor]:
+        loss, slope, other = loop.model.value_and_grad(
+            theta, batches[i], vectors, in_vectors=engine.needs_vector_gradient
+        )
+        in_vectors.append(other)
+        return loss, slope
 
-    with torch.no_grad():
-        for i, batch in enumerate(batches):
-            if i % stride == 0:
-                kept[i] = (theta, state)
-            loss, gradient, in_vectors = loop.model.value_and_grad(
-                theta, batch, vectors, in_vectors=engine.needs_vector_gradient
-            )
-            gradients.append((gradient, in_vectors))
-            losses.append(float(loss))
-            theta, state = advance(theta, state, i)
-        end = theta
-        value, cotangent = objective(end)
-        cotangent_state: State = tuple(torch.zeros_like(s) for s in state)
-        d_vectors = torch.zeros_like(vectors)
-        d_log_rate = torch.zeros_like(log_rate)
-        norms = [float(cotangent.norm())]
-        segment: list[tuple[Tensor, State]] = []
-        for i in reversed(range(total)):
-            base = i - i % stride
-            if not segment:
-                segment = [kept.pop(base)]
-                for j in range(base, i):
-                    segment.append(advance(*segment[-1], j))
-            theta, state = segment.pop()
-            k = start.count + i
-            parts = step_vjp(
-                loop.recipe,
-                theta,
-                state,
-                gradients[i][0],
-                log_rate,
-                loop.recipe.rate(k, loop.total),
-                k,
-                cotangent,
-                cotangent_state,
-            )
-            v = clamp_largest(parts.gradient, trim)
-            products = engine(loop.model, theta, batches[i], vectors, v, gradients[i])
-            gradients.pop()
-            d_vectors += products.vectors
-            d_log_rate += parts.log_rate
-            cotangent = parts.theta if products.theta is None else parts.theta + products.theta
-            cotangent_state = parts.state
-            norms.append(float(cotangent.norm()))
-    return MetaGradient(value, d_vectors, d_log_rate, cotangent, end, losses, norms)
+    def product(i: int, theta: Tensor, slope: Tensor, v: Tensor) -> Tensor | None:
+        found = engine(loop.model, theta, batches[i], vectors, v, (slope, in_vectors.pop()))
+        d_vectors.add_(found.vectors)
+        return found.theta
+
+    found = sweep(loop, start, len(batches), log_rate, objective, gradient, product, trim=trim)
+    return MetaGradient(**vars(found), vectors=d_vectors)
 
 
 def clamp_largest(v: Tensor, share: float) -> Tensor:
@@ -216,4 +267,6 @@ def unrolled_meta_gradient(
             allow_unused=True,
             materialize_grads=True,
         )
-    return MetaGradient(float(value.detach()), d_vectors, d_rate, d_theta, theta.detach(), losses)
+    return MetaGradient(
+        float(value.detach()), d_rate, d_theta, theta.detach(), losses, vectors=d_vectors
+    )

@@ -1,0 +1,122 @@
+"""Real rows by NACD's own engine: what each is worth to the training that it is meant for.
+
+The training rows are dealt out, seeded, into groups of the budget's size. Each group is trained on
+by the whole recipe, the loss on the target rows is carried back through that training, and every
+row of the group gets the objective's derivative in its weight (`nacd.meta.weight_gradient`): one
+sweep a group, whatever its size. Within a group, scores are made comparable (zero mean, unit
+standard deviation); a row's score is their mean over `--weight-passes` dealings. Rows whose weight
+lowers the target loss most come first.
+
+The first-order worth of a row to a training is the idea of influence functions (Koh & Liang, arXiv
+1703.04730); through a whole training by way of its meta-gradient, that of MAGIC (arXiv 2504.16430).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from nacd.config import budget_rows
+from nacd.data import collate, length_buckets, training_order
+from nacd.distillation.objectives import target_objective
+from nacd.errors import UserError
+from nacd.files import read_tensors, write_tensors
+from nacd.meta import FirstOrder, InnerLoop, Start, initial_state, weight_gradient
+from nacd.selection.method import Ranking, Task, forward_flops
+
+TRIM = 0.01
+"""Share of each step's cotangent entries that are clamped; see `nacd.meta.clamp_largest`."""
+EPS = 2e-3
+
+
+def trajectory(task: Task) -> Ranking:
+    """Rank the rows by their worth; goes on after the last group weighed.
+
+    Raises:
+        UserError: no target rows.
+    """
+    prepared, recipe = task.prepared, task.recipe
+    model, rows = prepared.model, prepared.train.rows
+    if not len(prepared.target):
+        raise UserError(
+            "the method trajectory needs target rows: raise --target-rows, or name --target."
+        )
+    pad = model.tokenizer.pad_token_id
+    targets = [
+        collate([prepared.target.rows[i] for i in where], pad).to(model.device)
+        for where in length_buckets(prepared.target.rows, recipe.batch_size, seed=None)
+    ]
+    objective = target_objective(model, targets)
+    log_rate = torch.tensor(math.log(recipe.learning_rate), device=model.device)
+    groups = deal(len(rows), _group_size(task), task.config.weight_passes, task.seed)
+    file = task.folder / "weights.safetensors"
+    scores, done, flops = _read(task, len(groups))
+    with task.progress.stage("weighing rows", len(groups), done=done) as tick:
+        for number in range(done, len(groups)):
+            group = groups[number]
+            total = recipe.total_steps(len(group))
+            loop = InnerLoop(model, recipe, total)
+            seed = 1000 + number
+            theta = model.fresh_theta(seed)
+            order = training_order(len(group), recipe.batch_size, total, seed)
+            batches = [collate([rows[group[i]] for i in where], pad) for where in order]
+            swept, found = weight_gradient(
+                loop,
+                Start(theta, initial_state(recipe, theta)),
+                batches,
+                log_rate,
+                objective,
+                FirstOrder(EPS, central=False),
+                trim=TRIM,
+            )
+            worth = np.zeros(len(group))
+            for where, derivative in zip(order, found, strict=True):
+                np.subtract.at(worth, where, derivative.double().cpu().numpy())
+            scores[group] += (worth - worth.mean()) / (worth.std() + 1e-12)
+            tokens = 2 * sum(b.tokens for b in batches) + sum(b.tokens for b in targets)
+            flops += 2 * forward_flops(model, tokens)
+            write_tensors(
+                file,
+                {"scores": torch.from_numpy(scores)},
+                {"done": str(number + 1), "flops": repr(flops), "of": _about(task, len(groups))},
+            )
+            tick(number + 1, swept.value)
+    mean = scores / task.config.weight_passes
+    return Ranking(np.argsort(-mean, kind="stable").tolist(), mean, flops)
+
+
+def deal(rows: int, size: int, passes: int, seed: int) -> list[list[int]]:
+    """Groups of `size` row indices in which every row stands `passes` times.
+
+    Each pass is a shuffle of its own, cut into groups as even as can be (of `size` or one less).
+    """
+    groups: list[list[int]] = []
+    for number in range(passes):
+        order = np.random.default_rng((seed, number, 31)).permutation(rows)
+        groups += [part.tolist() for part in np.array_split(order, math.ceil(rows / size))]
+    return groups
+
+
+def _group_size(task: Task) -> int:
+    rows = task.prepared.train.rows
+    order = np.random.default_rng((task.seed, 17)).permutation(len(rows)).tolist()
+    return len(budget_rows(task.budget, list(rows), order))
+
+
+def _about(task: Task, groups: int) -> str:
+    return f"{len(task.prepared.train)} rows, {groups} groups, seed {task.seed}, {task.recipe}"
+
+
+def _read(task: Task, groups: int) -> tuple[np.ndarray, int, float]:
+    """Sums of scores so far (n,), groups done, and operations spent."""
+    file = task.folder / "weights.safetensors"
+    if not file.is_file():
+        return np.zeros(len(task.prepared.train)), 0, 0.0
+    tensors, about = read_tensors(file)
+    if about["of"] != _about(task, groups):
+        raise UserError(
+            f"{file}: made with other settings ({about['of']}); delete it, or choose another --out."
+        )
+    return tensors["scores"].numpy(), int(about["done"]), float(about["flops"])

@@ -1,0 +1,141 @@
+"""The worth of rows against one autograd graph in which every row has a weight, in float64."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from float64 import float64_only
+from nacd.data import Batch
+from nacd.meta import FirstOrder, InnerLoop, Start, initial_state, step, weight_gradient
+from nacd.models import LoraModel, ModelConfig, load_model, twice_differentiable
+from nacd.recipe import Recipe
+from tiny import ROWS
+
+RECIPES = {
+    "sgd": Recipe(optimizer="sgd", learning_rate=0.3, warmup=0.0, clip=0.05),
+    "momentum": Recipe(optimizer="sgd", learning_rate=0.05, momentum=0.9, warmup=0.0, clip=0.0),
+    "adamw": Recipe(learning_rate=5e-3, warmup=0.0, weight_decay=0.1),
+}
+
+
+@pytest.fixture(scope="module")
+def models(tiny_folder: Callable[[str], Path]) -> dict[str, LoraModel]:
+    return {
+        arch: load_model(ModelConfig(model=str(tiny_folder(arch)), dtype="float64", lora_rank=2))
+        for arch in ("llama", "gpt2", "gemma3")
+    }
+
+
+@pytest.fixture(autouse=True)
+def _wide() -> Iterator[None]:
+    with float64_only():
+        yield
+
+
+def random_batch(seed: int) -> Batch:
+    """Four rows whose responses have 1 to 4 tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, ROWS - 10, (4, 9), generator=generator)
+    response = torch.zeros_like(ids, dtype=torch.bool)
+    for row in range(4):
+        response[row, 5 : 6 + row] = True
+    return Batch(ids, torch.ones_like(ids), response, torch.full_like(ids, -1))
+
+
+def token_losses(model: LoraModel, theta: Tensor, batch: Batch) -> Tensor:
+    """Every label's NLL, by the model's plain forward: (n,)."""
+    logits = torch.func.functional_call(
+        model.hf,
+        model.named_theta(theta),
+        (),
+        {"input_ids": batch.ids, "attention_mask": batch.attention, "use_cache": False},
+    ).logits[:, :-1]
+    picked = -logits.log_softmax(-1).gather(2, batch.ids[:, 1:, None])[..., 0]
+    return picked[batch.response[:, 1:]]
+
+
+def unrolled(
+    loop: InnerLoop,
+    start: Start,
+    batches: Sequence[Batch],
+    log_rate: Tensor,
+    objective: Callable[[Tensor], Tensor],
+) -> list[Tensor]:
+    weights = [torch.ones(4, dtype=torch.float64, requires_grad=True) for _ in batches]
+    theta, state = start.theta.detach().requires_grad_(), start.state
+    with twice_differentiable():
+        for k, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
+            counts = batch.response.sum(1)
+            losses = token_losses(loop.model, theta, batch)
+            loss = (weight.repeat_interleave(counts) * losses).sum() / counts.sum()
+            (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
+            theta, state = step(loop.recipe, theta, state, gradient, loop.rate(log_rate, k), k)
+        return [*torch.autograd.grad(objective(theta), weights)]
+
+
+@pytest.mark.parametrize(
+    ("arch", "name", "trained", "steps"),
+    [*itertools.product(("llama", "gpt2", "gemma3"), RECIPES, (False, True), (1, 3))],
+)
+def test_every_weight_agrees_with_the_unrolled_graph(
+    models: dict[str, LoraModel], arch: str, name: str, trained: bool, steps: int
+) -> None:
+    model, recipe = models[arch], RECIPES[name]
+    loop = InnerLoop(model, recipe, 9)
+    log_rate = torch.tensor(math.log(recipe.learning_rate), dtype=torch.float64)
+    theta = model.fresh_theta(3)
+    start = Start(theta, initial_state(recipe, theta))
+    if trained:
+        end, _ = loop.run(start, [random_batch(40 + i) for i in range(4)], log_rate, None)
+        start = replace(end, count=0)
+    noise = torch.randn(theta.shape, generator=torch.Generator().manual_seed(1)).double()
+    goal = start.theta + 0.1 * noise
+    batches = [random_batch(100 + i) for i in range(steps)]
+
+    expected = unrolled(loop, start, batches, log_rate, lambda x: ((x - goal) ** 2).sum())
+    best = math.inf
+    for eps in (1e-3, 1e-4, 1e-5):
+        swept, found = weight_gradient(
+            loop,
+            start,
+            batches,
+            log_rate,
+            lambda x: (float(((x - goal) ** 2).sum()), 2 * (x - goal)),
+            FirstOrder(eps),
+        )
+        a, b = torch.cat(found), torch.cat(expected)
+        best = min(best, float((a - b).norm() / b.norm()))
+        assert len(swept.losses) == steps
+    assert torch.cat(expected).abs().max() > 0
+    assert best < 1e-6
+
+
+def test_one_sided_is_the_same_to_first_order(models: dict[str, LoraModel]) -> None:
+    model, recipe = models["llama"], RECIPES["momentum"]
+    loop = InnerLoop(model, recipe, 9)
+    theta = model.fresh_theta(3)
+    start = Start(theta, initial_state(recipe, theta))
+    log_rate = torch.tensor(math.log(recipe.learning_rate), dtype=torch.float64)
+    batches = [random_batch(i) for i in range(3)]
+
+    def weigh(engine: FirstOrder) -> Tensor:
+        def objective(x: Tensor) -> tuple[float, Tensor]:
+            return float((x**2).sum()), 2 * x
+
+        return torch.cat(weight_gradient(loop, start, batches, log_rate, objective, engine)[1])
+
+    central, rough, fine = (
+        weigh(FirstOrder(eps, central=central))
+        for eps, central in ((1e-4, True), (1e-2, False), (1e-3, False))
+    )
+    errors = [float((x - central).norm() / central.norm()) for x in (rough, fine)]
+    assert 0 < errors[0] < 0.1
+    assert errors[1] == pytest.approx(errors[0] / 10, rel=0.3), "the error is linear in eps"

@@ -1,0 +1,109 @@
+"""The worth of real rows: planted good rows are found, dealing is fair, a killed run goes on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nacd.config import DataConfig, SelectionConfig
+from nacd.data import Example, Message, Splits
+from nacd.errors import UserError
+from nacd.models import ModelConfig
+from nacd.prepare import Part, Prepared, prepare
+from nacd.progress import Progress
+from nacd.recipe import Recipe
+from nacd.selection import trajectory as module
+from nacd.selection.method import Task
+from nacd.selection.trajectory import deal, trajectory
+
+
+def example(number: int, response: str) -> Example:
+    return Example(
+        (Message("user", f"what is the colour of the {number}"), Message("assistant", response)),
+        f"rows:{number}",
+    )
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny_folder: Callable[[str], Path]) -> Prepared:
+    """Even rows answer as the target rows do, odd ones otherwise."""
+    train = [example(i, "the fox" if i % 2 == 0 else "1234 5678") for i in range(40)]
+    held = [example(100 + i, "the fox") for i in range(8)]
+    model = ModelConfig(model=str(tiny_folder("llama")), lora_rank=4)
+    splits = Splits(train, held, held, held)
+    return prepare(model, DataConfig(data="rows", template="qa"), splits=splits)
+
+
+def task(prepared: Prepared, folder: Path, **changes: object) -> Task:
+    return Task(
+        prepared=prepared,
+        recipe=Recipe(batch_size=4, epochs=2, learning_rate=3e-3),
+        config=SelectionConfig(),
+        seed=0,
+        folder=folder,
+        progress=Progress(quiet=True),
+        budget="8",
+        **changes,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def test_rows_that_help_come_first(prepared: Prepared, tmp_path: Path) -> None:
+    ranking = trajectory(task(prepared, tmp_path))
+    assert sorted(ranking.order) == [*range(40)]
+    assert ranking.scores is not None
+    first = [*ranking.order][:20]
+    assert sum(i % 2 == 0 for i in first) >= 19
+    assert list(ranking.scores[first]) == sorted(ranking.scores[first], reverse=True)
+    assert ranking.flops > 0
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trajectory(task(prepared, tmp_path / "whole"))
+    calls = Counter[str]()
+    real = module.weight_gradient
+
+    def dies(*args: object, **kwargs: object) -> object:
+        calls["n"] += 1
+        if calls["n"] == 4:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(module, "weight_gradient", dies)
+    with pytest.raises(KeyboardInterrupt):
+        trajectory(task(prepared, tmp_path / "half"))
+    again = trajectory(task(prepared, tmp_path / "half"))
+    assert calls["n"] == 4 + 10 - 3
+    assert whole.scores is not None
+    assert again.scores is not None
+    np.testing.assert_array_equal(whole.scores, again.scores)
+    assert whole.flops == again.flops
+
+
+def test_other_settings_are_not_mixed_in(prepared: Prepared, tmp_path: Path) -> None:
+    trajectory(task(prepared, tmp_path))
+    other = replace(task(prepared, tmp_path), budget="10")
+    with pytest.raises(UserError, match=r"weights\.safetensors: made with other settings"):
+        trajectory(other)
+
+
+def test_without_target_rows_it_says_so(prepared: Prepared, tmp_path: Path) -> None:
+    bare = replace(prepared, target=Part((), ()))
+    with pytest.raises(UserError, match="needs target rows: raise --target-rows"):
+        trajectory(task(bare, tmp_path))
+
+
+@pytest.mark.parametrize(("rows", "size"), [(40, 8), (41, 8), (5, 8), (17, 1)])
+def test_every_row_is_dealt_once_a_pass(rows: int, size: int) -> None:
+    groups = deal(rows, size, 3, seed=1)
+    assert Counter(i for group in groups for i in group) == dict.fromkeys(range(rows), 3)
+    sizes = {len(group) for group in groups}
+    assert max(sizes) <= size
+    assert max(sizes) - min(sizes) <= 1
+    assert groups != deal(rows, size, 3, seed=2)
