@@ -100,7 +100,7 @@ class Config:
     gradient_checkpointing: bool = False
     """For the two first-order engines and the ordinary step alone."""
     quiet_share: float = 0.05
-    """Share of the machine that other programs may take during a timing; above, it is taken again."""
+    """Share of the machine that other programs may take; above, a timing is taken again."""
     memory: bool = True
     """Whether peak memory is measured (one fresh process for each engine and N)."""
     out: Path = Path("runs/metagradient")

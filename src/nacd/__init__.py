@@ -18,18 +18,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nacd.commands import Distilled, distill, doctor, record_experts
-    from nacd.config import DataConfig, DistillConfig, ExpertConfig, OuterLoopConfig
+    from nacd.config import (
+        DataConfig,
+        DistillConfig,
+        ExpertConfig,
+        OuterLoopConfig,
+        SelectionConfig,
+    )
     from nacd.errors import UserError
     from nacd.models import ModelConfig
     from nacd.recipe import Recipe
+    from nacd.selecting import SelectConfig, Selected, select
     from nacd.target import EvaluateConfig, TrainConfig, evaluate, fine_tune
 
 _HOMES = {
     "commands": ("Distilled", "distill", "doctor", "record_experts"),
-    "config": ("DataConfig", "DistillConfig", "ExpertConfig", "OuterLoopConfig"),
+    "config": (
+        "DataConfig",
+        "DistillConfig",
+        "ExpertConfig",
+        "OuterLoopConfig",
+        "SelectionConfig",
+    ),
     "errors": ("UserError",),
     "models": ("ModelConfig",),
     "recipe": ("Recipe",),
+    "selecting": ("SelectConfig", "Selected", "select"),
     "target": ("EvaluateConfig", "TrainConfig", "evaluate", "fine_tune"),
 }
 
@@ -42,6 +56,9 @@ __all__ = [
     "ModelConfig",
     "OuterLoopConfig",
     "Recipe",
+    "SelectConfig",
+    "Selected",
+    "SelectionConfig",
     "TrainConfig",
     "UserError",
     "distill",
@@ -49,6 +66,7 @@ __all__ = [
     "evaluate",
     "fine_tune",
     "record_experts",
+    "select",
 ]
 
 

@@ -17,8 +17,12 @@ USAGE = """usage: nacd COMMAND [flags]      (nacd COMMAND --help lists the flags
 
   demo       the whole pipeline, small, on a real model and data, offline
   distill    distil a data set to a few per cent of its rows, as text
+  select     choose real rows instead (RDS+, LESS, k-center, BM25, ...)
   experts    record expert trajectories of training on the full data
   doctor     which engine is right for this model, and what a run costs
+  report     one self-contained HTML page of a run
+  runs       the run folders there are, with state and result
+  show       figures and distilled rows of one run
   train      fine-tune a model on a data set (TRL's SFTTrainer, LoRA)
   evaluate   held-out response NLL, and multiple-choice accuracy (lm-eval)
 
@@ -34,6 +38,8 @@ def _quiet_libraries() -> None:
         "TRANSFORMERS_VERBOSITY": "error",
     }.items():
         os.environ.setdefault(key, value)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the GGUF reader's own bar
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|transformers|peft)\b.*")
     import transformers
@@ -128,6 +134,17 @@ def _distill(args: Sequence[str]) -> int:
     return 0
 
 
+def _select(args: Sequence[str]) -> int:
+    from nacd.progress import Progress
+    from nacd.selecting import SelectConfig, select
+
+    progress = Progress()
+    result = select(_parse(SelectConfig, "select", args), progress=progress)
+    progress.say(result.summary)
+    progress.say(f"{len(result.rows)} rows: {result.dataset / 'train.jsonl'}")
+    return 0
+
+
 def _demo(args: Sequence[str]) -> int:
     from nacd.demo import DemoConfig, demo
 
@@ -160,6 +177,27 @@ def _doctor(args: Sequence[str]) -> int:
     return 0
 
 
+def _report(args: Sequence[str]) -> int:
+    from nacd.report.page import ReportConfig, write_report
+
+    print(write_report(_parse(ReportConfig, "report", args)))
+    return 0
+
+
+def _runs(args: Sequence[str]) -> int:
+    from nacd.runs import RunsConfig, runs_text
+
+    print(runs_text(_parse(RunsConfig, "runs", args)))
+    return 0
+
+
+def _show(args: Sequence[str]) -> int:
+    from nacd.runs import ShowConfig, show_text
+
+    print(show_text(_parse(ShowConfig, "show", args)))
+    return 0
+
+
 def _train(args: Sequence[str]) -> int:
     from nacd.progress import Progress
     from nacd.target import TrainConfig, fine_tune
@@ -185,8 +223,12 @@ def _evaluate(args: Sequence[str]) -> int:
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": _demo,
     "distill": _distill,
+    "select": _select,
     "experts": _experts,
     "doctor": _doctor,
+    "report": _report,
+    "runs": _runs,
+    "show": _show,
     "train": _train,
     "evaluate": _evaluate,
 }

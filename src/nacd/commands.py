@@ -39,14 +39,21 @@ from nacd.learn import (
     refuse_without_target,
 )
 from nacd.meta import Engine, make_engine
+from nacd.models import resolve_device
 from nacd.prepare import Prepared, prepare, read_splits
 from nacd.progress import Progress
 from nacd.recipe import Recipe
+from nacd.report.record import write_records
+from nacd.report.stages import StageClock
 from nacd.run import RunFolder, versions
+from nacd.selection import Task, check_method, check_rows, choose_once
 from nacd.student import mean_nll, plain, train_student, tune_rate
 
 FREE = ("out", "compare", "draws")
 """Keys that may differ when a run goes on: they change no stage that is done."""
+
+CHECKED = 4
+"""Rows a batch of the short check before a run."""
 
 
 @dataclass(frozen=True)
@@ -108,28 +115,35 @@ def distill(
     """
     progress = progress or Progress()
     config.check()
+    check_method(config.seeds_by, config.selection, "--seeds-by")
     splits = read_splits(config.data) if splits is None else splits
+    check_rows(config.seeds_by, config.selection, splits.train, splits.target, "--seeds-by")
     folder = open_run(config, splits)
-    prepared = prepare(config.model, config.data, progress.say, splits)
+    clock = StageClock(folder.path / "stages.json", resolve_device(config.model.device))
+    with clock.stage("loading the model and encoding rows"):
+        prepared = prepare(config.model, config.data, progress.say, splits)
     refuse_without_target(config, prepared)
-    indices = draw(prepared.train, config.budget, config.seed)
+    with clock.stage("choosing seed rows"):
+        indices = _chosen(config, prepared, folder, progress)
     seeds = make_seeds(prepared, indices, config.outer.learn)
     tokens = sum(len(row) for row in seeds.rows)
     progress.say(
         f"{len(prepared.train)} training rows; {len(seeds.rows)} seed rows, {tokens} tokens, "
         f"{seeds.pseudo.size} of them learnable"
     )
-    recipe = _tuned(config, prepared, seeds, folder, progress)
-    engine = _engine(config, prepared, seeds, recipe, folder, progress)
-    experts = (
-        _experts(config, prepared, folder, progress)
-        if config.outer.objective == "trajectory"
-        else []
-    )
+    with clock.stage("tuning the learning rate"):
+        recipe = _tuned(config, prepared, seeds, folder, progress)
+    with clock.stage("checking the meta-gradient"):
+        engine = _engine(config, prepared, seeds, recipe, folder, progress)
+    experts: list[Expert] = []
+    if config.outer.objective == "trajectory":
+        with clock.stage("recording experts"):
+            experts = _experts(config, prepared, folder, progress)
     distiller = Distiller(
         config, prepared, seeds, recipe, engine, experts, folder.path / "distill", progress
     )
-    learned = distiller.run()
+    with clock.stage("learning"):
+        learned = distiller.run()
     if learned.stopped:
         progress.say(f"Learning stopped early: {learned.stopped}")
     final = replace(recipe, learning_rate=learned.learning_rate)
@@ -148,6 +162,7 @@ def distill(
             "learnable positions": config.outer.learn,
             "exported outer step": learned.best_step,
             "seed": config.seed,
+            "seed rows chosen by": config.seeds_by,
             "LoRA rank": config.model.lora_rank,
             "LoRA alpha": config.model.lora_alpha,
             "LoRA targets": " ".join(config.model.lora_targets),
@@ -156,6 +171,9 @@ def distill(
         },
     )
     export(folder, prepared, seeds, text, learned, card)
+    write_records(
+        folder.path, prepared, seeds, learned, text, distiller.allowed, config.outer.metric
+    )
     table: list[dict[str, Any]] = []
     if config.compare:
         last = distiller.text(learned.last_ids)
@@ -180,9 +198,10 @@ def distill(
             recipe=recipe,
             full_epochs=config.full_epochs,
         )
-        table = climb(
-            prepared.model, recipe, entries, prepared.report, config.draws, folder, progress
-        )
+        with clock.stage("training and measuring the table"):
+            table = climb(
+                prepared.model, recipe, entries, prepared.report, config.draws, folder, progress
+            )
         export(folder, prepared, seeds, text, learned, replace(card, results=_shown(table)))
     verdict = judge(table, changed, learned)
     write_json(
@@ -190,6 +209,22 @@ def distill(
         {"verdict": verdict, "table": table, "tokens_changed": changed, "sizes": prepared.sizes},
     )
     return Distilled(folder.path, folder.path / "dataset", len(seeds.rows), changed, table, verdict)
+
+
+def _chosen(
+    config: DistillConfig, prepared: Prepared, folder: RunFolder, progress: Progress
+) -> list[int]:
+    """The seed rows' indices, chosen once a run by --seeds-by."""
+    task = Task(
+        prepared,
+        config.recipe,
+        config.selection,
+        config.seed,
+        folder.path / "selection",
+        progress,
+        config.budget,
+    )
+    return choose_once(folder, "seeds", task, config.seeds_by, "--seeds-by")["rows"]
 
 
 def _share(data: PseudoData, ids: Tensor) -> float:
@@ -238,7 +273,7 @@ def _engine(
         diagnosis = diagnose(
             prepared.model,
             recipe,
-            seeds.pseudo.batches(recipe.batch_size, 2, seed=1),
+            seeds.pseudo.batches(min(recipe.batch_size, CHECKED), 2, seed=1),
             prepared.model.embed(seeds.pseudo.ids).to(torch.float32),
             thorough=config.model.dtype in ("bfloat16", "float16"),  # those have to be proved
         )
@@ -291,6 +326,9 @@ def _experts(
                     folder=folder.path / "experts" / str(number),
                     pad_id=prepared.model.tokenizer.pad_token_id,
                     progress=lambda done, _, loss, tick=tick: tick(done, loss),
+                    held_out=lambda theta: mean_nll(
+                        prepared.model, theta, prepared.development.rows
+                    ),
                 )
             )
     return experts

@@ -8,7 +8,6 @@ on where it stopped.
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,15 +20,13 @@ from torch import Tensor
 
 from nacd.distillation.pseudo import PseudoData
 from nacd.evaluation import response_nll
+from nacd.intervals import t_interval
 from nacd.models import LoraModel
 from nacd.prepare import Part
 from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.run import RunFolder
 from nacd.student import train_student
-
-# Two-sided 95 % quantiles of Student's t at 1, 2, ... degrees of freedom.
-_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 @dataclass(frozen=True)
@@ -140,9 +137,8 @@ def _summary(
     if base is not None and entry.name not in ("seeds", "zero-shot"):
         pairs = [a - b["report_nll"] for a, b in zip(values, base, strict=False)]
         row["minus_seeds"] = statistics.fmean(pairs)
-        if 1 < len(pairs) <= len(_T95) + 1:
-            spread = statistics.stdev(pairs) / math.sqrt(len(pairs))
-            row["minus_seeds_95"] = _T95[len(pairs) - 2] * spread
+        if (spread := t_interval(pairs)) is not None:
+            row["minus_seeds_95"] = spread
     return row
 
 

@@ -40,6 +40,7 @@ from nacd.prepare import Part, Prepared
 from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.run import read_metrics, write_metrics
+from nacd.selection.random import random_order
 from nacd.student import mean_nll, train_student
 
 INNER_SEED = 1000
@@ -60,8 +61,7 @@ class Seeds:
 
 def draw(train: Part, budget: str, seed: int) -> list[int]:
     """Indices of a seeded random draw of training rows of the budget's size."""
-    order = np.random.default_rng((seed, 17)).permutation(len(train)).tolist()
-    return budget_rows(budget, list(train.rows), order)
+    return budget_rows(budget, list(train.rows), random_order(len(train), seed))
 
 
 def make_seeds(prepared: Prepared, indices: Sequence[int], learn: str) -> Seeds:

@@ -63,8 +63,7 @@ class Schema:
             return example
         if self.group not in row:
             raise UserError(
-                f"{source} has no column {self.group!r} (--group-column); "
-                f"it has {_listed(row)}."
+                f"{source} has no column {self.group!r} (--group-column); it has {_listed(row)}."
             )
         return replace(example, group=str(row[self.group]))
 

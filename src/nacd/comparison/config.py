@@ -1,0 +1,108 @@
+"""What `nacd compare` may be told: methods x budgets x target models x seeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nacd.config import (
+    DataConfig,
+    DistillConfig,
+    ExpertConfig,
+    OuterLoopConfig,
+    SelectionConfig,
+    parse_budget,
+)
+from nacd.errors import UserError
+from nacd.models import ModelConfig
+from nacd.recipe import Recipe
+from nacd.selection import METHODS, check_method
+
+DISTILLED = ("seeds", "random-prompts", "other-prompts", "soft", "text")
+"""Rows of the table that come from a distillation, or from its seeds."""
+ROWS = (
+    "zero-shot",
+    "random",
+    *(name for name in METHODS if name != "random"),
+    *DISTILLED,
+    "full",
+)
+"""Every row, in the table's order."""
+FREE = ("out", "methods", "budgets", "targets", "seeds", "accuracy")
+"""Keys that may differ when a comparison goes on: they add cells, and change none."""
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """`nacd compare`: who trains a model best with how many rows."""
+
+    out: Path = Path("runs/compare")
+    """Folder of the comparison; the same command again goes on where it stopped."""
+    methods: tuple[str, ...] = ("zero-shot", "random", "less", "seeds", "text", "full")
+    """Rows of the table: `zero-shot`, `full`, methods of `nacd select`, NACD's own (see docs)."""
+    budgets: tuple[str, ...] = ("5%",)
+    """Sizes of the small sets: rows (`112`), percentages (`5%`) or tokens (`20000t`)."""
+    targets: tuple[str, ...] = ()
+    """Further models to train, beside --model: hub ids, folders or GGUF files."""
+    seeds: int = 5
+    """Trainings (seeds; draws for `random`) behind each row."""
+    distillations: int = 1
+    """Distillations, each from seed rows of its own; the trainings take them in turn."""
+    seeds_by: str = "random"
+    """How the seed rows of a distillation are chosen."""
+    accuracy: tuple[str, ...] = ()
+    """Rows whose trained models also answer the report questions (lm-eval, multiple choice)."""
+    tune_rates: tuple[float, ...] = ()
+    """Learning rates to try for each model and budget, on development rows, with seed rows."""
+    full_epochs: float = 1.0
+    """Epochs of the row `full` (also shown at equal steps)."""
+    seed: int = 0
+    """Seed of everything that is drawn."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    recipe: Recipe = field(default_factory=Recipe)
+    expert: ExpertConfig = field(default_factory=ExpertConfig)
+    outer: OuterLoopConfig = field(default_factory=OuterLoopConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+
+    def check(self) -> None:
+        """Refuse what cannot be run, before anything is loaded.
+
+        Raises:
+            UserError: an unknown row, or a flag's value out of range; it is named.
+        """
+        for flag, names in (("--methods", self.methods), ("--accuracy", self.accuracy)):
+            unknown = [name for name in names if name not in ROWS]
+            if unknown:
+                raise UserError(
+                    f"{flag} {' '.join(unknown)}: unknown; the rows are {', '.join(ROWS)}."
+                )
+        if not self.methods:
+            raise UserError("--methods: name at least one row.")
+        if not self.budgets:
+            raise UserError("--budgets: name at least one budget.")
+        for budget in self.budgets:
+            parse_budget(budget)
+        for flag, value in (("--seeds", self.seeds), ("--distillations", self.distillations)):
+            if value < 1:
+                raise UserError(f"{flag} {value}: must be at least 1.")
+        for name in (*(m for m in self.methods if m in METHODS), self.seeds_by):
+            check_method(name, self.selection, "--methods")
+        self.distillation(self.budgets[0], 0).check()
+
+    def distillation(self, budget: str, number: int) -> DistillConfig:
+        """The distillation behind NACD's own rows."""
+        return DistillConfig(
+            out=self.out / "distilled" / f"{budget}-{number}",
+            budget=budget,
+            seed=self.seed + number,
+            seeds_by=self.seeds_by,
+            compare=(),
+            tune_rates=self.tune_rates,
+            model=self.model,
+            data=self.data,
+            recipe=self.recipe,
+            expert=self.expert,
+            outer=self.outer,
+            selection=self.selection,
+        )

@@ -1,0 +1,171 @@
+"""From cells to a table: means, paired differences with intervals, gaps recovered; one Parquet."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from nacd.files import whole
+from nacd.intervals import question_bootstrap, t_interval
+
+RIVALS = ("seeds", "random", "less")
+"""Rows that every other row is held against."""
+Cell = Mapping[str, Any]
+
+
+def summarise(cells: Sequence[Cell], order: Sequence[str]) -> list[dict[str, Any]]:
+    """A summary for every (target, budget, row) that has a cell.
+
+    Args:
+        cells: results of trainings, failed ones with `failed` in place of figures.
+        order: rows in the table's order.
+    """
+    groups: dict[tuple[str, str], dict[str, list[Cell]]] = {}
+    for cell in cells:
+        groups.setdefault((cell["target"], cell["budget"]), {}).setdefault(
+            cell["method"], []
+        ).append(cell)
+    return [
+        _row(target, budget, method, rows)
+        for (target, budget), rows in groups.items()
+        for method in sorted(rows, key=order.index)
+    ]
+
+
+def _row(
+    target: str, budget: str, method: str, rows: Mapping[str, Sequence[Cell]]
+) -> dict[str, Any]:
+    cells = [cell for cell in rows[method] if "failed" not in cell]
+    failed = [cell["failed"] for cell in rows[method] if "failed" in cell]
+    row: dict[str, Any] = {"target": target, "budget": budget, "method": method}
+    if failed:
+        row |= {"failed": len(failed), "why": failed[0]}
+    if not cells:
+        return row
+    values = [cell["report_nll"] for cell in cells]
+    row |= {
+        "report_nll": statistics.fmean(values),
+        "sd": statistics.stdev(values) if len(values) > 1 else None,
+        "interval": t_interval(values),
+        "trainings": len(values),
+        "rows": round(statistics.fmean(cell["rows"] for cell in cells)),
+        "tokens": round(statistics.fmean(cell["tokens"] for cell in cells)),
+        "steps": cells[0]["steps"],
+        "learning_rate": cells[0]["learning_rate"],
+        "training_seconds": statistics.fmean(cell["training_seconds"] for cell in cells),
+    }
+    for key in ("tokens_changed", "choosing_seconds", "choosing_flops", "boundaries_kept"):
+        known = [cell[key] for cell in cells if cell.get(key) is not None]
+        row[key] = statistics.fmean(known) if known else None
+    accuracies = [cell["accuracy"]["acc"] for cell in cells if cell.get("accuracy")]
+    row["accuracy"] = statistics.fmean(accuracies) if accuracies else None
+    for rival in RIVALS:
+        if rival != method and rival in rows:
+            row[f"minus_{rival}"] = difference(cells, rows[rival])
+    for start in ("zero-shot", "random"):
+        row[f"recovered_from_{start}"] = _recovered(row["report_nll"], rows, start)
+    return row
+
+
+def difference(cells: Sequence[Cell], rival: Sequence[Cell]) -> dict[str, Any] | None:
+    """The paired difference between two rows: training seeds in common, question by question.
+
+    Returns:
+        `mean`; `over_trainings`, half the width of its t-interval, or None; `over_questions`, the
+        bootstrap interval [low, high] of the mean over those trainings; None without a pair.
+    """
+    others = {cell["seed"]: cell for cell in rival if "failed" not in cell}
+    pairs = [(cell, others[cell["seed"]]) for cell in cells if cell["seed"] in others]
+    if not pairs:
+        return None
+    values = [a["report_nll"] - b["report_nll"] for a, b in pairs]
+    by_question = np.mean([np.subtract(a["row_nll"], b["row_nll"]) for a, b in pairs], axis=0)
+    low, high = question_bootstrap(by_question, np.asarray(pairs[0][0]["row_tokens"]))
+    return {
+        "mean": statistics.fmean(values),
+        "over_trainings": t_interval(values),
+        "over_questions": [low, high],
+        "pairs": len(pairs),
+    }
+
+
+def _recovered(nll: float, rows: Mapping[str, Sequence[Cell]], start: str) -> float | None:
+    """Share of the gap from `start` to the full data that a row closes."""
+
+    def mean(name: str) -> float | None:
+        known = [c["report_nll"] for c in rows.get(name, ()) if "failed" not in c]
+        return statistics.fmean(known) if known else None
+
+    low, high = mean(start), mean("full")
+    if low is None or high is None or not low > high:
+        return None
+    return (low - nll) / (low - high)
+
+
+def verdict(row: Mapping[str, Any], rival: str) -> str:
+    """One row against one rival in a word: better, worse, or cannot be told.
+
+    Better or worse only where both intervals, over trainings and over questions, exclude 0.
+    """
+    found = row.get(f"minus_{rival}")
+    if not found or found["over_trainings"] is None:
+        return "too few trainings"
+    mean, spread = found["mean"], found["over_trainings"]
+    low, high = found["over_questions"]
+    if mean + spread < 0 and high < 0:
+        return "better"
+    if mean - spread > 0 and low > 0:
+        return "worse"
+    return "cannot be told"
+
+
+def lines(summary: Sequence[Mapping[str, Any]], rival: str = "seeds") -> list[str]:
+    """The table of every target and budget, at most 80 columns wide."""
+    out: list[str] = []
+    last = None
+    for row in summary:
+        if (row["target"], row["budget"]) != last:
+            last = (row["target"], row["budget"])
+            out += [] if not out else [""]
+            out.append(f"{Path(row['target']).name}, budget {row['budget']}")
+            head = (
+                f"{'':<17}{'NLL':>7} {'sd':>6} {'vs ' + rival:>15} {'':<15}"
+                f"{'tokens':>7} {'n':>2} {'acc':>5}"
+            )
+            out += [head, "-" * len(head)]
+        if "report_nll" not in row:
+            out.append(f"{row['method']:<17}failed: {row['why']}"[:80])
+            continue
+        sd = "" if row["sd"] is None else f"{row['sd']:.3f}"
+        found, against, word = row.get(f"minus_{rival}"), "", ""
+        if found:
+            against = f"{found['mean']:+.3f}"
+            if found["over_trainings"] is not None:
+                against += f" ±{found['over_trainings']:.3f}"
+            word = verdict(row, rival) if found["over_trainings"] is not None else ""
+        accuracy = "" if row["accuracy"] is None else f"{row['accuracy']:.2f}"
+        out.append(
+            f"{row['method']:<17}{row['report_nll']:>7.3f} {sd:>6} {against:>15} {word:<15}"
+            f"{row['tokens']:>7} {row['trainings']:>2} {accuracy:>5}"
+        )
+        if "failed" in row:
+            out.append(f"  {row['failed']} of its trainings failed: {row['why']}"[:80])
+    return out
+
+
+def write_parquet(cells: Sequence[Cell], path: Path) -> None:
+    """All cells as one Parquet file, a row a training; `row_nll` as lists."""
+    keys = sorted({key for cell in cells for key in cell})
+    columns = {key: [_plain(cell.get(key)) for cell in cells] for key in keys}
+    with whole(path) as partial:
+        parquet.write_table(pa.table(columns), partial)
+
+
+def _plain(value: Any) -> Any:
+    return value if not isinstance(value, dict) else value["acc"]

@@ -1,0 +1,1 @@
+"""A run as one HTML page (`nacd report`), and what a run records for it."""

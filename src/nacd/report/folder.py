@@ -1,0 +1,151 @@
+"""A run folder as its readers see it: whatever files there are, none of them required but one.
+
+Folders of older versions, and of runs that have not ended, lack some: what is absent is None or
+empty. Nothing here needs a model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nacd.errors import UserError
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of one distillation."""
+
+    path: Path
+    config: Mapping[str, Any]
+    """`run.yaml`."""
+    provenance: Mapping[str, Any]
+    """Versions, hashes of the splits, the day it began."""
+    results: Mapping[str, Any] | None
+    """`results.json`; None: the run has not ended."""
+    cells: Mapping[str, list[dict[str, Any]]]
+    """The table's trainings by method, in the order of their seeds."""
+    metrics: list[dict[str, Any]]
+    """A line an outer step."""
+    tuning: Mapping[str, Any] | None
+    doctor: Mapping[str, Any] | None
+    dataset: list[dict[str, Any]]
+    """The exported rows."""
+    rows: list[dict[str, Any]]
+    """The exported rows beside their seeds (`distill/rows.jsonl`); empty in older folders."""
+    learned: Mapping[str, Any] | None
+    overlap: Mapping[str, Any] | None
+    stages: Mapping[str, Any] | None
+    experts: list[dict[str, Any]]
+    """Manifests of the expert trajectories."""
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.path.resolve().name
+
+    def setting(self, key: str, default: Any = None) -> Any:
+        """A value of `run.yaml` by its dotted key."""
+        value: Any = self.config
+        for part in key.split("."):
+            if not isinstance(value, Mapping) or part not in value:
+                return default
+            value = value[part]
+        return value
+
+    @property
+    def state(self) -> str:
+        """How far the run has come, in a few words."""
+        if self.results is not None:
+            return "done"
+        if self.cells:
+            return f"measuring, {sum(map(len, self.cells.values()))} done"
+        if self.metrics:
+            done, total = self.metrics[-1]["outer_step"], self.setting("outer.outer_steps")
+            return f"learning {done}/{total}"
+        if self.experts:
+            return "recording experts"
+        return "begun"
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a distillation's."""
+    file = path / "run.yaml"
+    if not file.is_file():
+        return False
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return False
+    return isinstance(config, dict) and {"outer", "budget"} <= config.keys()
+
+
+def read_run(path: Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        UserError: no run folder, or a file in it that cannot be read; it is named.
+    """
+    if not (path / "run.yaml").is_file():
+        raise UserError(
+            f"{path}: no run folder (no run.yaml in it); give the --out of a `nacd distill`."
+        )
+    if not is_run(path):
+        raise UserError(
+            f"{path / 'run.yaml'}: not the settings of a distillation; give the --out of a "
+            "`nacd distill`."
+        )
+    cells: dict[str, list[dict[str, Any]]] = {}
+    found = [_json(file) for file in (path / "ladder").glob("*.json")]
+    for cell in sorted(filter(None, found), key=lambda cell: cell["seed"]):
+        cells.setdefault(cell["method"], []).append(cell)
+    manifests = sorted(
+        path.glob("experts/*/manifest.json"), key=lambda m: (len(m.parent.name), m.parent.name)
+    )
+    return Run(
+        path=path,
+        config=yaml.safe_load((path / "run.yaml").read_text(encoding="utf-8")),
+        provenance=_json(path / "provenance.json") or {},
+        results=_json(path / "results.json"),
+        cells=cells,
+        metrics=_lines(path / "distill" / "metrics.jsonl"),
+        tuning=_json(path / "tuning.json"),
+        doctor=_json(path / "doctor.json"),
+        dataset=_lines(path / "dataset" / "train.jsonl"),
+        rows=_lines(path / "distill" / "rows.jsonl"),
+        learned=_json(path / "distill" / "learned.json"),
+        overlap=_json(path / "distill" / "overlap.json"),
+        stages=_json(path / "stages.json"),
+        experts=[manifest for manifest in map(_json, manifests) if manifest],
+    )
+
+
+def _json(file: Path) -> dict[str, Any] | None:
+    if not file.is_file():
+        return None
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{file}: not JSON ({error}); delete it, and run the same command again."
+        ) from error
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file, a last broken one left out.
+
+    Only a line feed ends a line: JSON may hold U+2028 and its kin as they are.
+    """
+    rows: list[dict[str, Any]] = []
+    if file.is_file():
+        for line in file.read_text(encoding="utf-8").split("\n"):
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+    return rows

@@ -1,0 +1,88 @@
+"""The table's rows, from the single trainings' results: means, and intervals over the trainings.
+
+The t-interval is of the mean over training seeds; one training has none.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nacd.intervals import t_interval
+from nacd.report.folder import Run
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One row of the ladder."""
+
+    method: str
+    label: str
+    values: tuple[float, ...]
+    """Report NLL of every training, nats per token."""
+    mean: float
+    half: float | None
+    """Half the 95 % interval; None: one training."""
+    rows: int
+    tokens: int
+    steps: int
+    changed: float | None
+    """Share of the learnable tokens that differ from the seeds'."""
+    minus_seeds: float | None
+    """Mean paired difference from the untouched seeds."""
+    minus_seeds_half: float | None
+    """Half its 95 % interval."""
+    seconds: float
+    """Mean seconds of a training."""
+    closed: float | None
+    """Share of the way from zero-shot to full data; None where one of the two is missing."""
+
+
+def rungs(run: Run) -> list[Rung]:
+    """The ladder in the table's order; before a run has ended, what has been measured so far."""
+    table = run.results["table"] if run.results is not None else []
+    known = {row["method"]: row for row in table}
+    order = [*known, *(method for method in run.cells if method not in known)]
+    means = {m: _mean(run.cells.get(m, []), known.get(m)) for m in order}
+    seeds = run.cells.get("seeds", [])
+    found = []
+    for method in order:
+        cells, row = run.cells.get(method, []), known.get(method, {})
+        count = row.get("trainings", len(cells))
+        values = tuple(cell["report_nll"] for cell in cells[:count]) or (means[method],)
+        first = cells[0] if cells else row
+        pairs = [a - b["report_nll"] for a, b in zip(values, seeds, strict=False)]
+        paired = bool(pairs) and bool(cells) and method not in ("seeds", "zero-shot")
+        found.append(
+            Rung(
+                method=method,
+                label=row.get("label", method),
+                values=values,
+                mean=means[method],
+                half=t_interval(values),
+                rows=row.get("rows", first["rows"]),
+                tokens=row.get("tokens", first["tokens"]),
+                steps=first["steps"],
+                changed=row.get("tokens_changed"),
+                minus_seeds=statistics.fmean(pairs) if paired else None,
+                minus_seeds_half=t_interval(pairs) if paired else None,
+                seconds=row.get("training_seconds", first.get("training_seconds", 0.0)),
+                closed=_closed(means, method),
+            )
+        )
+    return found
+
+
+def _mean(cells: Sequence[dict[str, Any]], row: dict[str, Any] | None) -> float:
+    if row is not None:
+        return row["report_nll"]
+    return statistics.fmean(cell["report_nll"] for cell in cells)
+
+
+def _closed(means: dict[str, float], method: str) -> float | None:
+    if "zero-shot" not in means or "full" not in means or method in ("zero-shot", "full"):
+        return None
+    way = means["zero-shot"] - means["full"]
+    return (means["zero-shot"] - means[method]) / way if way > 0 else None

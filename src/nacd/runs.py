@@ -1,0 +1,210 @@
+"""`nacd runs` and `nacd show`: what runs there are, and what one of them made, on a terminal.
+
+Lines are at most 80 columns wide. Text of data rows is data: control characters in it are written
+out, so that no row can move the cursor or colour the terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from nacd.errors import UserError
+from nacd.ladder import lines
+from nacd.report.folder import Run, is_run, read_run
+from nacd.report.rows import all_rows
+
+WIDTH = 80
+DEPTH = 3
+"""Folders below the given one that are looked into."""
+
+
+@dataclass(frozen=True)
+class RunsConfig:
+    """The run folders under a folder: state and result of each."""
+
+    folder: tyro.conf.Positional[Path] = Path("runs")
+    """Where to look."""
+    json: bool = False
+    """One JSON list instead of a table."""
+
+
+@dataclass(frozen=True)
+class ShowConfig:
+    """Figures and distilled rows of one run."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder: the --out of `nacd distill`."""
+    rows: int = 5
+    """Most rows shown, the most changed ones; 0: none."""
+    json: bool = False
+    """One JSON object instead of text; --rows then takes them in order."""
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Run folders in `folder` and up to three folders deep, by name.
+
+    Raises:
+        UserError: no such folder.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give the one that holds your run folders.")
+    patterns = ("/".join(["*"] * depth + ["run.yaml"]) for depth in range(DEPTH + 1))
+    found = {file.parent for pattern in patterns for file in folder.glob(pattern)}
+    return sorted(path for path in found if is_run(path))
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """State and result of a run, as plain values."""
+    table = [] if run.results is None else run.results["table"]
+    text = next((row for row in table if row["method"] == "text"), {})
+    return {
+        "run": str(run.path),
+        "state": run.state,
+        "began": run.provenance.get("began"),
+        "model": run.setting("model.model"),
+        "data": run.setting("data.data"),
+        "budget": run.setting("budget"),
+        "verdict": None if run.results is None else run.results["verdict"],
+        "tokens_changed": None if run.results is None else run.results["tokens_changed"],
+        "report_nll": text.get("report_nll"),
+        "minus_seeds": text.get("minus_seeds"),
+        "minus_seeds_95": text.get("minus_seeds_95"),
+    }
+
+
+def runs_text(config: RunsConfig) -> str:
+    """What `nacd runs` prints.
+
+    Raises:
+        UserError: no such folder.
+    """
+    found, damaged = [], []
+    for path in find_runs(config.folder):
+        try:
+            found.append(summary(read_run(path)))
+        except UserError as error:
+            damaged.append({"run": str(path), "state": "damaged", "error": str(error)})
+    if config.json:
+        return json.dumps(found + damaged, indent=2)
+    if not found and not damaged:
+        return f"no run folders in {config.folder}"
+    entries = found + damaged
+    names = [_relative(Path(entry["run"]), config.folder) for entry in entries]
+    wide = min(28, max(len("run"), *map(len, names)))
+    head = f"{'run':<{wide}}  {'NLL':>6}  {'vs seeds':>14}  {'changed':>7}  state"
+    out = [head, "-" * WIDTH]
+    for name, entry in zip(names, entries, strict=True):
+        line = f"{_fit(name, wide):<{wide}}  {_figures(entry)}  "
+        out.append(line + _fit(entry["state"], WIDTH - len(line)))
+    return "\n".join(out)
+
+
+def _figures(entry: dict[str, Any]) -> str:
+    """NLL, difference from the seeds and tokens changed, in 31 characters."""
+    nll, against, changed = "", "", ""
+    if entry.get("report_nll") is not None:
+        nll = f"{entry['report_nll']:.3f}"
+    if entry.get("minus_seeds") is not None:
+        against = f"{entry['minus_seeds']:+.3f}"
+        if entry["minus_seeds_95"] is not None:
+            against += f" ±{entry['minus_seeds_95']:.3f}"
+    if entry.get("tokens_changed") is not None:
+        changed = f"{entry['tokens_changed']:.1%}"
+    return f"{nll:>6}  {against:>14}  {changed:>7}"
+
+
+def show_text(config: ShowConfig) -> str:
+    """What `nacd show` prints.
+
+    Raises:
+        UserError: no run folder, or a damaged file in it.
+    """
+    run = read_run(config.run)
+    rows = all_rows(run)
+    if config.json:
+        kept = [_as_json(row) for row in rows[: max(0, config.rows)]]
+        table = [] if run.results is None else run.results["table"]
+        return json.dumps(summary(run) | {"table": table, "rows": kept}, indent=2)
+    return "\n".join(_show(run, rows, config.rows))
+
+
+def _show(run: Run, rows: Sequence[dict[str, Any]], most: int) -> Iterator[str]:
+    yield f"{run.path}: {run.state}"
+    yield _fit(f"{run.setting('model.model')}, {run.setting('data.data')}", WIDTH)
+    if run.results is not None:
+        sizes = run.results["sizes"]
+        yield ", ".join(f"{count} {name}" for name, count in sizes.items()) + " rows"
+        yield ""
+        yield from textwrap.wrap(run.results["verdict"], WIDTH)
+        if run.results["table"]:
+            yield ""
+            yield from lines(run.results["table"])
+    chosen = sorted(rows, key=lambda row: (-row["changed"], row["number"]))[: max(0, most)]
+    for row in chosen:
+        distance = "" if row["distance"] is None else f", distance {row['distance']:.3g}"
+        yield ""
+        yield _fit(
+            f"row {row['number']} of {len(rows)}, {row['changed']:.1%} of tokens changed"
+            f"{distance}, from {visible(row['source'])}",
+            WIDTH,
+        )
+        if row["seed"] is not None:
+            yield from _paragraph("seed", _joined(row["seed"]))
+        if row["distilled"] is not None:
+            yield from _paragraph("text", _joined(row["distilled"]))
+        yield from _paragraph("reply", row["response"])
+    if chosen and rows and not run.rows:
+        yield ""
+        yield "(an older version made this folder: the seeds' texts are not in it)"
+
+
+def _as_json(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "row": row["number"],
+        "source": row["source"],
+        "seed": None if row["seed"] is None else _joined(row["seed"]),
+        "text": _joined(row["distilled"] or row["seed"] or []),
+        "response": row["response"],
+        "tokens_changed": row["changed"],
+        "neighbour_distance": row["distance"],
+    }
+
+
+def _joined(pieces: Sequence[Sequence[Any]]) -> str:
+    return "".join(text for text, _ in pieces)
+
+
+def _paragraph(name: str, text: str) -> list[str]:
+    lead = f"  {name:<6}"
+    wrapped = textwrap.wrap(visible(text), WIDTH - len(lead)) or [""]
+    return [(lead if i == 0 else " " * len(lead)) + line for i, line in enumerate(wrapped)]
+
+
+def visible(text: str) -> str:
+    """The text on one line, control characters, overrides of direction and the like written out."""
+    return "".join(
+        c if c == " " or unicodedata.category(c)[0] not in "CZ" else _written(c) for c in text
+    )
+
+
+def _written(character: str) -> str:
+    if character in "\n\t" or unicodedata.category(character) == "Zs":
+        return " "
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def _fit(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
+
+
+def _relative(path: Path, folder: Path) -> str:
+    inside = path.relative_to(folder)
+    return str(inside) if inside.parts else path.resolve().name

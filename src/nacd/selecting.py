@@ -1,0 +1,252 @@
+"""`nacd select`: real rows of a data set, chosen by a method, as a data set of their own.
+
+Same splits, same budget and same form of rows as `nacd distill`, so that the two can be compared.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import DatasetCardData
+
+from nacd.commands import open_run
+from nacd.config import DataConfig, DistillConfig, SelectionConfig
+from nacd.data import Splits
+from nacd.export import Card, DatasetRow, write_dataset
+from nacd.files import write_json, write_text
+from nacd.models import ModelConfig
+from nacd.prepare import Prepared, prepare, read_splits
+from nacd.progress import Progress
+from nacd.recipe import Recipe
+from nacd.selection import METHODS, Task, check_method, check_rows, choose_once
+
+
+@dataclass(frozen=True)
+class SelectConfig:
+    """`nacd select`: choose real rows of a data file."""
+
+    out: Path = Path("runs/select")
+    """Run folder; the same command again goes on where it stopped."""
+    method: str = "rds"
+    """`random`, `longest`, `kcenter`, `bm25`, `rds`, `less` or `trajectory`."""
+    budget: str = "5%"
+    """What is chosen: rows (`112`), a percentage (`5%`) or tokens (`20000t`)."""
+    seed: int = 0
+    """Seed of everything that is drawn."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    recipe: Recipe = field(default_factory=Recipe)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+
+    def check(self) -> None:
+        """Refuse what cannot be run, before anything is loaded.
+
+        Raises:
+            UserError: an unknown method, or a flag's value out of range; it is named.
+        """
+        check_method(self.method, self.selection)
+        shared = {name: getattr(self, name) for name in ("budget", "model", "data", "recipe")}
+        DistillConfig(**shared).check()
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What `select` chose."""
+
+    folder: Path
+    """The run folder."""
+    dataset: Path
+    """`dataset/`, which `datasets.load_dataset` reads."""
+    method: str
+    rows: tuple[int, ...]
+    """Indices among the training rows, best first."""
+    tokens: int
+    """Tokens of the chosen rows."""
+    of: int
+    """Training rows that were chosen from."""
+    seconds: float
+    """Seconds that choosing took, loading the model aside."""
+    flops: float
+    """Floating-point operations spent on the model, see `nacd.selection.forward_flops`."""
+
+    @property
+    def summary(self) -> str:
+        """The outcome in one plain sentence."""
+        return (
+            f"{self.method} chose {len(self.rows)} of {self.of} training rows ({self.tokens} "
+            f"tokens) in {self.seconds:.1f} s and {self.flops:.2g} FLOPs."
+        )
+
+
+def select(
+    config: SelectConfig, *, splits: Splits | None = None, progress: Progress | None = None
+) -> Selected:
+    """Choose training rows and write them as a data set.
+
+    Args:
+        config: everything that may be set.
+        splits: rows already in hand, instead of those that the configuration names.
+        progress: display.
+
+    Raises:
+        UserError: a wrong input; nothing already made is lost.
+    """
+    progress = progress or Progress()
+    config.check()
+    splits = read_splits(config.data) if splits is None else splits
+    check_rows(config.method, config.selection, splits.train, splits.target)
+    folder = open_run(config, splits, free=("out",))
+    prepared = prepare(config.model, config.data, progress.say, splits)
+    task = Task(
+        prepared,
+        config.recipe,
+        config.selection,
+        config.seed,
+        folder.path / "selection",
+        progress,
+        config.budget,
+    )
+    chosen = choose_once(folder, "chosen", task, config.method)
+    rows = tuple(chosen["rows"])
+    result = Selected(
+        folder.path,
+        folder.path / "dataset",
+        config.method,
+        rows,
+        sum(len(prepared.train.rows[i]) for i in rows),
+        len(prepared.train),
+        chosen["seconds"],
+        chosen["flops"],
+    )
+    _export(config, prepared, result)
+    write_json(
+        folder.path / "results.json",
+        {
+            "method": config.method,
+            "budget": config.budget,
+            "rows": [
+                {
+                    "source": prepared.train.examples[i].source,
+                    "digest": prepared.train.examples[i].digest,
+                    "tokens": len(prepared.train.rows[i]),
+                    "score": score,
+                }
+                for i, score in zip(rows, chosen["scores"], strict=True)
+            ],
+            "tokens": result.tokens,
+            "seconds": result.seconds,
+            "flops": result.flops,
+            "sizes": prepared.sizes,
+        },
+    )
+    return result
+
+
+def _export(config: SelectConfig, prepared: Prepared, result: Selected) -> None:
+    """Write `dataset/`: the rows as `nacd distill` writes them, and a card of their own."""
+    rows = []
+    for example in (prepared.train.examples[i] for i in result.rows):
+        row = prepared.template.row(example)
+        rows.append(DatasetRow(row["prompt"], row["completion"], example.source, example.digest, 0))
+    card = Card(
+        data=config.data.data,
+        data_rows=result.of,
+        model=config.model.model,
+        template=prepared.template.describe(),
+        recipe=config.recipe,
+        projection="none",
+        settings=_settings(config, result),
+        title=f"Instruction data chosen by {config.method}",
+    )
+    write_dataset(result.dataset, rows, card)
+    # That card speaks of learned prompts; these rows are nobody's but the source data's.
+    write_text(result.dataset / "README.md", chosen_card(card, config.method, rows))
+
+
+def _settings(config: SelectConfig, result: Selected) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "method": f"{config.method}: {METHODS[config.method].about}",
+        "budget": config.budget,
+        "seed": config.seed,
+        "seconds to choose": round(result.seconds, 1),
+        "FLOPs to choose": f"{result.flops:.3g}",
+    }
+    if config.selection.dedup:
+        settings["near-copies left out from"] = f"Jaccard {config.selection.dedup:g}"
+    if config.selection.stratify:
+        settings["in proportion by"] = config.data.group_column or "group"
+    return settings
+
+
+def chosen_card(card: Card, method: str, rows: Sequence[DatasetRow]) -> str:
+    """The text of `README.md` for real rows: what they are, how they were chosen.
+
+    Args:
+        card: what to say.
+        method: who chose them.
+        rows: the rows of the data set.
+    """
+    header = DatasetCardData(
+        license=card.license,
+        task_categories=["text-generation"],
+        tags=["data-selection", "instruction-tuning", "nacd"],
+        pretty_name=card.title,
+        configs=[
+            {"config_name": "default", "data_files": [{"split": "train", "path": "train.jsonl"}]}
+        ],
+    ).to_yaml()
+    form = (
+        "strings, to be joined as they are"
+        if isinstance(rows[0].prompt, str)
+        else "lists of messages (`role`, `content`)"
+    )
+    made: Mapping[str, Any] = {
+        "source data": card.data,
+        "its training rows": card.data_rows,
+        "model": card.model,
+        "template": json.dumps(dict(card.template), ensure_ascii=False),
+        **card.settings,
+        "made by": f"nacd {version('nacd')}",
+    }
+    lines = "\n".join(
+        f"| {name} | {str(value).replace('|', chr(92) + '|')} |" for name, value in made.items()
+    )
+    return f"""---
+{header}
+---
+
+# {card.title}
+
+**These are real rows, chosen by {method}**: {len(rows)} of the {card.data_rows} training rows of
+{card.data}, word for word. Nothing in them was learned, written or changed.
+
+They are the source data's own, with its licence, its mistakes and its personal data. That they
+train a model better than as many drawn at random is not shown here: draw some and compare
+(`nacd select --method random`).
+
+## Columns
+
+`prompt` and `completion` are {form}. Train on the completion alone (TRL does so for these two
+columns).
+
+| column | meaning |
+|---|---|
+| `prompt` | the row's prompt |
+| `completion` | its response |
+| `seed_row` | where the row stands |
+| `seed_digest` | SHA-256 of the row's messages |
+| `tokens_changed` | 0: none |
+
+`train.parquet` holds the same rows as `train.jsonl`, best first.
+
+## How they were chosen
+
+| setting | value |
+|---|---|
+{lines}
+"""

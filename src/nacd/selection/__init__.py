@@ -1,0 +1,31 @@
+"""Choosing real rows: a representation of the rows, a selector over it, filters, a budget."""
+
+from nacd.selection.choice import (
+    METHODS,
+    Chosen,
+    MethodEntry,
+    check_method,
+    check_rows,
+    choose,
+    choose_once,
+    rank,
+)
+from nacd.selection.method import Method, Ranking, Task, forward_flops
+from nacd.selection.rounds import round_robin, subtask_max
+
+__all__ = [
+    "METHODS",
+    "Chosen",
+    "Method",
+    "MethodEntry",
+    "Ranking",
+    "Task",
+    "check_method",
+    "check_rows",
+    "choose",
+    "choose_once",
+    "forward_flops",
+    "rank",
+    "round_robin",
+    "subtask_max",
+]

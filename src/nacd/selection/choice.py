@@ -1,0 +1,226 @@
+"""From a method's name to chosen rows: the methods there are, the filters, the budget.
+
+A method ranks, and may do so lazily; near-copies are left out (`--dedup`), groups interleaved
+(`--stratify`), and the order is read as far as the budget reaches.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import islice
+from typing import Any
+
+from nacd.config import SelectionConfig, budget_rows, parse_budget
+from nacd.data import Encoded, Example
+from nacd.errors import UserError
+from nacd.run import RunFolder
+from nacd.selection.filters import deduplicated, stratified
+from nacd.selection.method import Ranking, Task
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """One method of `METHODS`; its code is loaded when it is used."""
+
+    about: str
+    """What it chooses, in a few words."""
+    module: str
+    """Where it lives; the function has the method's name."""
+    needs_target: bool = False
+    """Whether it looks at target rows."""
+    package: str = ""
+    """A package of the extra `select` that it needs."""
+
+
+METHODS: dict[str, MethodEntry] = {
+    "random": MethodEntry("a seeded random draw", "nacd.selection.random"),
+    "longest": MethodEntry("the longest responses", "nacd.selection.longest"),
+    "kcenter": MethodEntry("rows spread over the hidden states", "nacd.selection.kcenter"),
+    "bm25": MethodEntry(
+        "rows that share rare words with the target rows", "nacd.selection.bm25", True, "bm25s"
+    ),
+    "rds": MethodEntry(
+        "rows with hidden states like the target rows' (RDS+)", "nacd.selection.rds", True
+    ),
+    "less": MethodEntry(
+        "rows with gradients like the target rows' (LESS)", "nacd.selection.less", True
+    ),
+    "trajectory": MethodEntry(
+        "rows whose weight in a training lowers the target loss", "nacd.selection.trajectory", True
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What `choose` took."""
+
+    indices: list[int]
+    """Training rows, best first."""
+    ranking: Ranking
+    """The method's verdict before any filter; its order is used up where it was lazy."""
+
+
+def check_method(method: str, config: SelectionConfig, flag: str = "--method") -> None:
+    """Refuse what no method can choose by, before anything is read.
+
+    Args:
+        method: a name.
+        config: the settings of all methods.
+        flag: the flag that named the method.
+
+    Raises:
+        UserError: an unknown method, a package that is not installed, or a value out of range.
+    """
+    if method not in METHODS:
+        raise UserError(f"{flag} {method}: unknown; the methods are {', '.join(METHODS)}.")
+    if METHODS[method].package:
+        _require(METHODS[method].package, f"{flag} {method}")
+    if not 0 <= config.dedup <= 1:
+        raise UserError(
+            f"--dedup {config.dedup:g}: a similarity, must lie between 0 (none) and 1 (same words)."
+        )
+    if config.dedup:
+        _require("datasketch", f"--dedup {config.dedup:g}")
+    if not 0 < config.warmup_share <= 1:
+        raise UserError(
+            f"--warmup-share {config.warmup_share:g}: a share of the rows, must be above 0 and at "
+            "most 1."
+        )
+    for name in ("warmup_epochs", "projection_dim", "weight_passes"):
+        if getattr(config, name) < 1:
+            raise UserError(
+                f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1."
+            )
+
+
+def check_rows(
+    method: str,
+    config: SelectionConfig,
+    train: Sequence[Example],
+    target: Sequence[Example],
+    flag: str = "--method",
+) -> None:
+    """Refuse rows that lack what the method needs.
+
+    Raises:
+        UserError: no target rows for a method that looks at them, or no groups to stratify by.
+    """
+    if METHODS[method].needs_target and not len(target):
+        raise UserError(
+            f"{flag} {method}: needs target rows, and there are none: raise --target-rows, or name "
+            "a file with --target."
+        )
+    if config.stratify and not any(example.group for example in train):
+        raise UserError(
+            "--stratify: no row has a group; name the column that holds it with --group-column."
+        )
+
+
+def _require(package: str, flag: str) -> None:
+    if find_spec(package) is None:
+        raise UserError(
+            f"{flag}: needs the package {package}, which is not installed; run "
+            "`pip install nacd[select]`."
+        )
+
+
+def rank(task: Task, method: str, flag: str = "--method") -> Ranking:
+    """The training rows by one method, unfiltered.
+
+    Args:
+        task: what the method may look at.
+        method: a key of `METHODS`.
+        flag: the flag that named the method, for error messages.
+
+    Raises:
+        UserError: as `check_method` and `check_rows`.
+    """
+    check_method(method, task.config, flag)
+    check_rows(
+        method, task.config, task.prepared.train.examples, task.prepared.target.examples, flag
+    )
+    return getattr(import_module(METHODS[method].module), method)(task)
+
+
+def choose(task: Task, method: str, flag: str = "--method") -> Chosen:
+    """The rows that the task's budget pays for, by one method and the task's filters.
+
+    Args:
+        task: what the method may look at, the budget, and the filters.
+        method: a key of `METHODS`.
+        flag: the flag that named the method, for error messages.
+
+    Raises:
+        UserError: as `rank`, or fewer rows than the budget asks for.
+    """
+    ranking = rank(task, method, flag)
+    examples, order = task.prepared.train.examples, ranking.order
+    if task.config.dedup:
+        order = deduplicated(order, examples, task.config.dedup)
+    if task.config.stratify:
+        order = stratified(order, [example.group for example in examples])
+    return Chosen(take(task.budget, list(task.prepared.train.rows), order), ranking)
+
+
+def take(budget: str, rows: list[Encoded], order: Iterable[int]) -> list[int]:
+    """The first rows of an order that the budget pays for; as `budget_rows`, for a lazy order.
+
+    A percentage is one of all training rows, whatever the order leaves out.
+
+    Raises:
+        UserError: more rows or tokens than there are, or than the order holds.
+    """
+    kind, number = parse_budget(budget)
+    if kind != "tokens":
+        count = len(budget_rows(budget, rows, list(range(len(rows)))))
+        taken = list(islice(order, count))
+        if len(taken) == count:
+            return taken
+    else:
+        taken, tokens = [], 0
+        for row in order:
+            taken.append(row)
+            tokens += len(rows[row])
+            if tokens > number:
+                break
+        if tokens > number or len(taken) == len(rows):
+            return budget_rows(budget, rows, taken)
+    raise UserError(
+        f"--budget {budget}: only {len(taken)} of the {len(rows)} training rows are left once "
+        "near-copies are out; give a smaller budget, or a higher --dedup."
+    )
+
+
+def choose_once(
+    run: RunFolder, name: str, task: Task, method: str, flag: str = "--method"
+) -> dict[str, Any]:
+    """`choose`, kept in the run folder as `name`.json, so that a run chooses once.
+
+    Returns:
+        `method`, `rows` (indices, best first), their `digests` and `scores` (None: no such),
+        `seconds` (of the call that came to an end) and `flops` spent on choosing.
+    """
+
+    def make() -> dict[str, Any]:
+        began = time.perf_counter()
+        chosen = choose(task, method, flag)
+        scores = chosen.ranking.scores
+        return {
+            "method": method,
+            "rows": chosen.indices,
+            "digests": [task.prepared.train.examples[i].digest for i in chosen.indices],
+            "scores": [
+                None if scores is None or not math.isfinite(scores[i]) else float(scores[i])
+                for i in chosen.indices
+            ],
+            "seconds": time.perf_counter() - began,
+            "flops": chosen.ranking.flops,
+        }
+
+    return run.once(name, make)

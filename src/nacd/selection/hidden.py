@@ -1,0 +1,125 @@
+"""Rows as vectors: what the model's last layer says of them, averaged over the row's tokens.
+
+With h_1 .. h_L the last hidden states (those that the vocabulary head receives) of all L tokens,
+
+    mean        (1 / L) sum_i h_i
+    weighted    sum_i (i / (1 + 2 + .. + L)) h_i       (RDS+, Ivison et al., arXiv 2503.01807)
+
+of the model as it is (LoRA at zero). No graph and no logits: memory is that of a forward pass.
+Every few thousand rows are one file in the task's folder, so that a stopped pass goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nacd.data import Batch, Encoded, collate, length_buckets
+from nacd.files import read_tensors, write_tensors
+from nacd.models import LoraModel
+from nacd.progress import Tick
+from nacd.selection.method import Task, forward_flops
+
+Pooling = Literal["mean", "weighted"]
+
+SHARD = 4096
+"""Rows a file."""
+BATCH = 16
+"""Rows a forward pass."""
+
+
+@torch.no_grad()
+def last_hidden(model: LoraModel, batch: Batch) -> Tensor:
+    """What the vocabulary head would receive at every position, (B, T, d); LoRA stays as it is."""
+    batch = batch.to(model.device)
+    return model.hf.base_model(
+        input_ids=batch.ids, attention_mask=batch.attention, use_cache=False
+    ).last_hidden_state
+
+
+def pool(hidden: Tensor, attention: Tensor, pooling: Pooling) -> Tensor:
+    """A weighted mean over each row's tokens.
+
+    Args:
+        hidden: (B, T, d).
+        attention: (B, T), 1 at a token, 0 at padding (on the right).
+        pooling: `mean`: all tokens alike; `weighted`: token i (from 1) weighs i.
+
+    Returns:
+        (B, d) float32.
+    """
+    weights = attention.float()
+    if pooling == "weighted":
+        weights = weights * torch.arange(1, weights.shape[1] + 1, device=weights.device)
+    weights = weights / weights.sum(1, keepdim=True)
+    return torch.einsum("bt,btd->bd", weights, hidden.float())
+
+
+def hidden_states(task: Task, name: Literal["train", "target"], pooling: Pooling) -> np.ndarray:
+    """One vector a row of a part, computed once and kept in the task's folder.
+
+    Args:
+        task: its model's LoRA is overwritten with zeros.
+        name: which part.
+        pooling: how a row's tokens are averaged.
+
+    Returns:
+        (n, d) float32.
+
+    Raises:
+        UserError: a kept file is damaged, or the disk is full.
+    """
+    rows = getattr(task.prepared, name).rows
+    model = task.prepared.model
+    model.write(torch.zeros(model.size, device=model.device))
+    shards = []
+    with task.progress.stage(f"hidden states ({name})", len(rows)) as tick:
+        for start in range(0, len(rows), SHARD):
+            part = rows[start : start + SHARD]
+            file = task.folder / f"hidden-{name}-{pooling}-{start}.safetensors"
+            vectors = _kept(file, part)
+            if vectors is None:
+                vectors = _computed(model, part, pooling, tick, start)
+                write_tensors(file, {"vectors": vectors}, {"rows": _digest(part)})
+            shards.append(vectors)
+            tick(start + len(part), float("nan"))
+    return torch.cat(shards).numpy()
+
+
+def hidden_flops(task: Task, *names: Literal["train", "target"]) -> float:
+    """Operations of `hidden_states` of these parts: forward passes without the vocabulary head."""
+    model = task.prepared.model
+    tokens = sum(len(row) for name in names for row in getattr(task.prepared, name).rows)
+    head = model.hf.get_output_embeddings().weight.numel()
+    return forward_flops(model, tokens) - 2.0 * tokens * head
+
+
+def _computed(
+    model: LoraModel, rows: Sequence[Encoded], pooling: Pooling, tick: Tick, before: int
+) -> Tensor:
+    parts, where = [], []
+    for bucket in length_buckets(rows, BATCH, seed=None):
+        batch = collate([rows[i] for i in bucket], model.tokenizer.pad_token_id)
+        hidden = last_hidden(model, batch)
+        parts.append(pool(hidden, batch.attention.to(hidden.device), pooling).cpu())
+        where += bucket
+        tick(before + len(where), float("nan"))
+    return torch.cat(parts)[torch.tensor(where).argsort()]
+
+
+def _kept(file: Path, rows: Sequence[Encoded]) -> Tensor | None:
+    """The file's vectors, if it is there and is of these rows."""
+    if not file.is_file():
+        return None
+    tensors, header = read_tensors(file)
+    return tensors["vectors"] if header.get("rows") == _digest(rows) else None
+
+
+def _digest(rows: Sequence[Encoded]) -> str:
+    return hashlib.sha256(repr([row.ids for row in rows]).encode()).hexdigest()

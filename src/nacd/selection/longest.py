@@ -1,0 +1,13 @@
+"""The rows with the longest responses first (Zhao et al., arXiv 2402.04833)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nacd.selection.method import Ranking, Task
+
+
+def longest(task: Task) -> Ranking:
+    """Training rows by their label tokens, most first; of two alike, the earlier row."""
+    tokens = np.array([row.response_tokens for row in task.prepared.train.rows], dtype=np.float64)
+    return Ranking(np.argsort(-tokens, kind="stable").tolist(), tokens)

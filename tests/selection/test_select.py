@@ -1,0 +1,287 @@
+"""`nacd select` and `nacd distill --seeds-by`, from the command line to the files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import yaml
+
+import nacd
+from nacd import selection
+from nacd.cli import main
+from nacd.config import DataConfig, DistillConfig
+from nacd.data import read_examples
+from nacd.prepare import prepare
+from nacd.selection import METHODS, choice
+
+Folder = Callable[[str], Path]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Forty-eight rows of two kinds, every one a row of its own."""
+    file = tmp_path / "mine.jsonl"
+    lines = [
+        {
+            "instruction": f"{'Name the colour of' if i % 3 else 'Spell'} thing number {i}",
+            "output": "the answer " * (i % 5) + f"is {i}",
+            "kind": "colour" if i % 3 else "spelling",
+        }
+        for i in range(48)
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+def flags(model: Path, data: Path, out: Path, *more: str) -> list[str]:
+    return (
+        f"select --model {model} --data {data} --out {out} --budget 6 --lora-rank 2 "
+        "--batch-size 4 --target-rows 5 --template alpaca --projection-dim 64 --warmup-epochs 2 "
+        "--warmup-share 0.3"
+    ).split() + list(more)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_from_a_file_to_chosen_rows(
+    method: str,
+    data: Path,
+    tiny_folder: Folder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "run"
+    args = flags(tiny_folder("llama"), data, out, "--method", method)
+    assert main(args) == 0
+    assert f"{method} chose 6 of" in " ".join(capsys.readouterr().err.split())
+    loaded: Any = datasets.load_dataset(
+        str(out / "dataset"), cache_dir=str(tmp_path / "cache"), split="train"
+    )
+    source = {e.digest: e for e in read_examples(str(data))}
+    results = json.loads((out / "results.json").read_text())
+    assert len(loaded) == 6
+    assert len({row["seed_digest"] for row in loaded}) == 6
+    for row, told in zip(loaded, results["rows"], strict=True):
+        example = source[row["seed_digest"]]
+        text = f"### Instruction:\n{example.prompt}\n\n### Response:\n{example.response}"
+        assert row["prompt"] + row["completion"] == text
+        assert row["tokens_changed"] == 0
+        assert row["seed_row"] == example.source == told["source"]
+        assert told["digest"] == example.digest
+    assert results["method"] == method
+    assert results["tokens"] == sum(row["tokens"] for row in results["rows"])
+    assert results["seconds"] >= 0
+    assert (results["flops"] > 0) == (method not in ("random", "longest", "bm25"))
+    scored = {row["score"] is not None for row in results["rows"]}
+    assert scored == {method not in ("random", "kcenter")}
+    card = (out / "dataset" / "README.md").read_text()
+    assert f"real rows, chosen by {method}" in card
+    assert METHODS[method].about in card
+    # The same command again chooses nothing anew, and leaves every file as it is.
+    before = contents(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(choice, "choose", None)
+        (out / "results.json").unlink()
+        assert main(args) == 0
+    assert contents(out) == before
+
+
+def test_a_killed_choice_goes_on(
+    data: Path, tiny_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [
+        flags(tiny_folder("gpt2"), data, tmp_path / name, "--method", "kcenter")
+        for name in ("whole", "killed")
+    ]
+    assert main(runs[0]) == 0
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(choice, "take", killed)
+        assert main(runs[1]) == 130
+    assert list((tmp_path / "killed" / "selection").glob("hidden-train-*"))
+    assert main(runs[1]) == 0
+    a, b = ((tmp_path / n / "dataset" / "train.jsonl").read_bytes() for n in ("whole", "killed"))
+    assert a == b
+
+
+def test_filters_and_budgets(data: Path, tiny_folder: Folder, tmp_path: Path) -> None:
+    model = tiny_folder("gpt2")
+    more = ["--method", "random", "--stratify", "--group-column", "kind", "--dedup", "0.9"]
+    assert main(flags(model, data, tmp_path / "a", *more, "--budget", "25%")) == 0
+    lines = (tmp_path / "a" / "dataset" / "train.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    sizes = json.loads((tmp_path / "a" / "results.json").read_text())["sizes"]
+    assert len(rows) == round(sizes["train"] / 4)
+    spelling = sum("Spell" in row["prompt"] for row in rows)
+    assert spelling == pytest.approx(
+        len(rows) / 3, abs=1.5
+    )  # a third of the file; less so of train
+    assert "in proportion by | kind" in (tmp_path / "a" / "dataset" / "README.md").read_text()
+    assert main(flags(model, data, tmp_path / "b", "--method", "longest", "--budget", "400t")) == 0
+    results = json.loads((tmp_path / "b" / "results.json").read_text())
+    assert 250 < results["tokens"] <= 400
+
+
+@pytest.mark.parametrize(
+    ("more", "part"),
+    [
+        (["--method", "best"], "--method best: unknown; the methods are random, longest"),
+        (["--budget", "0"], "--budget 0"),
+        (["--budget", "200"], "--budget 200: 200 rows asked for"),
+        (["--dedup", "2"], "--dedup 2: a similarity"),
+        (["--stratify"], "--group-column"),
+        (["--stratify", "--group-column", "topic"], "topic"),
+        (["--method", "rds", "--target-rows", "0"], "--method rds: needs target rows"),
+        (["--max-tokens", "5"], "--max-tokens"),
+        (["--learning-rate", "0"], "--learning-rate 0"),
+        (["--data", ""], "--data is missing"),
+    ],
+)
+def test_a_wrong_flag_is_named(
+    more: list[str],
+    part: str,
+    data: Path,
+    tiny_folder: Folder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(flags(tiny_folder("gpt2"), data, tmp_path / "run", *more)) == 1
+    shown = capsys.readouterr().err
+    assert part in " ".join(shown.split())
+    assert "Traceback" not in shown
+
+
+def test_another_method_needs_another_folder(
+    data: Path, tiny_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = flags(tiny_folder("gpt2"), data, tmp_path / "run")
+    assert main([*args, "--method", "longest"]) == 0
+    assert main([*args, "--method", "random"]) == 1
+    assert "method: 'longest' there, 'random' now" in capsys.readouterr().err
+
+
+def test_select_replays_from_its_yaml_and_from_python(
+    data: Path, tiny_folder: Folder, tmp_path: Path
+) -> None:
+    assert main(flags(tiny_folder("gpt2"), data, tmp_path / "a", "--method", "kcenter")) == 0
+    config = str(tmp_path / "a" / "run.yaml")
+    assert main(["select", "--config", config, "--out", str(tmp_path / "b")]) == 0
+    result = nacd.select(
+        nacd.SelectConfig(
+            out=tmp_path / "c",
+            method="kcenter",
+            budget="6",
+            model=nacd.ModelConfig(model=str(tiny_folder("gpt2"))),
+            data=nacd.DataConfig(data=str(data), target_rows=5, template="alpaca"),
+        )
+    )
+    assert "kcenter chose 6 of" in result.summary
+    texts = {(tmp_path / n / "dataset" / "train.jsonl").read_bytes() for n in ("a", "b", "c")}
+    assert len(texts) == 1
+    assert selection.choose is choice.choose
+
+
+# distill --seeds-by
+
+
+def distilling(model: Path, data: Path, out: Path, *more: str) -> list[str]:
+    return (
+        f"distill --model {model} --data {data} --out {out} --budget 3 --lora-rank 2 "
+        "--batch-size 2 --outer-steps 2 --check-every 2 --draws 1 --compare seeds text "
+        "--target-rows 4 --engine exact --template alpaca"
+    ).split() + list(more)
+
+
+def seeds_of(out: Path) -> list[str]:
+    lines = (out / "dataset" / "train.jsonl").read_text().splitlines()
+    return [json.loads(line)["seed_digest"] for line in lines]
+
+
+def test_seeds_by_a_method(
+    data: Path, tiny_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_folder("gpt2")
+    args = distilling(model, data, tmp_path / "run", "--seeds-by", "kcenter")
+    assert main(args) == 0
+    kept = json.loads((tmp_path / "run" / "seeds.json").read_text())
+    assert kept["method"] == "kcenter"
+    assert kept["digests"] == seeds_of(tmp_path / "run")
+    assert (
+        "| seed rows chosen by | kcenter |"
+        in (tmp_path / "run" / "dataset" / "README.md").read_text()
+    )
+    more = ["--method", "kcenter", "--budget", "3", "--target-rows", "4"]
+    assert main(flags(model, data, tmp_path / "select", *more)) == 0
+    assert seeds_of(tmp_path / "select") == kept["digests"]
+    with monkeypatch.context() as patch:  # going on reads the choice
+        patch.setattr(choice, "choose", None)
+        assert main(args) == 0
+
+
+def test_random_seeds_are_those_of_old(data: Path, tiny_folder: Folder, tmp_path: Path) -> None:
+    """`default_rng((seed, 17))` permutes the training rows; the first are the seeds."""
+    model = tiny_folder("gpt2")
+    assert main(distilling(model, data, tmp_path / "run", "--seed", "4")) == 0
+    settings = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
+    assert settings["seeds_by"] == "random"
+    prepared = prepare(
+        nacd.ModelConfig(model=str(model)),
+        DataConfig(data=str(data), target_rows=4, template="alpaca"),
+    )
+    order = np.random.default_rng((4, 17)).permutation(len(prepared.train))
+    expected = [prepared.train.examples[i].digest for i in order[:3]]
+    assert seeds_of(tmp_path / "run") == expected
+    assert DistillConfig().seeds_by == "random"
+
+
+@pytest.mark.parametrize(
+    ("more", "part"),
+    [
+        (["--seeds-by", "best"], "--seeds-by best: unknown; the methods are random, longest"),
+        (
+            ["--seeds-by", "rds", "--target-rows", "0", "--objective", "trajectory"],
+            "--seeds-by rds: needs target rows",
+        ),
+        (["--seeds-by", "longest", "--stratify"], "--stratify: no row has a group"),
+    ],
+)
+def test_wrong_seeds_are_named(
+    more: list[str],
+    part: str,
+    data: Path,
+    tiny_folder: Folder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(distilling(tiny_folder("gpt2"), data, tmp_path / "run", *more)) == 1
+    shown = capsys.readouterr().err
+    assert part in " ".join(shown.split())
+    assert "Traceback" not in shown
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["select", "--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    for flag in ("--method", "--budget", "--dedup", "--stratify", "--group-column"):
+        assert flag in shown
+    assert all(method in shown for method in METHODS)
+    assert main([]) == 0
+    usage = capsys.readouterr().out
+    assert "  select " in usage
+    assert max(map(len, usage.splitlines())) <= 80
