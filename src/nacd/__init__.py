@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nacd.commands import Distilled, distill, doctor, record_experts
+    from nacd.commands import doctor, record_experts
     from nacd.config import (
         DataConfig,
         DistillConfig,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         OuterLoopConfig,
         SelectionConfig,
     )
+    from nacd.distilling import Distilled, distill
     from nacd.errors import UserError
     from nacd.models import ModelConfig
     from nacd.recipe import Recipe
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from nacd.target import EvaluateConfig, TrainConfig, evaluate, fine_tune
 
 _HOMES = {
-    "commands": ("Distilled", "distill", "doctor", "record_experts"),
+    "commands": ("doctor", "record_experts"),
+    "distilling": ("Distilled", "distill"),
     "config": (
         "DataConfig",
         "DistillConfig",

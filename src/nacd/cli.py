@@ -18,6 +18,7 @@ USAGE = """usage: nacd COMMAND [flags]      (nacd COMMAND --help lists the flags
   demo       the whole pipeline, small, on a real model and data, offline
   distill    distil a data set to a few per cent of its rows, as text
   select     choose real rows instead (RDS+, LESS, k-center, BM25, ...)
+  compare    methods x budgets x target models x seeds, in one table
   experts    record expert trajectories of training on the full data
   doctor     which engine is right for this model, and what a run costs
   report     one self-contained HTML page of a run
@@ -125,8 +126,8 @@ def _parse(kind: type[Any], verb: str, args: Sequence[str]) -> Any:
 
 
 def _distill(args: Sequence[str]) -> int:
-    from nacd.commands import distill, print_result
     from nacd.config import DistillConfig
+    from nacd.distilling import distill, print_result
     from nacd.progress import Progress
 
     progress = Progress()
@@ -146,9 +147,20 @@ def _select(args: Sequence[str]) -> int:
 
 
 def _demo(args: Sequence[str]) -> int:
-    from nacd.demo import DemoConfig, demo
+    from nacd.demo import demo
+    from nacd.demo_config import DemoConfig
 
     demo(_parse(DemoConfig, "demo", args))
+    return 0
+
+
+def _compare(args: Sequence[str]) -> int:
+    from nacd.comparison import CompareConfig, compare, print_comparison
+    from nacd.progress import Progress
+
+    progress = Progress()
+    config = _parse(CompareConfig, "compare", args)
+    print_comparison(compare(config, progress=progress), progress.say)
     return 0
 
 
@@ -224,6 +236,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": _demo,
     "distill": _distill,
     "select": _select,
+    "compare": _compare,
     "experts": _experts,
     "doctor": _doctor,
     "report": _report,

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
-from nacd.commands import Distilled, distill, print_result
-from nacd.config import DataConfig, DistillConfig, OuterLoopConfig
 from nacd.data import Example, mmlu_exemplars, split_by_hash
-from nacd.models import ModelConfig
+from nacd.demo_config import DemoConfig, demo_config
+from nacd.distilling import Distilled, distill, print_result
 from nacd.progress import Progress
-from nacd.recipe import Recipe
 
 MAX_WORDS = 32
 """Longest question and answer, in words: two cores have ten minutes."""
@@ -19,41 +14,6 @@ MAX_WORDS = 32
 def words(example: Example) -> int:
     """Words of a row's question and answer."""
     return len(example.prompt.split()) + len(example.response.split())
-
-
-@dataclass(frozen=True)
-class DemoConfig:
-    """A small distillation of the MMLU exemplars that lm-eval ships."""
-
-    out: Path = Path("runs/demo")
-    """Run folder; the same command again goes on where it stopped."""
-    model: str = "smollm2"
-    """Hub id, folder, GGUF file, or `smollm2`."""
-    outer_steps: int = 6
-    """Outer steps."""
-    seed: int = 0
-    """Seed of everything that is drawn."""
-
-
-def demo_config(config: DemoConfig) -> DistillConfig:
-    """The demo as the flags of `nacd distill`."""
-    return DistillConfig(
-        out=config.out,
-        budget="16",
-        seed=config.seed,
-        draws=2,
-        full_epochs=1.0,
-        model=ModelConfig(model=config.model),
-        data=DataConfig(
-            data="MMLU exemplars (lm-eval)", template="qa", max_tokens=64, target_rows=32
-        ),
-        recipe=Recipe(batch_size=8, epochs=3.0, learning_rate=2e-3),
-        outer=OuterLoopConfig(
-            outer_steps=config.outer_steps,
-            check_every=max(1, config.outer_steps // 2),
-            engine="one-sided",
-        ),
-    )
 
 
 def demo(config: DemoConfig, progress: Progress | None = None) -> Distilled:

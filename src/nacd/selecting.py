@@ -14,7 +14,6 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData
 
-from nacd.commands import open_run
 from nacd.config import DataConfig, DistillConfig, SelectionConfig
 from nacd.data import Splits
 from nacd.export import Card, DatasetRow, write_dataset
@@ -24,6 +23,7 @@ from nacd.prepare import Prepared, prepare, read_splits
 from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.selection import METHODS, Task, check_method, check_rows, choose_once
+from nacd.stages import open_run
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import pytest
 
 from made_run import HOSTILE, add_expert, dump, lines, make_run, row
 from nacd.config import DataConfig, DistillConfig, ExpertConfig, OuterLoopConfig
-from nacd.demo import DemoConfig, demo_config
+from nacd.demo_config import DemoConfig, demo_config
 from nacd.errors import UserError
 from nacd.models import ModelConfig
 from nacd.recipe import Recipe

@@ -90,18 +90,17 @@ class CompareConfig:
             check_method(name, self.selection, "--methods")
         self.distillation(self.budgets[0], 0).check()
 
-    def distillation(self, budget: str, number: int) -> DistillConfig:
-        """The distillation behind NACD's own rows."""
+    def distillation(self, budget: str, number: int, recipe: Recipe | None = None) -> DistillConfig:
+        """The distillation behind NACD's own rows, with a recipe already tuned."""
         return DistillConfig(
             out=self.out / "distilled" / f"{budget}-{number}",
             budget=budget,
             seed=self.seed + number,
             seeds_by=self.seeds_by,
             compare=(),
-            tune_rates=self.tune_rates,
             model=self.model,
             data=self.data,
-            recipe=self.recipe,
+            recipe=recipe or self.recipe,
             expert=self.expert,
             outer=self.outer,
             selection=self.selection,

@@ -44,6 +44,11 @@ class Engine(Protocol):
     """Computes the second-order products at one inner step."""
 
     @property
+    def name(self) -> EngineName:
+        """What `make_engine` calls it."""
+        ...
+
+    @property
     def needs_vector_gradient(self) -> bool:
         """True where the forward sweep must keep the loss's gradient in the vectors."""
         ...
@@ -70,6 +75,11 @@ class Exact:
 
     curvature: bool = True
     needs_vector_gradient: bool = False
+
+    @property
+    def name(self) -> EngineName:
+        """Without curvature it is TESLA's form."""
+        return "exact" if self.curvature else "tesla"
 
     def __call__(
         self,
@@ -100,6 +110,11 @@ class FirstOrder:
     eps: float = 2e-3
     """Step length |eps v| as a share of |theta|."""
     central: bool = True
+
+    @property
+    def name(self) -> EngineName:
+        """Central or one-sided."""
+        return "first-order" if self.central else "one-sided"
 
     @property
     def needs_vector_gradient(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nacd.config import DistillConfig, to_dict
-from nacd.demo import DemoConfig, demo_config
+from nacd.demo_config import DemoConfig, demo_config
 from nacd.report.folder import Run
 
 

@@ -1,0 +1,307 @@
+"""`nacd compare`: methods x budgets x target models x seeds, cell by cell, and one table.
+
+    run.yaml                                    the grid
+    choosing/<budget>/<method>/                 what `nacd select` would keep
+    distilled/<budget>-<number>/                a run folder of `nacd distill`, without a table
+    cells/<target>/<budget>/<method>/<seed>/    one training: result.json, or failed.json
+    results.parquet, results.json               all cells; the table
+
+A cell that fails is kept as failed and the others go on; the same command again tries it anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nacd.comparison.config import FREE, ROWS, CompareConfig
+from nacd.comparison.cost import forecast, seconds_per_token
+from nacd.comparison.rowsets import (
+    RowSet,
+    Training,
+    of_training,
+    reason,
+    rowsets,
+    tuning_data,
+    zero,
+)
+from nacd.comparison.table import lines, summarise, write_parquet
+from nacd.data import Splits
+from nacd.evaluation import choice_accuracy, response_nll
+from nacd.files import write_json
+from nacd.overlap import overlapping, row_text
+from nacd.prepare import Prepared, prepare, read_splits
+from nacd.progress import Progress
+from nacd.recipe import Recipe
+from nacd.run import RunFolder
+from nacd.stages import open_run
+from nacd.student import mean_nll, train_student, tune_rate
+
+ORDER = (*ROWS[:-1], "full-equal-steps", "full")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What `compare` found."""
+
+    folder: Path
+    table: list[dict[str, Any]]
+    """A summary for every target, budget and row."""
+    overlap: list[dict[str, Any]]
+    """Training rows that share 13 words with report rows."""
+
+
+def compare(
+    config: CompareConfig, *, splits: Splits | None = None, progress: Progress | None = None
+) -> Compared:
+    """Train every target model on every method's rows, and compare what they learned.
+
+    Args:
+        config: the grid.
+        splits: rows already in hand, instead of those that the configuration names.
+        progress: display.
+
+    Raises:
+        UserError: a wrong input; cells already made are kept.
+    """
+    progress = progress or Progress()
+    config.check()
+    splits = read_splits(config.data) if splits is None else splits
+    folder = open_run(config, splits, free=FREE)
+    source = prepare(config.model, config.data, progress.say, splits)
+    shared = folder.once("overlap", lambda: {"rows": _overlap(source)})["rows"]
+    if shared:
+        progress.say(
+            f"{len(shared)} training rows share 13 words with a report row, the first "
+            f"{shared[0]['train']}; overlap.json names them all"
+        )
+    _say_cost(config, source, splits, progress)
+    recipes = {b: _recipe(config, b, source, source, folder, progress) for b in config.budgets}
+    sets = {
+        budget: rowsets(config, budget, source, splits, recipes[budget], folder, progress)
+        for budget in config.budgets
+    }
+    cells: list[dict[str, Any]] = []
+    for target in (config.model.model, *config.targets):
+        prepared = source
+        if target != config.model.model:
+            progress.say(f"target model {target}")
+            model = replace(config.model, model=target)
+            prepared = prepare(model, config.data, progress.say, splits)
+        for budget in config.budgets:
+            recipe = recipes[budget]
+            if prepared is not source:
+                recipe = _recipe(config, budget, prepared, source, folder, progress)
+            grid = Grid(config, folder, prepared, target, budget, recipe)
+            cells += grid.run([s for s in sets[budget] if _trains(s, prepared, source)], progress)
+    table = summarise(cells, ORDER)
+    write_parquet(cells, folder.path / "results.parquet")
+    write_json(folder.path / "results.json", {"table": table, "sizes": source.sizes})
+    return Compared(folder.path, table, shared)
+
+
+def _trains(rowset: RowSet, target: Prepared, source: Prepared) -> bool:
+    return target is source or not rowset.source_only
+
+
+def _overlap(source: Prepared) -> list[dict[str, Any]]:
+    report = source.report.examples
+    return [
+        {
+            "train": source.train.examples[row].source,
+            "report": [report[other].source for other in others],
+        }
+        for row, others in overlapping(
+            [row_text(e) for e in source.train.examples], [row_text(e) for e in report]
+        )
+    ]
+
+
+def _say_cost(config: CompareConfig, source: Prepared, splits: Splits, progress: Progress) -> None:
+    speeds = {config.model.model: seconds_per_token(source, config.recipe)}
+    for target in config.targets:
+        other = prepare(replace(config.model, model=target), config.data, splits=splits)
+        speeds[target] = seconds_per_token(other, config.recipe)
+    for line in forecast(config, source, speeds, config.recipe).describe().splitlines():
+        progress.say(line)
+
+
+def _recipe(
+    config: CompareConfig,
+    budget: str,
+    target: Prepared,
+    source: Prepared,
+    folder: RunFolder,
+    progress: Progress,
+) -> Recipe:
+    """The recipe of one target and budget, its learning rate tuned on development rows."""
+    if not config.tune_rates:
+        return config.recipe
+    data = tuning_data(config, budget, target, source)
+
+    def score(rate: float) -> float:
+        theta = train_student(target.model, replace(config.recipe, learning_rate=rate), data, 3000)
+        return mean_nll(target.model, theta, target.development.rows)
+
+    def search() -> dict[str, Any]:
+        found = tune_rate(config.tune_rates, score)
+        return {"learning_rate": found.learning_rate, "nll": [*found.nll.items()]}
+
+    name = f"tuning/{folder_name(target.model.config.model)}-{budget}"
+    found = folder.once(name, search)
+    progress.say(f"{budget}: learning rate {found['learning_rate']:g}")
+    return replace(config.recipe, learning_rate=found["learning_rate"])
+
+
+def folder_name(model: str) -> str:
+    """A model's name as that of a folder: its last part, and a hash that tells paths apart."""
+    digest = hashlib.sha256(model.encode()).hexdigest()[:6]
+    last = Path(model).name
+    return last if last == model else f"{last}-{digest}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cells of one target model and budget."""
+
+    config: CompareConfig
+    folder: RunFolder
+    prepared: Prepared
+    target: str
+    budget: str
+    recipe: Recipe
+
+    def run(self, sets: list[RowSet], progress: Progress) -> list[dict[str, Any]]:
+        """Every cell, made or read."""
+        work = [(rowset, seed) for rowset in sets for seed in range(rowset.trainings)]
+        made: dict[str, dict[str, Any]] = {}
+        cells = []
+        name = f"{Path(self.target).name} {self.budget}"
+        with progress.stage(name, len(work)) as tick:
+            for done, (rowset, seed) in enumerate(work, 1):
+                cell = self._cell(rowset, seed, made)
+                cells.append(cell)
+                tick(done, cell.get("report_nll", float("nan")))
+        return cells
+
+    def _cell(self, rowset: RowSet, seed: int, made: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        place = f"cells/{folder_name(self.target)}/{self.budget}/{rowset.method}/{seed}"
+        key = {
+            "target": self.target,
+            "budget": self.budget,
+            "method": rowset.method,
+            "seed": seed,
+        }
+        failed = self.folder.path / place / "failed.json"
+
+        def make() -> dict[str, Any]:
+            return self._measure(rowset.training(self.prepared, seed), seed, made)
+
+        try:
+            cell = self.folder.once(f"{place}/result", make)
+        except Exception as error:  # kept, shown, and tried again next time
+            write_json(failed, key | {"failed": reason(error)})
+            return key | {"failed": reason(error)}
+        failed.unlink(missing_ok=True)
+        made.setdefault(cell["content"], cell)
+        if rowset.method in self.config.accuracy and not cell.get("accuracy"):
+            cell = self._answered(place, cell, rowset, seed)
+        cost = {
+            "choosing_seconds": rowset.choosing_seconds,
+            "choosing_flops": rowset.choosing_flops,
+        }
+        return key | cell | cost
+
+    def _train(self, training: Training, seed: int) -> tuple[Any, int, Recipe]:
+        recipe = of_training(self.recipe, training)
+        if training.data is None:
+            return zero(self.prepared), 0, recipe
+        steps = training.steps or recipe.total_steps(len(training.data.rows))
+        theta = train_student(
+            self.prepared.model,
+            recipe,
+            training.data,
+            seed,
+            vectors=training.vectors,
+            steps=steps,
+        )
+        return theta, steps, recipe
+
+    def _measure(
+        self, training: Training, seed: int, made: dict[str, dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Train and measure, or take over the result of a training that is the same."""
+        content = self._content(training, seed)
+        about = {
+            "tokens_changed": training.tokens_changed,
+            "boundaries_kept": training.boundaries_kept,
+        }
+        if content in made:
+            return made[content] | about
+        began = time.perf_counter()
+        theta, steps, recipe = self._train(training, seed)
+        trained = time.perf_counter() - began
+        found = response_nll(self.prepared.model, theta, self.prepared.report.rows)
+        rows = () if training.data is None else training.data.rows
+        return about | {
+            "report_nll": found.mean,
+            "rows": len(rows),
+            "tokens": sum(len(row) for row in rows),
+            "steps": steps,
+            "learning_rate": recipe.learning_rate,
+            "training_seconds": trained,
+            "content": content,
+            "template": self.prepared.template.name,
+            "row_nll": [round(float(x), 5) for x in found.nll],
+            "row_tokens": [int(n) for n in found.tokens],
+        }
+
+    def _answered(
+        self, place: str, cell: dict[str, Any], rowset: RowSet, seed: int
+    ) -> dict[str, Any]:
+        """The cell with its accuracy on the report questions, trained anew."""
+        theta, _, _ = self._train(rowset.training(self.prepared, seed), seed)
+        found = choice_accuracy(
+            self.prepared.model,
+            theta,
+            self.prepared.report.examples,
+            template=self.prepared.template,
+            task="report rows",
+        )
+        cell = cell | {
+            "accuracy": {
+                "acc": found.acc,
+                "acc_norm": found.acc_norm,
+                "n": found.n,
+                "shots": found.shots,
+                "lm_eval": found.lm_eval,
+                "correct": [*found.correct],
+            }
+        }
+        write_json(self.folder.path / place / "result.json", cell)
+        return cell
+
+    def _content(self, training: Training, seed: int) -> str:
+        """A hash of all that a training depends on but the model."""
+        rows = [] if training.data is None else [row.ids for row in training.data.rows]
+        recipe = of_training(self.recipe, training)
+        text = json.dumps([rows, seed, training.steps, repr(recipe)])
+        digest = hashlib.sha256(text.encode())
+        if training.vectors is not None:
+            digest.update(training.vectors.detach().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def print_comparison(result: Compared, say: Callable[[str], None]) -> None:
+    """The table and the paths."""
+    say("")
+    say("Held-out response NLL per token (nats; lower is better; not comparable across models)")
+    for line in lines(result.table):
+        say(line)
+    say("")
+    say(f"{result.folder / 'results.parquet'}")

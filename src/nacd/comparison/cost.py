@@ -1,0 +1,129 @@
+"""What a grid will take, before anything of it runs: measured steps times counted tokens."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from nacd.comparison.config import DISTILLED, CompareConfig
+from nacd.config import budget_rows
+from nacd.data import collate
+from nacd.meta import initial_state, step
+from nacd.prepare import Prepared
+from nacd.recipe import Recipe
+
+ONE_SIDED = 2.4
+"""Time of an inner step of the one-sided engine, in ordinary steps (docs/results.md)."""
+FORWARD = 0.4
+"""Time of a forward pass, in ordinary steps."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Seconds by kind of work."""
+
+    choosing: dict[str, float]
+    """`budget method` -> seconds."""
+    training: dict[str, float]
+    """Target model -> seconds of all its trainings and evaluations."""
+    trainings: int
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return math.fsum((*self.choosing.values(), *self.training.values()))
+
+    def describe(self) -> str:
+        """A few lines, at 80 columns."""
+        lines = [f"the grid: {self.trainings} trainings, about {_hours(self.seconds)} in all"]
+        for name, seconds in self.choosing.items():
+            if seconds >= 1:
+                lines.append(f"  choosing, {name}: {_hours(seconds)}")
+        lines += [
+            f"  training and measuring {name}: {_hours(seconds)}"
+            for name, seconds in self.training.items()
+        ]
+        return "\n".join(lines)
+
+
+def _hours(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def seconds_per_token(prepared: Prepared, recipe: Recipe) -> float:
+    """Seconds a token of one ordinary training step on a real batch, the second of two."""
+    model = prepared.model
+    size = min(recipe.batch_size, len(prepared.train))
+    batch = collate(prepared.train.rows[:size], model.tokenizer.pad_token_id)
+    theta = model.fresh_theta(0)
+    state = initial_state(recipe, theta)
+    rate = torch.tensor(recipe.learning_rate, device=model.device)
+    taken = 0.0
+    for k in range(2):
+        began = time.perf_counter()
+        loss, gradient, _ = model.value_and_grad(theta, batch)
+        step(recipe, theta, state, gradient, rate, k)
+        float(loss)  # waits for the device
+        taken = time.perf_counter() - began
+    return taken / batch.tokens
+
+
+def forecast(
+    config: CompareConfig, source: Prepared, per_token: Mapping[str, float], recipe: Recipe
+) -> Forecast:
+    """What the grid takes, from counted tokens.
+
+    Args:
+        config: the grid.
+        source: the model that chooses, with all rows.
+        per_token: target model -> seconds a token of training; the source's first.
+        recipe: of every training.
+    """
+    own = next(iter(per_token.values()))
+    tokens = sum(len(row) for row in source.train.rows)
+    mean = tokens / len(source.train)
+    targets = sum(len(row) for row in source.target.rows)
+    measuring = FORWARD * sum(len(row) for row in source.report.rows)
+    choosing: dict[str, float] = {}
+    training = dict.fromkeys(per_token, 0.0)
+    trainings = 0
+    for budget in config.budgets:
+        order = list(range(len(source.train)))
+        rows = len(budget_rows(budget, list(source.train.rows), order))
+        steps = recipe.total_steps(rows)
+        one = steps * min(recipe.batch_size, rows) * mean
+        groups = math.ceil(len(source.train) / rows)
+        selection = config.selection
+        looks = max(1, config.outer.outer_steps // config.outer.check_every)
+        spent = {
+            "kcenter": FORWARD * tokens,
+            "rds": FORWARD * (tokens + targets),
+            "less": selection.warmup_epochs * (tokens * (1 + selection.warmup_share) + targets),
+            "trajectory": selection.weight_passes * groups * (ONE_SIDED * one + targets),
+        }
+        for method in config.methods:
+            if method in spent:
+                choosing[f"{budget} {method}"] = own * spent[method]
+        if any(method in DISTILLED[3:] for method in config.methods):
+            outer = config.outer.outer_steps * config.outer.segments * (ONE_SIDED * one + targets)
+            choosing[f"{budget} distilling"] = (
+                own * config.distillations * (outer + looks * 2 * one)
+            )
+        for name, speed in per_token.items():
+            for method in config.methods:
+                if method == "soft" and speed is not own:
+                    continue
+                count = 1 if method == "zero-shot" else config.seeds
+                work = 0.0 if method == "zero-shot" else one
+                training[name] += speed * count * (work + measuring)
+                trainings += count
+                if method == "full":
+                    training[name] += speed * (config.full_epochs * tokens + measuring)
+                    trainings += 1
+    return Forecast(choosing, training, trainings)

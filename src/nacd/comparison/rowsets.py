@@ -1,0 +1,271 @@
+"""The rows that each method trains on, for one budget: chosen, distilled, or all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from nacd.comparison.config import DISTILLED, CompareConfig
+from nacd.comparison.transfer import other_prompts, surviving_boundaries
+from nacd.data import Encoded, Example, collate
+from nacd.data.split import Splits
+from nacd.distillation.pseudo import PseudoData, make_pseudo_data
+from nacd.distillation.text import choosable
+from nacd.distilling import Outcome, learn_text
+from nacd.errors import UserError
+from nacd.ladder import random_prompts
+from nacd.learn import draw
+from nacd.prepare import Prepared
+from nacd.progress import Progress
+from nacd.recipe import Recipe
+from nacd.run import RunFolder
+from nacd.selection import Task, choose_once, forward_flops
+from nacd.student import plain
+
+PASSES = {"exact": 4.0, "tesla": 3.5, "first-order": 3.0, "one-sided": 2.0}
+"""First-order passes that an engine's inner step is worth, the forward sweep included."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training: the rows under a target's tokenizer, and what is particular to it."""
+
+    data: PseudoData | None
+    """None trains nothing."""
+    vectors: Tensor | None = None
+    """Soft prompts (Q, d) for the rows' slots."""
+    learning_rate: float | None = None
+    """If not the recipe's."""
+    epochs: float | None = None
+    """If not the recipe's own length."""
+    steps: int | None = None
+    tokens_changed: float | None = None
+    boundaries_kept: float | None = None
+    """Share of the source's token boundaries in the learned prompts that the target has too."""
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """A row of the table: which trainings stand behind it, and what choosing its rows cost."""
+
+    method: str
+    training: Callable[[Prepared, int], Training]
+    """(target model and rows, training seed) -> training."""
+    trainings: int
+    choosing_seconds: float | None = None
+    choosing_flops: float | None = None
+    source_only: bool = False
+    failed: str | None = None
+    """Why its rows could not be had."""
+
+
+def rowsets(
+    config: CompareConfig,
+    budget: str,
+    source: Prepared,
+    splits: Splits,
+    recipe: Recipe,
+    folder: RunFolder,
+    progress: Progress,
+) -> list[RowSet]:
+    """Every row of the table at one budget; one whose rows cannot be had is marked as failed.
+
+    Args:
+        config: the grid.
+        budget: one of its budgets.
+        source: the model that chooses and distils, with its rows.
+        splits: the rows as they were read.
+        recipe: the training at this budget, its learning rate tuned.
+        folder: keeps every choice and every distillation.
+        progress: display.
+    """
+    made: list[RowSet] = []
+    outcomes: list[Outcome] | str | None = None
+    for method in config.methods:
+        if method in DISTILLED and outcomes is None:
+            progress.say(f"budget {budget}: distilling")
+            try:
+                outcomes = _distilled(config, budget, source, splits, recipe, progress)
+            except Exception as error:  # the other rows go on
+                outcomes = reason(error)
+        try:
+            if method in DISTILLED:
+                if isinstance(outcomes, str) or outcomes is None:
+                    made += [_failed(config, method, str(outcomes))]
+                else:
+                    made += [_of_distillation(config, method, outcomes, source)]
+            else:
+                made += _plain(config, budget, method, source, recipe, folder, progress)
+        except Exception as error:
+            made += [_failed(config, method, reason(error))]
+        if made[-1].failed:
+            progress.say(f"{method}: failed: {made[-1].failed}")
+    return made
+
+
+def _failed(config: CompareConfig, method: str, why: str) -> RowSet:
+    def none(_: Prepared, __: int) -> Training:
+        raise UserError(why)
+
+    return RowSet(method, none, config.seeds, failed=why)
+
+
+def reason(error: Exception) -> str:
+    """An error in one line: ours as it is, another's with its name."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+
+
+def _plain(
+    config: CompareConfig,
+    budget: str,
+    method: str,
+    source: Prepared,
+    recipe: Recipe,
+    folder: RunFolder,
+    progress: Progress,
+) -> list[RowSet]:
+    """Rows without anything learned: none, random, chosen, all."""
+    examples = source.train.examples
+
+    def encoded(rows: Sequence[Example], target: Prepared) -> PseudoData:
+        pad = target.model.tokenizer.pad_token_id
+        return plain([target.template.encode(example) for example in rows], pad)
+
+    if method == "zero-shot":
+        return [RowSet(method, lambda _, __: Training(None), 1)]
+    if method == "random":
+
+        def drawn(target: Prepared, seed: int) -> Training:
+            rows = draw(source.train, budget, 10_000 + 100 * config.seed + seed)
+            return Training(encoded([examples[i] for i in rows], target))
+
+        return [RowSet(method, drawn, config.seeds, 0.0, 0.0)]
+    if method == "full":
+        steps = recipe.total_steps(len(draw(source.train, budget, config.seed)))
+
+        def full(target: Prepared, _: int, steps: int | None = None) -> Training:
+            data = plain(target.train.rows, target.model.tokenizer.pad_token_id)
+            return Training(data, steps=steps, epochs=None if steps else config.full_epochs)
+
+        equal = partial(full, steps=steps)
+        return [RowSet("full-equal-steps", equal, config.seeds), RowSet("full", full, 1)]
+    place = folder.path / "choosing" / budget / method
+    progress.say(f"budget {budget}: choosing by {method}")
+    task = Task(source, recipe, config.selection, config.seed, place, progress, budget)
+    found = choose_once(folder, f"choosing/{budget}/{method}/chosen", task, method, "--methods")
+    chosen = [examples[i] for i in found["rows"]]
+
+    def training(target: Prepared, _: int) -> Training:
+        return Training(encoded(chosen, target))
+
+    return [RowSet(method, training, config.seeds, found["seconds"], found["flops"])]
+
+
+def _distilled(
+    config: CompareConfig,
+    budget: str,
+    source: Prepared,
+    splits: Splits,
+    recipe: Recipe,
+    progress: Progress,
+) -> list[Outcome]:
+    return [
+        learn_text(
+            config.distillation(budget, number, recipe),
+            splits=splits,
+            prepared=source,
+            progress=progress,
+        )
+        for number in range(config.distillations)
+    ]
+
+
+def _of_distillation(
+    config: CompareConfig, method: str, outcomes: Sequence[Outcome], source: Prepared
+) -> RowSet:
+    """A row that a distillation, or its seed rows alone, gives."""
+
+    def training(target: Prepared, seed: int) -> Training:
+        outcome = outcomes[seed % len(outcomes)]
+        tokenizer = target.model.tokenizer
+        if method == "soft":
+            return Training(
+                outcome.seeds.pseudo,
+                vectors=outcome.learned.soft.to(target.model.device),
+                learning_rate=outcome.learned.learning_rate,
+            )
+        seeds = outcome.seeds.examples
+        rows: Sequence[Example] = seeds
+        if method == "text":
+            rows = [row.example for row in outcome.text]
+        elif method == "other-prompts":
+            rows = other_prompts(seeds, seed)
+        encoded: list[Encoded] = [target.template.encode(row, turns="last") for row in rows]
+        if method == "random-prompts":
+            pseudo = make_pseudo_data(encoded, config.outer.learn, tokenizer.pad_token_id)
+            allowed = choosable(tokenizer, len(target.model.table))
+            return Training(random_prompts(pseudo, allowed, seed), tokens_changed=1.0)
+        data = plain(encoded, tokenizer.pad_token_id)
+        if method != "text":
+            return Training(data, tokens_changed=0.0 if method == "seeds" else 1.0)
+        kept = surviving_boundaries([row.prompt for row in rows], source.model.tokenizer, tokenizer)
+        return Training(
+            data,
+            learning_rate=outcome.learned.learning_rate if target is source else None,
+            tokens_changed=outcome.changed,
+            boundaries_kept=kept,
+        )
+
+    learned = method in ("soft", "text")
+    return RowSet(
+        method,
+        training,
+        config.seeds,
+        sum(o.learned.seconds for o in outcomes) / len(outcomes) if learned else 0.0,
+        _learning_flops(config, outcomes[0]) if learned else 0.0,
+        source_only=method == "soft",
+    )
+
+
+def _learning_flops(config: CompareConfig, outcome: Outcome) -> float:
+    """Operations of a distillation's outer steps (looks at the development rows left out)."""
+    prepared, outer = outcome.prepared, config.outer
+    rows = outcome.seeds.rows
+    total = outcome.recipe.total_steps(len(rows))
+    steps = min(outer.window or total, total)
+    pad = prepared.model.tokenizer.pad_token_id
+    batch = collate(rows, pad).tokens / len(rows) * outcome.recipe.batch_size
+    engine = outcome.engine
+    passes = outer.segments * steps * batch * PASSES[engine]
+    if outer.objective == "target-loss":
+        passes += outer.segments * sum(len(row) for row in prepared.target.rows)
+    done = outcome.learned.metrics[-1]["outer_step"] if outcome.learned.metrics else 0
+    return 2 * forward_flops(prepared.model, done * passes)
+
+
+def tuning_data(
+    config: CompareConfig, budget: str, target: Prepared, source: Prepared
+) -> PseudoData:
+    """The random rows on which a target's learning rate is tuned."""
+    rows = [source.train.examples[i] for i in draw(source.train, budget, config.seed)]
+    encoded = [target.template.encode(example) for example in rows]
+    return plain(encoded, target.model.tokenizer.pad_token_id)
+
+
+def zero(target: Prepared) -> Tensor:
+    """Theta without any training, (P,)."""
+    return torch.zeros(target.model.size, device=target.model.device)
+
+
+def of_training(recipe: Recipe, training: Training) -> Recipe:
+    """The recipe of one training."""
+    if training.learning_rate is not None:
+        recipe = replace(recipe, learning_rate=training.learning_rate)
+    if training.epochs is not None:
+        recipe = replace(recipe, steps=0, epochs=training.epochs)
+    return recipe

@@ -1,0 +1,336 @@
+"""`nacd distill`: from a data file to distilled text, and its table beside the baselines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from nacd.config import DistillConfig
+from nacd.data import Splits
+from nacd.distillation.pseudo import PseudoData
+from nacd.distillation.text import TextRow
+from nacd.experts import Expert
+from nacd.export import Card, DatasetRow, write_dataset, write_soft_prompts
+from nacd.files import write_json
+from nacd.ladder import climb, entries_for, lines
+from nacd.learn import Distiller, Learned, Seeds, draw, make_seeds, refuse_without_target
+from nacd.models import resolve_device
+from nacd.prepare import Prepared, prepare, read_splits
+from nacd.progress import Progress
+from nacd.recipe import Recipe
+from nacd.report.page import ReportConfig, write_report
+from nacd.report.record import write_records
+from nacd.report.stages import StageClock
+from nacd.run import RunFolder
+from nacd.selection import check_method, check_rows
+from nacd.stages import checked_engine, chosen_rows, open_run, recorded_experts, tuned_recipe
+from nacd.student import plain
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What `distill` made."""
+
+    folder: Path
+    """The run folder."""
+    dataset: Path
+    """`dataset/`, which `datasets.load_dataset` reads."""
+    report: Path
+    """The page that shows the run."""
+    rows: int
+    tokens_changed: float
+    """Share of all learnable tokens that are not the seeds' any more."""
+    table: list[dict[str, Any]]
+    """A row a method; empty where nothing was compared."""
+    verdict: str
+    """The outcome in one plain sentence."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What learning left, before anything is exported or compared."""
+
+    folder: RunFolder
+    prepared: Prepared
+    seeds: Seeds
+    recipe: Recipe
+    """What the table's rows are trained with."""
+    learned: Learned
+    text: list[TextRow]
+    """The distilled rows."""
+    changed: float
+    """Share of all learnable tokens that are not the seeds' any more."""
+    distiller: Distiller
+    engine: str
+    """Name of the meta-gradient engine."""
+    clock: StageClock
+
+    @property
+    def final(self) -> Recipe:
+        """The recipe with the learned learning rate."""
+        return replace(self.recipe, learning_rate=self.learned.learning_rate)
+
+
+def learn_text(
+    config: DistillConfig,
+    *,
+    splits: Splits | None = None,
+    prepared: Prepared | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Learn distilled rows in a run folder, or go on where learning stopped.
+
+    Args:
+        config: everything that may be set.
+        splits: rows already in hand, instead of those that the configuration names.
+        prepared: a model and rows already in hand; its LoRA is overwritten.
+        progress: display.
+
+    Raises:
+        UserError: a wrong input; nothing already made is lost.
+    """
+    progress = progress or Progress()
+    config.check()
+    check_method(config.seeds_by, config.selection, "--seeds-by")
+    splits = read_splits(config.data) if splits is None else splits
+    check_rows(config.seeds_by, config.selection, splits.train, splits.target, "--seeds-by")
+    folder = open_run(config, splits)
+    clock = StageClock(folder.path / "stages.json", resolve_device(config.model.device))
+    if prepared is None:
+        with clock.stage("loading the model and encoding rows"):
+            prepared = prepare(config.model, config.data, progress.say, splits)
+    refuse_without_target(config, prepared)
+    with clock.stage("choosing seed rows"):
+        indices = chosen_rows(config, prepared, folder, progress)
+    seeds = make_seeds(prepared, indices, config.outer.learn)
+    tokens = sum(len(row) for row in seeds.rows)
+    progress.say(
+        f"{len(prepared.train)} training rows; {len(seeds.rows)} seed rows, {tokens} tokens, "
+        f"{seeds.pseudo.size} of them learnable"
+    )
+    with clock.stage("tuning the learning rate"):
+        recipe = tuned_recipe(config, prepared, seeds, folder, progress)
+    with clock.stage("checking the meta-gradient"):
+        engine = checked_engine(config, prepared, seeds, recipe, folder, progress)
+    experts: list[Expert] = []
+    if config.outer.objective == "trajectory":
+        with clock.stage("recording experts"):
+            experts = recorded_experts(config, prepared, folder, progress)
+    distiller = Distiller(
+        config, prepared, seeds, recipe, engine, experts, folder.path / "distill", progress
+    )
+    with clock.stage("learning"):
+        learned = distiller.run()
+    if learned.stopped:
+        progress.say(f"Learning stopped early: {learned.stopped}")
+    text = distiller.text(learned.ids)
+    changed = _share(seeds.pseudo, learned.ids)
+    return Outcome(
+        folder, prepared, seeds, recipe, learned, text, changed, distiller, engine.name, clock
+    )
+
+
+def distill(
+    config: DistillConfig, *, splits: Splits | None = None, progress: Progress | None = None
+) -> Distilled:
+    """Distil a data set to text, and measure it beside the baselines.
+
+    Args:
+        config: everything that may be set; see `nacd.config.DistillConfig`.
+        splits: rows already in hand, instead of those that the configuration names.
+        progress: display.
+
+    Raises:
+        UserError: a wrong input; nothing already made is lost.
+    """
+    progress = progress or Progress()
+    outcome = learn_text(config, splits=splits, progress=progress)
+    folder, prepared, seeds = outcome.folder, outcome.prepared, outcome.seeds
+    learned, text = outcome.learned, outcome.text
+    card = _card(config, outcome)
+    export(folder, prepared, seeds, text, learned, card)
+    write_records(
+        folder.path, prepared, seeds, learned, text, outcome.distiller.allowed, config.outer.metric
+    )
+    table = _table(config, outcome, progress) if config.compare else []
+    if table:
+        export(folder, prepared, seeds, text, learned, replace(card, results=_shown(table)))
+    verdict = judge(table, outcome.changed, learned)
+    write_json(
+        folder.path / "results.json",
+        {
+            "verdict": verdict,
+            "table": table,
+            "tokens_changed": outcome.changed,
+            "sizes": prepared.sizes,
+        },
+    )
+    report = write_report(ReportConfig(folder.path))
+    return Distilled(
+        folder.path,
+        folder.path / "dataset",
+        report,
+        len(seeds.rows),
+        outcome.changed,
+        table,
+        verdict,
+    )
+
+
+def _card(config: DistillConfig, outcome: Outcome) -> Card:
+    return Card(
+        data=config.data.data,
+        data_rows=len(outcome.prepared.train),
+        model=config.model.model,
+        template=outcome.prepared.template.describe(),
+        recipe=outcome.final,
+        projection=config.outer.projection,
+        settings={
+            "objective": config.outer.objective,
+            "outer steps": config.outer.outer_steps,
+            "learnable positions": config.outer.learn,
+            "exported outer step": outcome.learned.best_step,
+            "seed": config.seed,
+            "seed rows chosen by": config.seeds_by,
+            "LoRA rank": config.model.lora_rank,
+            "LoRA alpha": config.model.lora_alpha,
+            "LoRA targets": " ".join(config.model.lora_targets),
+            "tokens changed": f"{outcome.changed:.1%}",
+            "learning seconds": round(outcome.learned.seconds),
+        },
+    )
+
+
+def _table(config: DistillConfig, outcome: Outcome, progress: Progress) -> list[dict[str, Any]]:
+    """Every row of the ladder, trained and measured."""
+    prepared, seeds, distiller = outcome.prepared, outcome.seeds.pseudo, outcome.distiller
+    learned = outcome.learned
+    rows, pad = prepared.train.rows, seeds.pad_id
+
+    def draws(seed: int) -> PseudoData:
+        drawn = draw(prepared.train, config.budget, 10_000 + 100 * config.seed + seed)
+        return plain([rows[i] for i in drawn], pad)
+
+    entries = entries_for(
+        config.compare,
+        draws=draws,
+        seeds=seeds,
+        allowed=distiller.allowed,
+        soft=learned.soft.to(prepared.model.device),
+        soft_recipe=outcome.final,
+        text=distiller.settled(outcome.text),
+        text_changed=outcome.changed,
+        last=distiller.settled(distiller.text(learned.last_ids)),
+        last_changed=_share(seeds, learned.last_ids),
+        full=plain(rows, pad),
+        recipe=outcome.recipe,
+        full_epochs=config.full_epochs,
+    )
+    with outcome.clock.stage("training and measuring the table"):
+        return climb(
+            prepared.model,
+            outcome.recipe,
+            entries,
+            prepared.report,
+            config.draws,
+            outcome.folder,
+            progress,
+        )
+
+
+def _share(data: PseudoData, ids: Tensor) -> float:
+    return float((data.ids != ids).float().mean())
+
+
+def export(
+    folder: RunFolder,
+    prepared: Prepared,
+    seeds: Seeds,
+    text: Sequence[TextRow],
+    learned: Learned,
+    card: Card,
+) -> None:
+    """Write `dataset/` and `soft_prompts.safetensors`."""
+    rows = []
+    for row, seed in zip(text, seeds.examples, strict=True):
+        written = prepared.template.row(row.example)
+        rows.append(
+            DatasetRow(
+                written["prompt"], written["completion"], seed.source, seed.digest, row.changed
+            )
+        )
+    write_dataset(folder.path / "dataset", rows, card)
+    write_soft_prompts(
+        folder.path / "soft_prompts.safetensors",
+        learned.soft,
+        seeds.pseudo.slots,
+        [seed.digest for seed in seeds.examples],
+        {"model": card.model, "template": json.dumps(dict(card.template))},
+    )
+
+
+def _shown(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The table's columns that the data card shows."""
+    shown = []
+    for row in table:
+        against = f"{row['minus_seeds']:+.3f}" if "minus_seeds" in row else ""
+        if "minus_seeds_95" in row:
+            against += f" ± {row['minus_seeds_95']:.3f}"
+        shown.append(
+            {
+                "method": row["label"],
+                "report NLL per token": round(row["report_nll"], 3),
+                "minus seeds (95 %)": against,
+                "trainings": row["trainings"],
+                "rows": row["rows"],
+                "tokens": row["tokens"],
+                "steps": row["steps"],
+            }
+        )
+    return shown
+
+
+def judge(table: Sequence[dict[str, Any]], changed: float, learned: Learned) -> str:
+    """The outcome in plain words: what the table shows, and no more."""
+    if learned.best_step == 0 or changed == 0.0:
+        return (
+            "No distilled text was better than the untouched seeds on the development rows, so "
+            "the exported rows are the seeds."
+        )
+    text = next((row for row in table if row["method"] == "text"), None)
+    if text is None or "minus_seeds" not in text:
+        return (
+            f"The text of outer step {learned.best_step} was best on the development rows "
+            f"({changed:.1%} of learnable tokens changed); it was not compared on report rows."
+        )
+    difference = text["minus_seeds"]
+    spread = text.get("minus_seeds_95")
+    change = f"{abs(difference):.3f} nats per token"
+    if spread is None:
+        return f"One training a row: NACD text minus seeds is {difference:+.3f}; too few to judge."
+    if difference + spread < 0:
+        return f"NACD text beats its untouched seeds by {change} (95 % interval ±{spread:.3f})."
+    if difference - spread > 0:
+        return f"NACD text is worse than its untouched seeds by {change} (±{spread:.3f})."
+    return (
+        f"NACD text and its untouched seeds cannot be told apart here ({difference:+.3f} "
+        f"±{spread:.3f} nats per token)."
+    )
+
+
+def print_result(result: Distilled, progress: Progress) -> None:
+    """The table and the paths, for the end of a run."""
+    if result.table:
+        progress.say("")
+        progress.say("Held-out response NLL per token (nats; lower is better)")
+        for line in lines(result.table):
+            progress.say(line)
+        progress.say("")
+    progress.say(result.verdict)
+    progress.say(f"{result.rows} rows: {result.dataset / 'train.jsonl'}")
+    progress.say(f"report: {result.report}")

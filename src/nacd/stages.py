@@ -1,0 +1,194 @@
+"""The stages before learning, each kept in the run folder so that it is done once.
+
+Seed rows chosen, the learning rate tuned, the engine checked, expert trajectories recorded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nacd.config import DistillConfig, to_dict
+from nacd.data import Splits
+from nacd.diagnosis import diagnose
+from nacd.errors import UserError
+from nacd.experts import Expert, import_checkpoints, open_expert, plan_experts, record_expert
+from nacd.learn import Seeds
+from nacd.meta import Engine, make_engine
+from nacd.prepare import Prepared
+from nacd.progress import Progress
+from nacd.recipe import Recipe
+from nacd.run import RunFolder, versions
+from nacd.selection import Task, choose_once
+from nacd.student import mean_nll, train_student, tune_rate
+
+FREE = ("out", "compare", "draws")
+"""Keys that may differ when a run goes on: they change no stage that is done."""
+
+CHECKED = 4
+"""Rows a batch of the short check before a run."""
+
+
+def open_run(config: Any, splits: Splits, free: Sequence[str] = FREE) -> RunFolder:
+    """Open the run folder of a configuration, and hold the data to what the run began with.
+
+    Raises:
+        UserError: another configuration, or the same with other data.
+    """
+    folder = RunFolder(Path(config.out))
+    folder.open(to_dict(config), may_differ=free)
+    names = ("train", "target", "development", "report")
+    now = {name: _fingerprint([e.digest for e in getattr(splits, name)]) for name in names}
+    then = folder.once(
+        "provenance",
+        lambda: {"versions": versions(), "data": now, "began": time.strftime("%Y-%m-%d")},
+    )
+    changed = [name for name in names if then["data"][name] != now[name]]
+    if changed:
+        raise UserError(
+            f"--out {config.out}: the data has changed since this run began "
+            f"({', '.join(changed)} rows). Choose another --out, or bring the old data back."
+        )
+    return folder
+
+
+def _fingerprint(digests: Sequence[str]) -> str:
+    return f"{len(digests)} rows, {hashlib.sha256(''.join(digests).encode()).hexdigest()[:16]}"
+
+
+def chosen_rows(
+    config: DistillConfig, prepared: Prepared, folder: RunFolder, progress: Progress
+) -> list[int]:
+    """The seed rows' indices, chosen once a run by --seeds-by."""
+    task = Task(
+        prepared,
+        config.recipe,
+        config.selection,
+        config.seed,
+        folder.path / "selection",
+        progress,
+        config.budget,
+    )
+    return choose_once(folder, "seeds", task, config.seeds_by, "--seeds-by")["rows"]
+
+
+def tuned_recipe(
+    config: DistillConfig, prepared: Prepared, seeds: Seeds, folder: RunFolder, progress: Progress
+) -> Recipe:
+    """The recipe, its learning rate chosen on development rows where --tune-rates asks for it."""
+    if not config.tune_rates:
+        return config.recipe
+
+    def score(rate: float) -> float:
+        recipe = replace(config.recipe, learning_rate=rate)
+        theta = train_student(prepared.model, recipe, seeds.pseudo, 3000)
+        return mean_nll(prepared.model, theta, prepared.development.rows)
+
+    def search() -> dict[str, Any]:
+        found = tune_rate(config.tune_rates, score)
+        return {"learning_rate": found.learning_rate, "nll": [*found.nll.items()]}
+
+    found = folder.once("tuning", search)
+    tried = ", ".join(f"{rate:g}: {nll:.3f}" for rate, nll in found["nll"])
+    progress.say(
+        f"learning rate {found['learning_rate']:g}, by development NLL after training on the "
+        f"untouched seeds ({tried})"
+    )
+    return replace(config.recipe, learning_rate=found["learning_rate"])
+
+
+def checked_engine(
+    config: DistillConfig,
+    prepared: Prepared,
+    seeds: Seeds,
+    recipe: Recipe,
+    folder: RunFolder,
+    progress: Progress,
+) -> Engine:
+    """The engine asked for, or the one that the doctor's short check finds right."""
+    outer = config.outer
+    asked = None if outer.engine == "auto" else outer.engine
+
+    def check() -> dict[str, Any]:
+        progress.say("checking the meta-gradient on two batches ...")
+        diagnosis = diagnose(
+            prepared.model,
+            recipe,
+            seeds.pseudo.batches(min(recipe.batch_size, CHECKED), 2, seed=1),
+            prepared.model.embed(seeds.pseudo.ids).to(torch.float32),
+            thorough=config.model.dtype in ("bfloat16", "float16"),  # those have to be proved
+        )
+        diagnosis.require(asked)
+        assert diagnosis.verdict is not None  # `require` has raised otherwise
+        return {
+            "engine": asked or diagnosis.verdict.engine,
+            "eps": outer.fd_eps if asked else diagnosis.verdict.eps,
+            "reason": "as asked for" if asked else diagnosis.reason,
+        }
+
+    found = folder.once("doctor", check)
+    progress.say(f"meta-gradient engine: {found['engine']} ({found['reason']})")
+    return make_engine(found["engine"], found["eps"] or outer.fd_eps)
+
+
+def recorded_experts(
+    config: DistillConfig, prepared: Prepared, folder: RunFolder, progress: Progress
+) -> list[Expert]:
+    """Record the expert trajectories of a run, or read those that are there."""
+    settings = config.expert
+    recipe = settings.recipe(config.recipe)
+    if settings.expert_from:
+        return _imported(config, prepared, folder, recipe)
+    digests = [example.digest for example in prepared.train.examples]
+    first = folder.path / "experts" / "0" / "manifest.json"
+    if not first.is_file():
+        student = config.recipe.total_steps(len(prepared.train))
+        plan = plan_experts(
+            prepared.model,
+            list(prepared.train.rows),
+            recipe,
+            settings.snapshot_every,
+            settings.experts,
+            student,
+        )
+        progress.say(plan.describe())
+    experts = []
+    for number in range(settings.experts):
+        total = recipe.total_steps(len(prepared.train))
+        with progress.stage(f"expert {number + 1}/{settings.experts}", total) as tick:
+            experts.append(
+                record_expert(
+                    prepared.model,
+                    prepared.train.rows,
+                    digests,
+                    recipe,
+                    seed=100 * config.seed + number,
+                    every=settings.snapshot_every,
+                    folder=folder.path / "experts" / str(number),
+                    pad_id=prepared.model.tokenizer.pad_token_id,
+                    progress=lambda done, _, loss, tick=tick: tick(done, loss),
+                    held_out=lambda theta: mean_nll(
+                        prepared.model, theta, prepared.development.rows
+                    ),
+                )
+            )
+    return experts
+
+
+def _imported(
+    config: DistillConfig, prepared: Prepared, folder: RunFolder, recipe: Recipe
+) -> list[Expert]:
+    found = []
+    for number, source in enumerate(config.expert.expert_from):
+        place = folder.path / "experts" / str(number)
+        if (place / "manifest.json").is_file():
+            found.append(open_expert(place))
+        else:
+            found.append(import_checkpoints(prepared.model, Path(source), place, recipe))
+    return found

@@ -1,0 +1,248 @@
+"""The grid on tiny models of two architectures: every row, resuming, failing cells, intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+
+from nacd.comparison import CompareConfig, compare
+from nacd.comparison import compare as package_compare
+from nacd.comparison.config import ROWS
+from nacd.comparison.table import difference, lines, summarise, verdict
+from nacd.comparison.transfer import other_prompts, surviving_boundaries
+from nacd.config import DataConfig, OuterLoopConfig, SelectionConfig
+from nacd.data import read_examples
+from nacd.errors import UserError
+from nacd.models import ModelConfig
+from nacd.progress import Progress
+from nacd.recipe import Recipe
+from tiny import tiny_tokenizer
+
+Folder = Callable[[str], Path]
+QUIET = Progress(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    lines = [
+        {
+            "id": str(i),
+            "question": f"Which colour has the thing number {i}?",
+            "choices": {"text": ["red", "green", "the answer"], "label": ["A", "B", "C"]},
+            "answerKey": "ABC"[i % 3],
+        }
+        for i in range(60)
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+def grid(model: Path, data: Path, out: Path, **changes: object) -> CompareConfig:
+    config = CompareConfig(
+        out=out,
+        methods=("zero-shot", "random", "seeds", "text", "full"),
+        budgets=("4",),
+        seeds=2,
+        model=ModelConfig(model=str(model), lora_rank=2),
+        data=DataConfig(data=str(data), target_rows=6),
+        recipe=Recipe(batch_size=2, epochs=2, learning_rate=5e-3),
+        outer=OuterLoopConfig(outer_steps=2, check_every=1, engine="exact", step_size=1.0),
+        selection=SelectionConfig(warmup_share=0.3, warmup_epochs=2, projection_dim=256),
+    )
+    return replace(config, **changes)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_grid_and_its_resuming(tiny_folder: Folder, rows: Path, tmp_path: Path) -> None:
+    config = grid(tiny_folder("opt"), rows, tmp_path / "grid", targets=(str(tiny_folder("llama")),))
+    result = compare(config, progress=QUIET)
+    found = {(Path(row["target"]).name, row["method"]): row for row in result.table}
+    methods = ("zero-shot", "random", "seeds", "text", "full-equal-steps", "full")
+    assert len(found) == 2 * len(methods)
+    assert {row["method"] for row in result.table} == set(methods)
+    assert all(np.isfinite(row["report_nll"]) for row in result.table)
+    text = [row for row in result.table if row["method"] == "text"]
+    assert all(0 < row["boundaries_kept"] <= 1 for row in text)
+    assert text[0]["boundaries_kept"] == 1.0, "the source's own tokenizer keeps all"
+    assert text[0]["minus_seeds"]["pairs"] == 2
+    assert max(len(line) for line in lines(result.table)) <= 80
+    cells = parquet.read_table(config.out / "results.parquet").to_pylist()
+    assert len(cells) == 2 * (1 + 2 + 2 + 2 + 2 + 1)
+    assert {cell["seed"] for cell in cells if cell["method"] == "random"} == {0, 1}
+
+    before = {p: p.stat().st_mtime_ns for p in config.out.glob("cells/**/result.json")}
+    wider = replace(config, seeds=3, methods=(*config.methods, "random-prompts"))
+    again = compare(wider, progress=QUIET)
+    assert all(p.stat().st_mtime_ns == t for p, t in before.items()), "no cell is made twice"
+    assert {row["trainings"] for row in again.table if row["method"] == "seeds"} == {3}
+
+
+@pytest.mark.slow
+def test_every_row_of_the_table(tiny_folder: Folder, rows: Path, tmp_path: Path) -> None:
+    config = grid(
+        tiny_folder("llama"), rows, tmp_path / "grid", methods=ROWS, seeds=1, accuracy=("seeds",)
+    )
+    result = compare(config, progress=QUIET)
+    found = {row["method"]: row for row in result.table}
+    assert set(found) == {*ROWS, "full-equal-steps"}
+    assert not [row for row in result.table if "failed" in row]
+    assert 0 <= found["seeds"]["accuracy"] <= 1
+    for method in ("less", "rds", "kcenter", "trajectory", "text"):
+        assert found[method]["choosing_flops"] > 0
+    assert found["random"]["choosing_flops"] == 0
+
+
+def test_a_failing_row_is_shown_and_the_others_go_on(
+    tiny_folder: Folder, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import nacd.comparison.rowsets as module
+
+    def breaks(*_: object, **__: object) -> None:
+        raise RuntimeError("the matrix fell over")
+
+    real = module.choose_once
+    monkeypatch.setattr(module, "choose_once", breaks)
+    config = grid(
+        tiny_folder("llama"), rows, tmp_path / "grid", methods=("zero-shot", "longest", "random")
+    )
+    result = compare(config, progress=QUIET)
+    found = {row["method"]: row for row in result.table}
+    assert found["longest"]["failed"] == 2
+    assert "RuntimeError: the matrix fell over" in found["longest"]["why"]
+    assert np.isfinite(found["random"]["report_nll"])
+    assert any("failed: RuntimeError" in line for line in lines(result.table))
+    assert list(config.out.glob("cells/*/4/longest/0/failed.json"))
+
+    monkeypatch.setattr(module, "choose_once", real)
+    mended = {row["method"]: row for row in compare(config, progress=QUIET).table}
+    assert "failed" not in mended["longest"]
+    assert not list(config.out.glob("cells/**/failed.json"))
+
+
+def test_rows_shared_with_the_report_are_named(
+    tiny_folder: Folder, rows: Path, tmp_path: Path
+) -> None:
+    copies = tmp_path / "held.jsonl"
+    copies.write_text("".join(rows.read_text().splitlines(keepends=True)[:12]))
+    data = DataConfig(data=str(rows), heldout=str(copies), target_rows=6)
+    config = grid(
+        tiny_folder("llama"), rows, tmp_path / "grid", methods=("zero-shot",), data=data
+    )
+    result = compare(config, progress=QUIET)
+    assert result.overlap
+    assert all("rows.jsonl" in row["train"] and row["report"] for row in result.overlap)
+
+
+def test_text_equal_to_the_seeds_is_not_trained_twice(
+    tiny_folder: Folder, rows: Path, tmp_path: Path
+) -> None:
+    outer = OuterLoopConfig(outer_steps=0, engine="exact")
+    config = grid(
+        tiny_folder("llama"), rows, tmp_path / "grid", methods=("seeds", "text"), outer=outer
+    )
+    seeds, text = compare(config, progress=QUIET).table
+    assert text["report_nll"] == seeds["report_nll"]
+    assert text["training_seconds"] == seeds["training_seconds"], "taken over, not made again"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": ("magic",)}, "--methods magic: unknown; the rows are zero-shot"),
+        ({"accuracy": ("magic",)}, "--accuracy magic: unknown"),
+        ({"seeds": 0}, "--seeds 0: must be at least 1"),
+        ({"budgets": ("200%",)}, "--budget 200%: over 100 %"),
+        ({"methods": ()}, "--methods: name at least one row"),
+        ({"seeds_by": "magic"}, "--methods magic: unknown"),
+    ],
+)
+def test_wrong_input(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError) as raised:
+        grid(tmp_path, tmp_path / "rows.jsonl", tmp_path / "out", **changes).check()
+    assert message in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
+def cell(method: str, seed: int, nll: list[float]) -> dict[str, object]:
+    tokens = [2] * len(nll)
+    return {
+        "target": "m",
+        "budget": "4",
+        "method": method,
+        "seed": seed,
+        "report_nll": sum(nll) / sum(tokens),
+        "row_nll": nll,
+        "row_tokens": tokens,
+        "rows": 4,
+        "tokens": 40,
+        "steps": 2,
+        "learning_rate": 1e-3,
+        "training_seconds": 1.0,
+    }
+
+
+def test_differences_are_paired_and_need_both_intervals() -> None:
+    generator = np.random.default_rng(0)
+    base = [generator.normal(4, 1, 50) for _ in range(3)]
+    seeds = [cell("seeds", i, x.tolist()) for i, x in enumerate(base)]
+    better = [cell("text", i, (x - 0.5 + 0.01 * i).tolist()) for i, x in enumerate(base)]
+    found = difference(better, seeds)
+    assert found is not None
+    assert found["mean"] == pytest.approx(-0.245)
+    assert found["over_trainings"] == pytest.approx(4.3027 * 0.005 / np.sqrt(3), rel=1e-3)
+    table = {row["method"]: row for row in summarise([*seeds, *better], ("seeds", "text"))}
+    assert verdict(table["text"], "seeds") == "better"
+    few = summarise([*seeds[:1], *better[:1]], ("seeds", "text"))[1]
+    assert verdict(few, "seeds") == "too few trainings"
+    # one question alone makes the whole difference: trainings agree, questions do not
+    lucky = [cell("text", i, [x[0] - 5, *x[1:]]) for i, x in enumerate(base)]
+    row = summarise([*seeds, *lucky], ("seeds", "text"))[1]
+    assert row["minus_seeds"]["over_trainings"] < 0.01
+    assert verdict(row, "seeds") == "cannot be told"
+
+
+def test_gaps_recovered() -> None:
+    cells = [
+        cell("zero-shot", 0, [8.0, 8.0]),
+        cell("random", 0, [6.0, 6.0]),
+        cell("text", 0, [5.0, 5.0]),
+        cell("full", 0, [4.0, 4.0]),
+    ]
+    order = ("zero-shot", "random", "text", "full")
+    table = {row["method"]: row for row in summarise(cells, order)}
+    assert table["text"]["recovered_from_zero-shot"] == pytest.approx(0.75)
+    assert table["text"]["recovered_from_random"] == pytest.approx(0.5)
+
+
+def test_boundaries_that_survive() -> None:
+    class Letters:
+        def __call__(self, text: str, **_: object) -> dict[str, object]:
+            return {"offset_mapping": [(i, i + 1) for i in range(len(text))]}
+
+    class Words:
+        def __call__(self, text: str, **_: object) -> dict[str, object]:
+            ends = [i for i, letter in enumerate(text) if letter == " "] + [len(text)]
+            return {"offset_mapping": [*zip([0, *ends[:-1]], ends, strict=True)]}
+
+    text = ["the red fox"]
+    assert surviving_boundaries(text, Words(), Letters()) == 1.0
+    assert surviving_boundaries(text, Letters(), Words()) == pytest.approx(2 / 10)
+    assert surviving_boundaries(["a"], Letters(), Letters()) is None
+    real = tiny_tokenizer("opt")
+    assert surviving_boundaries(["a plant needs water"], real, real) == 1.0
+
+
+def test_every_response_gets_another_prompt(rows: Path) -> None:
+    examples = read_examples(rows)[:7]
+    mixed = other_prompts(examples, 0)
+    assert [e.response for e in mixed] == [e.response for e in examples]
+    assert sorted(e.prompt for e in mixed) == sorted(e.prompt for e in examples)
+    assert all(a.prompt != b.prompt for a, b in zip(mixed, examples, strict=True))
+    assert [e.prompt for e in other_prompts(examples, 1)] != [e.prompt for e in mixed]
+    assert package_compare is compare
