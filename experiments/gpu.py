@@ -32,7 +32,7 @@ class Over(BaseException):
 
 
 def configuration(data: Path, runs: Path, name: str, seed: int, steps: int) -> nacd.DistillConfig:
-    base = nacd.OuterLoopConfig(outer_steps=steps, check_every=20, check_seeds=2)
+    base = nacd.OuterLoopConfig(outer_steps=steps, check_every=20)
     return nacd.DistillConfig(
         out=runs / f"{name}-{seed}",
         budget="112",

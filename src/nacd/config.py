@@ -151,11 +151,11 @@ class OuterLoopConfig:
     """`simplex`: probability of the seed's token at the start."""
     cold: float = 0.15
     """`simplex`: softmax temperature at the end (1 at the start)."""
-    shuffles: int = 4
-    """Number of (LoRA initialisation, shuffle) pairs that the outer steps take in turn."""
-    check_every: int = 5
+    shuffles: int = 0
+    """(LoRA initialisation, shuffle) pairs that outer steps take in turn; 0: always new ones."""
+    check_every: int = 10
     """Outer steps between two looks at the development rows."""
-    check_seeds: int = 1
+    check_seeds: int = 3
     """Trainings averaged in such a look."""
 
 
@@ -221,7 +221,7 @@ class DistillConfig:
         for flag, value, least in (
             ("--outer-steps", self.outer.outer_steps, 0),
             ("--segments", self.outer.segments, 1),
-            ("--shuffles", self.outer.shuffles, 1),
+            ("--shuffles", self.outer.shuffles, 0),
             ("--check-every", self.outer.check_every, 1),
             ("--check-seeds", self.outer.check_seeds, 1),
             ("--candidates", self.outer.candidates, 2),

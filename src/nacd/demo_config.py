@@ -40,6 +40,7 @@ def demo_config(config: DemoConfig) -> DistillConfig:
         outer=OuterLoopConfig(
             outer_steps=config.outer_steps,
             check_every=max(1, config.outer_steps // 2),
+            check_seeds=1,
             engine="one-sided",
         ),
     )

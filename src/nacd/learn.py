@@ -41,12 +41,7 @@ from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.run import read_metrics, write_metrics
 from nacd.selection.random import random_order
-from nacd.student import mean_nll, train_student
-
-INNER_SEED = 1000
-"""Outer steps train from LoRA seeds 1000, 1001, ...; the table's trainings use others."""
-CHECK_SEED = 2000
-"""Looks at the development rows train from LoRA seeds 2000, 2001, ..."""
+from nacd.student import CHECK_SEED, LEARNING_SEED, mean_nll, train_student
 
 
 @dataclass(frozen=True)
@@ -160,9 +155,10 @@ def segment_maker(
 
     def make(step: int, part: int) -> Segment:
         number = step * config.segments + part
+        pair = number % config.shuffles if config.shuffles else number
         if config.objective == "trajectory":
-            return trajectory(number, np.random.default_rng((number % config.shuffles, 5)))
-        seed = INNER_SEED + number % config.shuffles
+            return trajectory(number, np.random.default_rng((pair, 5)))
+        seed = LEARNING_SEED + pair
         loop = InnerLoop(model, recipe, total)
         theta = model.fresh_theta(seed)
         order = training_order(rows, recipe.batch_size, total, seed)

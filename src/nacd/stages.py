@@ -26,7 +26,7 @@ from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.run import RunFolder, versions
 from nacd.selection import Task, choose_once
-from nacd.student import mean_nll, train_student, tune_rate
+from nacd.student import TUNING_SEED, mean_nll, train_student, tune_rate
 
 FREE = ("out", "compare", "draws")
 """Keys that may differ when a run goes on: they change no stage that is done."""
@@ -87,7 +87,7 @@ def tuned_recipe(
 
     def score(rate: float) -> float:
         recipe = replace(config.recipe, learning_rate=rate)
-        theta = train_student(prepared.model, recipe, seeds.pseudo, 3000)
+        theta = train_student(prepared.model, recipe, seeds.pseudo, TUNING_SEED)
         return mean_nll(prepared.model, theta, prepared.development.rows)
 
     def search() -> dict[str, Any]:

@@ -21,6 +21,13 @@ from nacd.meta import InnerLoop, Start, initial_state
 from nacd.models import LoraModel
 from nacd.recipe import Recipe
 
+CHECK_SEED = 2000
+"""Looks at the development rows train from LoRA seeds 2000, 2001, ..."""
+TUNING_SEED = 3000
+"""The learning rate is tuned at this seed."""
+LEARNING_SEED = 10_000
+"""Learning trains from LoRA seeds 10000, 10001, ...; the table's trainings have 0, 1, ..."""
+
 Tick = Callable[[int, int, float], None]
 """(step, steps, loss)."""
 

@@ -40,7 +40,7 @@ from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.run import RunFolder
 from nacd.stages import open_run
-from nacd.student import mean_nll, train_student, tune_rate
+from nacd.student import TUNING_SEED, mean_nll, train_student, tune_rate
 
 ORDER = (*ROWS[:-1], "full-equal-steps", "full")
 
@@ -145,7 +145,9 @@ def _recipe(
     data = tuning_data(config, budget, target, source)
 
     def score(rate: float) -> float:
-        theta = train_student(target.model, replace(config.recipe, learning_rate=rate), data, 3000)
+        theta = train_student(
+            target.model, replace(config.recipe, learning_rate=rate), data, TUNING_SEED
+        )
         return mean_nll(target.model, theta, target.development.rows)
 
     def search() -> dict[str, Any]:

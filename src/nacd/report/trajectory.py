@@ -46,12 +46,13 @@ def segment(
         steps: of every expert, the steps that have a snapshot.
         latest: latest step that a segment starts from.
         ahead: steps from start to goal; 0: to the expert's end.
-        shuffles: distinct draws, which the numbers take in turn.
+        shuffles: distinct draws, which the numbers take in turn; 0: a new one each.
     """
     expert = number % len(steps)
     own = steps[expert]
     starts = [s for s in own[:-1] if s <= latest] or list(own[:1])
-    first = int(np.random.default_rng((number % shuffles, 5)).choice(starts))
+    pair = number % shuffles if shuffles else number
+    first = int(np.random.default_rng((pair, 5)).choice(starts))
     goal = min(s for s in own if s >= min(first + (ahead or own[-1]), own[-1]))
     return expert, first, goal
 

@@ -25,6 +25,7 @@ from nacd.errors import UserError
 from nacd.files import read_tensors, write_tensors
 from nacd.meta import FirstOrder, InnerLoop, Start, initial_state, weight_gradient
 from nacd.selection.method import Ranking, Task, forward_flops
+from nacd.student import LEARNING_SEED
 
 TRIM = 0.01
 """Share of each step's cotangent entries that are clamped; see `nacd.meta.clamp_largest`."""
@@ -58,7 +59,7 @@ def trajectory(task: Task) -> Ranking:
             group = groups[number]
             total = recipe.total_steps(len(group))
             loop = InnerLoop(model, recipe, total)
-            seed = 1000 + number
+            seed = LEARNING_SEED + number
             theta = model.fresh_theta(seed)
             order = training_order(len(group), recipe.batch_size, total, seed)
             batches = [collate([rows[group[i]] for i in where], pad) for where in order]
