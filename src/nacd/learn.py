@@ -326,7 +326,8 @@ class Distiller:
         )
         write_metrics(self.folder / "metrics.jsonl", metrics)
 
-    def _restore(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]] | None:
+    def restore(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]] | None:
+        """Go back to the saved state: its metrics and the best so far, or None without one."""
         file = self.folder / "state.safetensors"
         if not file.is_file():
             return None
@@ -343,7 +344,7 @@ class Distiller:
     def run(self) -> Learned:
         """Learn until the outer steps are done, or until no gradient is of use any more."""
         outer, config = self.outer, self.config
-        restored = self._restore()
+        restored = self.restore()
         if restored is None:
             first, _ = self.check()
             metrics: list[dict[str, Any]] = [{"outer_step": 0, "seconds": 0.0} | first]

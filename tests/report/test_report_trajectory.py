@@ -39,7 +39,7 @@ class Asked:
 
 @pytest.mark.parametrize(
     ("latest", "ahead", "shuffles", "segments", "experts"),
-    [(0, 0, 4, 1, 1), (8, 4, 3, 2, 2), (5, 100, 4, 1, 3), (99, 2, 2, 1, 1)],
+    [(0, 0, 4, 1, 1), (8, 4, 3, 2, 2), (5, 100, 0, 1, 3), (99, 2, 2, 1, 1)],
 )
 def test_agrees_with_the_segment_maker(
     tiny_folder: Folder, latest: int, ahead: int, shuffles: int, segments: int, experts: int

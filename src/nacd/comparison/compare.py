@@ -32,6 +32,7 @@ from nacd.comparison.rowsets import (
 )
 from nacd.comparison.table import lines, summarise, write_parquet
 from nacd.data import Splits
+from nacd.errors import UserError
 from nacd.evaluation import choice_accuracy, response_nll
 from nacd.files import write_json
 from nacd.overlap import overlapping, row_text
@@ -74,6 +75,11 @@ def compare(
     splits = read_splits(config.data) if splits is None else splits
     folder = open_run(config, splits, free=FREE)
     source = prepare(config.model, config.data, progress.say, splits)
+    if config.accuracy and any(e.choices is None for e in source.report.examples):
+        raise UserError(
+            f"--accuracy {' '.join(config.accuracy)}: the report rows are no multiple-choice "
+            "questions; drop the flag."
+        )
     shared = folder.once("overlap", lambda: {"rows": _overlap(source)})["rows"]
     if shared:
         progress.say(
@@ -201,8 +207,10 @@ class Grid:
         }
         failed = self.folder.path / place / "failed.json"
 
+        answers = rowset.method in self.config.accuracy
+
         def make() -> dict[str, Any]:
-            return self._measure(rowset.training(self.prepared, seed), seed, made)
+            return self._measure(rowset.training(self.prepared, seed), seed, made, answers)
 
         try:
             cell = self.folder.once(f"{place}/result", make)
@@ -211,8 +219,10 @@ class Grid:
             return key | {"failed": reason(error)}
         failed.unlink(missing_ok=True)
         made.setdefault(cell["content"], cell)
-        if rowset.method in self.config.accuracy and not cell.get("accuracy"):
-            cell = self._answered(place, cell, rowset, seed)
+        if answers and not cell.get("accuracy"):  # asked for after it was made
+            theta, _, _ = self._train(rowset.training(self.prepared, seed), seed)
+            cell = cell | {"accuracy": self._accuracy(theta)}
+            write_json(self.folder.path / place / "result.json", cell)
         cost = {
             "choosing_seconds": rowset.choosing_seconds,
             "choosing_flops": rowset.choosing_flops,
@@ -235,7 +245,7 @@ class Grid:
         return theta, steps, recipe
 
     def _measure(
-        self, training: Training, seed: int, made: dict[str, dict[str, Any]]
+        self, training: Training, seed: int, made: dict[str, dict[str, Any]], answers: bool
     ) -> dict[str, Any]:
         """Train and measure, or take over the result of a training that is the same."""
         content = self._content(training, seed)
@@ -261,13 +271,11 @@ class Grid:
             "template": self.prepared.template.name,
             "row_nll": [round(float(x), 5) for x in found.nll],
             "row_tokens": [int(n) for n in found.tokens],
+            "accuracy": self._accuracy(theta) if answers else None,
         }
 
-    def _answered(
-        self, place: str, cell: dict[str, Any], rowset: RowSet, seed: int
-    ) -> dict[str, Any]:
-        """The cell with its accuracy on the report questions, trained anew."""
-        theta, _, _ = self._train(rowset.training(self.prepared, seed), seed)
+    def _accuracy(self, theta: Any) -> dict[str, Any]:
+        """Accuracy on the report questions, with what it depends on."""
         found = choice_accuracy(
             self.prepared.model,
             theta,
@@ -275,18 +283,14 @@ class Grid:
             template=self.prepared.template,
             task="report rows",
         )
-        cell = cell | {
-            "accuracy": {
-                "acc": found.acc,
-                "acc_norm": found.acc_norm,
-                "n": found.n,
-                "shots": found.shots,
-                "lm_eval": found.lm_eval,
-                "correct": [*found.correct],
-            }
+        return {
+            "acc": found.acc,
+            "acc_norm": found.acc_norm,
+            "n": found.n,
+            "shots": found.shots,
+            "lm_eval": found.lm_eval,
+            "correct": [*found.correct],
         }
-        write_json(self.folder.path / place / "result.json", cell)
-        return cell
 
     def _content(self, training: Training, seed: int) -> str:
         """A hash of all that a training depends on but the model."""

@@ -1,0 +1,110 @@
+"""The experiments' grids, every stage of them, on tiny models of the same architectures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nacd.comparison import CompareConfig, compare
+from nacd.config import from_dict
+from nacd.progress import Progress
+
+FOLDER = Path(__file__).parents[1] / "experiments"
+GRIDS = ("ladder", "mmlu", "paper_opt_to_llama")
+QUIET = Progress(quiet=True)
+
+
+def grid(name: str) -> CompareConfig:
+    file = FOLDER / f"{name}.yaml"
+    return from_dict(CompareConfig, yaml.safe_load(file.read_text()), str(file))
+
+
+def questions(count: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "question": f"Which colour has the thing number {i}?",
+            "choices": ["red", "green", "the answer", "blue"],
+            "answer": i % 4,
+            "subject": f"subject {i % 3}",
+        }
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    for name, count in (("arc_challenge/train", 24), ("openbookqa/train", 30), ("mmlu/dev", 15)):
+        write(folder / f"{name}.jsonl", questions(count))
+    held = questions(60)[-24:]
+    write(folder / "mmlu/validation.jsonl", held)
+    rows = folder / "rows"
+    command = [sys.executable, FOLDER / "mmlu_rows.py", "--data", folder, "--out", rows]
+    subprocess.run(command, check=True, capture_output=True)
+    return rows
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def small(config: CompareConfig, data: Path, out: Path, model: Path) -> CompareConfig:
+    """The same grid with a tiny model, few rows and few steps."""
+    named = replace(
+        config.data,
+        data=str(data / "train.jsonl"),
+        target=str(data / "target.jsonl"),
+        heldout=str(data / "heldout.jsonl"),
+    )
+    return replace(
+        config,
+        out=out,
+        seeds=1,
+        distillations=1,
+        budgets=("4",),
+        tune_rates=config.tune_rates[:1],
+        full_epochs=0.5,
+        model=replace(config.model, model=str(model), lora_rank=2),
+        data=named,
+        recipe=replace(config.recipe, batch_size=2, epochs=2),
+        expert=replace(config.expert, experts=1, expert_epochs=1, expert_batch=8),
+        outer=replace(config.outer, outer_steps=1, engine="exact", check_seeds=1),
+        selection=replace(config.selection, warmup_share=0.3, warmup_epochs=2, projection_dim=64),
+    )
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_the_grid_can_be_run(name: str) -> None:
+    config = grid(name)
+    if not config.data.data:  # given on the command line
+        config = replace(config, data=replace(config.data, data="train.jsonl"))
+    config.check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GRIDS)
+def test_every_stage_on_tiny_models(
+    name: str, data: Path, tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    config = small(grid(name), data, tmp_path / "out", tiny_folder("opt"))
+    config = replace(config, targets=(str(tiny_folder("llama")),))
+    result = compare(config, progress=QUIET)
+    found = {(Path(row["target"]).name, row["method"]) for row in result.table}
+    assert len(found) == len(result.table)
+    assert not [row for row in result.table if "failed" in row]
+    source = [row for row in result.table if row["target"] == config.model.model]
+    assert {row["method"] for row in source} == {*config.methods, "full-equal-steps"}
+    answered = {row["method"] for row in source if row["accuracy"] is not None}
+    assert answered == set(config.accuracy)
+    text = [row for row in result.table if row["method"] == "text"]
+    assert len(text) == 2, "the source and the other architecture"
+    assert all(row["boundaries_kept"] is not None for row in text)
