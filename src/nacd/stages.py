@@ -19,7 +19,7 @@ from nacd.data import Splits
 from nacd.diagnosis import diagnose
 from nacd.errors import UserError
 from nacd.experts import Expert, import_checkpoints, open_expert, plan_experts, record_expert
-from nacd.learn import Seeds
+from nacd.learn import Seeds, draw
 from nacd.meta import Engine, make_engine
 from nacd.prepare import Prepared
 from nacd.progress import Progress
@@ -31,6 +31,8 @@ from nacd.student import TUNING_SEED, mean_nll, train_student, tune_rate
 FREE = ("out", "compare", "draws")
 """Keys that may differ when a run goes on: they change no stage that is done."""
 
+INNER_STEP = 3.0
+"""About the price of an inner step with its part of the sweep, in ordinary training steps."""
 CHECKED = 4
 """Rows a batch of the short check before a run."""
 
@@ -148,14 +150,18 @@ def recorded_experts(
     digests = [example.digest for example in prepared.train.examples]
     first = folder.path / "experts" / "0" / "manifest.json"
     if not first.is_file():
-        student = config.recipe.total_steps(len(prepared.train))
+        rows = len(draw(prepared.train, config.budget, config.seed))
+        total = config.recipe.total_steps(rows)
+        inner = config.outer.segments * min(config.outer.window or total, total)
         plan = plan_experts(
             prepared.model,
             list(prepared.train.rows),
             recipe,
             settings.snapshot_every,
             settings.experts,
-            student,
+            config.recipe,
+            rows,
+            config.outer.outer_steps * inner * INNER_STEP,
         )
         progress.say(plan.describe())
     experts = []

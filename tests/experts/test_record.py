@@ -339,7 +339,11 @@ def test_mistakes_are_user_errors(model: LoraModel, tmp_path: Path) -> None:
 
 def test_plan_counts_bytes_and_trainings(model: LoraModel, tmp_path: Path) -> None:
     recipe = RECIPES["adamw"]
-    plan = plan_experts(model, ROWS_HERE, recipe, every=2, count=2, student_steps=2)
+    third = len(ROWS_HERE) // 3
+    plan = plan_experts(
+        model, ROWS_HERE, recipe, every=2, count=2, student=recipe, student_rows=third
+    )
+    assert (plan.full_steps, plan.student_steps) == (6, 2)
     record(model, tmp_path / "expert")
     size = sum(path.stat().st_size for path in (tmp_path / "expert").glob("*.safetensors"))
     assert size <= plan.size / 2 < 1.1 * size
@@ -351,11 +355,25 @@ def test_plan_counts_bytes_and_trainings(model: LoraModel, tmp_path: Path) -> No
     assert len(lines) == 3
     assert all(len(line) <= 80 for line in lines)
     long = replace(
-        plan, count=100, steps=10**5, student_steps=5000, step_seconds=0.0123, distill_seconds=9e5
+        plan,
+        count=100,
+        steps=10**5,
+        full_steps=10**5,
+        student_steps=5000,
+        step_seconds=0.0123,
+        student_step_seconds=0.0123,
+        distill_seconds=9e5,
     )
     assert all(len(line) <= 80 for line in long.describe().splitlines())
+    learned = replace(plan, distill_seconds=5 * plan.student_step_seconds)
+    assert learned.pays_back == 5  # 17 steps spent
+    small = replace(recipe, batch_size=recipe.batch_size // 2)
+    other = plan_experts(
+        model, ROWS_HERE, recipe, every=2, count=1, student=small, student_rows=third
+    )
+    assert other.student_step_seconds == pytest.approx(other.step_seconds / 2)
     never = replace(plan, student_steps=6)
     assert never.pays_back is None
     assert "never repaid" in never.describe()
     with pytest.raises(UserError, match="--experts 0"):
-        plan_experts(model, ROWS_HERE, recipe, every=2, count=0, student_steps=2)
+        plan_experts(model, ROWS_HERE, recipe, every=2, count=0, student=recipe, student_rows=third)

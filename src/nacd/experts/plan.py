@@ -30,17 +30,21 @@ class ExpertPlan:
 
     count: int
     steps: int
-    """Steps of one expert, which are those of one training on the full rows."""
+    """Steps of one expert."""
     snapshots: int
     """Snapshots of one expert."""
     step_seconds: float
-    """Measured time of one training step."""
+    """Measured time of one expert step."""
     size: int
     """Bytes on disk of all experts."""
+    full_steps: int
+    """Steps of one training on the full rows by the student's recipe."""
     student_steps: int
-    """Steps of one training on the distilled set."""
+    """Steps of one training on the distilled set by the same."""
+    student_step_seconds: float
+    """Time of one such step: an expert's, by the ratio of the batch sizes."""
     distill_seconds: float = 0.0
-    """Time of distilling, where it is known."""
+    """Time of distilling, roughly; 0 where it is not known."""
 
     @property
     def seconds(self) -> float:
@@ -50,7 +54,7 @@ class ExpertPlan:
     @property
     def pays_back(self) -> int | None:
         """Trainings on the distilled set after which the cost is saved; None: never."""
-        saved = (self.steps - self.student_steps) * self.step_seconds
+        saved = (self.full_steps - self.student_steps) * self.student_step_seconds
         return math.ceil((self.seconds + self.distill_seconds) / saved) if saved > 0 else None
 
     def describe(self) -> str:
@@ -58,7 +62,7 @@ class ExpertPlan:
         experts = f"{self.count} expert" + "s" * (self.count != 1)
         cost = f"{experts} x {self.steps} steps x {self.step_seconds:.2g} s"
         what = "experts + distilling" if self.distill_seconds else "experts"
-        lengths = f"({self.student_steps} steps, not {self.steps})"
+        lengths = f"({self.student_steps} steps, not {self.full_steps})"
         paid = f"never repaid {lengths}"
         if self.pays_back is not None:
             trainings = "training" + "s" * (self.pays_back != 1)
@@ -78,8 +82,9 @@ def plan_experts(
     recipe: Recipe,
     every: int,
     count: int,
-    student_steps: int,
-    distill_seconds: float = 0.0,
+    student: Recipe,
+    student_rows: int,
+    distill_steps: float = 0.0,
 ) -> ExpertPlan:
     """Measure a training step and say what `count` experts will take.
 
@@ -89,8 +94,9 @@ def plan_experts(
         recipe: the experts'.
         every: steps from snapshot to snapshot.
         count: K, the number of experts.
-        student_steps: steps of one training on the distilled set, at the same batch size.
-        distill_seconds: what distilling takes, where it is known.
+        student: recipe of the trainings that distilling saves.
+        student_rows: rows of the distilled set.
+        distill_steps: what distilling takes, in training steps of that recipe; 0: not known.
 
     Raises:
         UserError: no row, or a value out of range.
@@ -121,14 +127,19 @@ def plan_experts(
         times.append(time.perf_counter() - began)
     tensors = 1 + len(state)
     size = snapshots * (tensors * theta.numel() * theta.element_size() + _HEADER)
+    seconds = statistics.median(times[1:])
+    batches = [min(r.batch_size, len(rows)) for r in (student, recipe)]
+    student_seconds = seconds * batches[0] / batches[1]
     return ExpertPlan(
         count=count,
         steps=total,
         snapshots=snapshots,
-        step_seconds=statistics.median(times[1:]),
+        step_seconds=seconds,
         size=count * size,
-        student_steps=student_steps,
-        distill_seconds=distill_seconds,
+        full_steps=student.total_steps(len(rows)),
+        student_steps=student.total_steps(student_rows),
+        student_step_seconds=student_seconds,
+        distill_seconds=distill_steps * student_seconds,
     )
 
 
