@@ -96,7 +96,7 @@ def test_every_stage_on_tiny_models(
     name: str, data: Path, tiny_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
     config = small(grid(name), data, tmp_path / "out", tiny_folder("opt"))
-    config = replace(config, targets=(str(tiny_folder("llama")),))
+    config = replace(config, target_models=(str(tiny_folder("llama")),))
     result = compare(config, progress=QUIET)
     found = {(Path(row["target"]).name, row["method"]) for row in result.table}
     assert len(found) == len(result.table)

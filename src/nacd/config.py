@@ -342,7 +342,8 @@ def from_dict(kind: type[C], values: Mapping[str, Any], where: str) -> C:
         if dataclasses.is_dataclass(hint):
             built[key] = from_dict(hint, value, f"{where}, {key}")  # pyright: ignore[reportArgumentType]
         elif isinstance(value, list):
-            built[key] = tuple(value)
+            floats = hint == tuple[float, ...]
+            built[key] = tuple(float(entry) if floats else entry for entry in value)
         elif hint is Path:
             built[key] = Path(value)
         elif hint is float and isinstance(value, (int, str)):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
+from nacd.cli import main
 from nacd.comparison import CompareConfig, compare
 from nacd.comparison.config import ROWS
 from nacd.comparison.table import difference, lines, summarise, verdict
@@ -59,7 +60,9 @@ def grid(model: Path, data: Path, out: Path, **changes: object) -> CompareConfig
 
 
 def test_the_grid_and_its_resuming(tiny_folder: Folder, rows: Path, tmp_path: Path) -> None:
-    config = grid(tiny_folder("opt"), rows, tmp_path / "grid", targets=(str(tiny_folder("llama")),))
+    config = grid(
+        tiny_folder("opt"), rows, tmp_path / "grid", target_models=(str(tiny_folder("llama")),)
+    )
     result = compare(config, progress=QUIET)
     found = {(Path(row["target"]).name, row["method"]): row for row in result.table}
     methods = ("zero-shot", "random", "seeds", "text", "full-equal-steps", "full")
@@ -244,3 +247,20 @@ def test_every_response_gets_another_prompt(rows: Path) -> None:
     assert sorted(e.prompt for e in mixed) == sorted(e.prompt for e in examples)
     assert all(a.prompt != b.prompt for a, b in zip(mixed, examples, strict=True))
     assert [e.prompt for e in other_prompts(examples, 1)] != [e.prompt for e in mixed]
+
+
+def test_the_command(
+    tiny_folder: Folder, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "grid.yaml"
+    file.write_text(
+        "methods: [zero-shot, random]\nbudgets: ['4']\ntune_rates: [1e-3, 2e-3]\n"
+        f"data: {{data: {rows}, target_rows: 6}}\nrecipe: {{batch_size: 2}}\n"
+    )
+    flags = f"--config {file} --model {tiny_folder('llama')} --seeds 2 --out {tmp_path / 'grid'}"
+    assert main(["compare", *flags.split()]) == 0
+    shown = capsys.readouterr().err
+    assert "the grid: 3 trainings, about" in shown, "the cost, before anything runs"
+    assert "learning rate 0.00" in shown
+    assert "zero-shot" in shown
+    assert "results.parquet" in shown

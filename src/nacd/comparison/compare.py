@@ -93,7 +93,7 @@ def compare(
         for budget in config.budgets
     }
     cells: list[dict[str, Any]] = []
-    for target in (config.model.model, *config.targets):
+    for target in (config.model.model, *config.target_models):
         prepared = source
         if target != config.model.model:
             progress.say(f"target model {target}")
@@ -130,7 +130,7 @@ def _overlap(source: Prepared) -> list[dict[str, Any]]:
 
 def _say_cost(config: CompareConfig, source: Prepared, splits: Splits, progress: Progress) -> None:
     speeds = {config.model.model: seconds_per_token(source, config.recipe)}
-    for target in config.targets:
+    for target in config.target_models:
         other = prepare(replace(config.model, model=target), config.data, splits=splits)
         speeds[target] = seconds_per_token(other, config.recipe)
     for line in forecast(config, source, speeds, config.recipe).describe().splitlines():

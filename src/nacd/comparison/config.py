@@ -28,7 +28,7 @@ ROWS = (
     "full",
 )
 """Every row, in the table's order."""
-FREE = ("out", "methods", "budgets", "targets", "seeds", "accuracy")
+FREE = ("out", "methods", "budgets", "target_models", "seeds", "accuracy")
 """Keys that may differ when a comparison goes on: they add cells, and change none."""
 
 
@@ -42,7 +42,7 @@ class CompareConfig:
     """Rows of the table: `zero-shot`, `full`, methods of `nacd select`, NACD's own (see docs)."""
     budgets: tuple[str, ...] = ("5%",)
     """Sizes of the small sets: rows (`112`), percentages (`5%`) or tokens (`20000t`)."""
-    targets: tuple[str, ...] = ()
+    target_models: tuple[str, ...] = ()
     """Further models to train, beside --model: hub ids, folders or GGUF files."""
     seeds: int = 5
     """Trainings (seeds; draws for `random`) behind each row."""
