@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from nacd.comparison import CompareConfig, compare
+from nacd.comparison.compare import compare
+from nacd.comparison.config import CompareConfig
 from nacd.config import from_dict
 from nacd.progress import Progress
 

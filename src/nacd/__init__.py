@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nacd.commands import doctor, record_experts
+    from nacd.comparison.compare import Compared, compare
+    from nacd.comparison.config import CompareConfig
     from nacd.config import (
         DataConfig,
         DistillConfig,
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "commands": ("doctor", "record_experts"),
+    "comparison.compare": ("Compared", "compare"),
+    "comparison.config": ("CompareConfig",),
     "distilling": ("Distilled", "distill"),
     "config": (
         "DataConfig",
@@ -50,6 +54,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "CompareConfig",
+    "Compared",
     "DataConfig",
     "DistillConfig",
     "Distilled",
@@ -63,6 +69,7 @@ __all__ = [
     "SelectionConfig",
     "TrainConfig",
     "UserError",
+    "compare",
     "distill",
     "doctor",
     "evaluate",

@@ -25,6 +25,7 @@ USAGE = """usage: nacd COMMAND [flags]      (nacd COMMAND --help lists the flags
   runs       the run folders there are, with state and result
   show       figures and distilled rows of one run
   train      fine-tune a model on a data set (TRL's SFTTrainer, LoRA)
+  push       upload a run's data set to the hub (a dry run without --yes)
   evaluate   held-out response NLL, and multiple-choice accuracy (lm-eval)
 
   nacd distill --model smollm2 --data mine.jsonl --budget 5% --out runs/mine"""
@@ -155,7 +156,8 @@ def _demo(args: Sequence[str]) -> int:
 
 
 def _compare(args: Sequence[str]) -> int:
-    from nacd.comparison import CompareConfig, compare, print_comparison
+    from nacd.comparison.compare import compare, print_comparison
+    from nacd.comparison.config import CompareConfig
     from nacd.progress import Progress
 
     progress = Progress()
@@ -232,6 +234,13 @@ def _evaluate(args: Sequence[str]) -> int:
     return 0
 
 
+def _push(args: Sequence[str]) -> int:
+    from nacd.export.push import PushConfig, push
+
+    print(push(_parse(PushConfig, "push", args)))
+    return 0
+
+
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": _demo,
     "distill": _distill,
@@ -243,6 +252,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "runs": _runs,
     "show": _show,
     "train": _train,
+    "push": _push,
     "evaluate": _evaluate,
 }
 

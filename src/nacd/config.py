@@ -12,6 +12,7 @@ from nacd.data import Encoded
 from nacd.errors import UserError
 from nacd.models import ModelConfig
 from nacd.recipe import Recipe
+from nacd.tracking import check_tracker
 
 LADDER = ("zero-shot", "random", "seeds", "random-prompts", "soft", "text", "full")
 
@@ -38,6 +39,10 @@ class DataConfig:
     """Most rows set aside as target rows."""
     group_column: str = ""
     """Column that names a row's group (a subject, a source): strata, and the subtasks of LESS."""
+    license: str = ""
+    """Licence of --data by the hub's name (`apache-2.0`), for the data card; empty: unknown."""
+    language: str = ""
+    """Languages of --data by the hub's codes (`en`, `en,de`), for the data card; empty: unsaid."""
 
     def mapping(self) -> dict[str, str]:
         """`columns` as a mapping from our names to the file's.
@@ -199,6 +204,8 @@ class DistillConfig:
     """Learning rates to try first on development rows, training on the untouched seeds."""
     full_epochs: float = 1.0
     """Epochs of the table's `full` row (also shown at equal steps)."""
+    track: str = ""
+    """Send metrics to a tracker too: `trackio`, `tensorboard` or `wandb`, offline; empty: none."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     recipe: Recipe = field(default_factory=Recipe)
@@ -214,6 +221,7 @@ class DistillConfig:
         """
         self.recipe.check()
         self.expert.check()
+        check_tracker(self.track)
         if not self.data.data:
             raise UserError(
                 "--data is missing: give a JSONL, JSON, CSV or Parquet file, or a hub id."

@@ -10,12 +10,19 @@ from typing import Any
 
 from torch import Tensor
 
-from nacd.config import DistillConfig
+from nacd.config import DistillConfig, to_dict
 from nacd.data import Splits
 from nacd.distillation.pseudo import PseudoData
 from nacd.distillation.text import TextRow
 from nacd.experts import Expert
-from nacd.export import Card, DatasetRow, write_dataset, write_soft_prompts
+from nacd.export import (
+    Card,
+    DatasetRow,
+    render_learned_card,
+    write_dataset,
+    write_soft_prompts,
+    write_trainers,
+)
 from nacd.files import write_json
 from nacd.ladder import climb, entries_for, lines
 from nacd.learn import Distiller, Learned, Seeds, draw, make_seeds, refuse_without_target
@@ -30,6 +37,7 @@ from nacd.run import RunFolder
 from nacd.selection import check_method, check_rows
 from nacd.stages import checked_engine, chosen_rows, open_run, recorded_experts, tuned_recipe
 from nacd.student import plain
+from nacd.tracking import tracking
 
 
 @dataclass(frozen=True)
@@ -121,11 +129,12 @@ def learn_text(
     if config.outer.objective == "trajectory":
         with clock.stage("recording experts"):
             experts = recorded_experts(config, prepared, folder, progress)
-    distiller = Distiller(
-        config, prepared, seeds, recipe, engine, experts, folder.path / "distill", progress
-    )
-    with clock.stage("learning"):
-        learned = distiller.run()
+    with tracking(config.track, folder.path, to_dict(config)) as log:
+        distiller = Distiller(
+            config, prepared, seeds, recipe, engine, experts, folder.path / "distill", progress, log
+        )
+        with clock.stage("learning"):
+            learned = distiller.run()
     if learned.stopped:
         progress.say(f"Learning stopped early: {learned.stopped}")
     text = distiller.text(learned.ids)
@@ -153,7 +162,15 @@ def distill(
     folder, prepared, seeds = outcome.folder, outcome.prepared, outcome.seeds
     learned, text = outcome.learned, outcome.text
     card = _card(config, outcome)
-    export(folder, prepared, seeds, text, learned, card)
+    rows = export(folder, prepared, seeds, text, learned, card)
+    write_trainers(
+        folder.path / "dataset",
+        rows,
+        outcome.final,
+        config.model,
+        max_tokens=config.data.max_tokens,
+        seed=config.seed,
+    )
     write_records(
         folder.path, prepared, seeds, learned, text, outcome.distiller.allowed, config.outer.metric
     )
@@ -183,6 +200,7 @@ def distill(
 
 
 def _card(config: DistillConfig, outcome: Outcome) -> Card:
+    provenance = json.loads((outcome.folder.path / "provenance.json").read_text(encoding="utf-8"))
     return Card(
         data=config.data.data,
         data_rows=len(outcome.prepared.train),
@@ -203,6 +221,9 @@ def _card(config: DistillConfig, outcome: Outcome) -> Card:
             "tokens changed": f"{outcome.changed:.1%}",
             "learning seconds": round(outcome.learned.seconds),
         },
+        license=config.data.license,
+        language=config.data.language,
+        provenance=provenance,
     )
 
 
@@ -254,8 +275,8 @@ def export(
     text: Sequence[TextRow],
     learned: Learned,
     card: Card,
-) -> None:
-    """Write `dataset/` and `soft_prompts.safetensors`."""
+) -> list[DatasetRow]:
+    """Write `dataset/` and `soft_prompts.safetensors`; returns the rows."""
     rows = []
     for row, seed in zip(text, seeds.examples, strict=True):
         written = prepared.template.row(row.example)
@@ -264,7 +285,7 @@ def export(
                 written["prompt"], written["completion"], seed.source, seed.digest, row.changed
             )
         )
-    write_dataset(folder.path / "dataset", rows, card)
+    write_dataset(folder.path / "dataset", rows, render_learned_card(card, rows))
     write_soft_prompts(
         folder.path / "soft_prompts.safetensors",
         learned.soft,
@@ -272,6 +293,7 @@ def export(
         [seed.digest for seed in seeds.examples],
         {"model": card.model, "template": json.dumps(dict(card.template))},
     )
+    return rows
 
 
 def _shown(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -42,6 +42,7 @@ from nacd.recipe import Recipe
 from nacd.run import read_metrics, write_metrics
 from nacd.selection.random import random_order
 from nacd.student import CHECK_SEED, LEARNING_SEED, mean_nll, train_student
+from nacd.tracking import Log, silent
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,9 @@ class Distiller:
         experts: Sequence[Expert],
         folder: Path,
         progress: Progress,
+        log: Log = silent,
     ):
+        self.log = log
         self.config, self.prepared, self.seeds = config.outer, prepared, seeds
         self.recipe, self.folder, self.progress = recipe, folder, progress
         self.model = prepared.model
@@ -357,6 +360,7 @@ class Distiller:
                 "log_rate": outer.log_rate,
             }
             self._save(metrics, best)
+            self.log(metrics[0], 0)
         else:
             metrics, best = restored
         stopped = None
@@ -383,6 +387,7 @@ class Distiller:
                 row = {"outer_step": outer.done, "seconds": time.perf_counter() - began} | row
                 metrics.append(row)
                 self._save(metrics, best)
+                self.log(row, outer.done)
                 tick(outer.done, row["objective"])
         return Learned(
             ids=best["ids"],

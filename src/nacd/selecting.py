@@ -6,18 +6,14 @@ Same splits, same budget and same form of rows as `nacd distill`, so that the tw
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import DatasetCardData
-
 from nacd.config import DataConfig, DistillConfig, SelectionConfig
 from nacd.data import Splits
-from nacd.export import Card, DatasetRow, write_dataset
-from nacd.files import write_json, write_text
+from nacd.export import Card, DatasetRow, render_chosen_card, write_dataset, write_trainers
+from nacd.files import write_json
 from nacd.models import ModelConfig
 from nacd.prepare import Prepared, prepare, read_splits
 from nacd.progress import Progress
@@ -162,10 +158,19 @@ def _export(config: SelectConfig, prepared: Prepared, result: Selected) -> None:
         projection="none",
         settings=_settings(config, result),
         title=f"Instruction data chosen by {config.method}",
+        license=config.data.license,
+        language=config.data.language,
+        provenance=json.loads((result.folder / "provenance.json").read_text(encoding="utf-8")),
     )
-    write_dataset(result.dataset, rows, card)
-    # That card speaks of learned prompts; these rows are nobody's but the source data's.
-    write_text(result.dataset / "README.md", chosen_card(card, config.method, rows))
+    write_dataset(result.dataset, rows, render_chosen_card(card, config.method, rows))
+    write_trainers(
+        result.dataset,
+        rows,
+        config.recipe,
+        config.model,
+        max_tokens=config.data.max_tokens,
+        seed=config.seed,
+    )
 
 
 def _settings(config: SelectConfig, result: Selected) -> dict[str, Any]:
@@ -181,72 +186,3 @@ def _settings(config: SelectConfig, result: Selected) -> dict[str, Any]:
     if config.selection.stratify:
         settings["in proportion by"] = config.data.group_column or "group"
     return settings
-
-
-def chosen_card(card: Card, method: str, rows: Sequence[DatasetRow]) -> str:
-    """The text of `README.md` for real rows: what they are, how they were chosen.
-
-    Args:
-        card: what to say.
-        method: who chose them.
-        rows: the rows of the data set.
-    """
-    header = DatasetCardData(
-        license=card.license,
-        task_categories=["text-generation"],
-        tags=["data-selection", "instruction-tuning", "nacd"],
-        pretty_name=card.title,
-        configs=[
-            {"config_name": "default", "data_files": [{"split": "train", "path": "train.jsonl"}]}
-        ],
-    ).to_yaml()
-    form = (
-        "strings, to be joined as they are"
-        if isinstance(rows[0].prompt, str)
-        else "lists of messages (`role`, `content`)"
-    )
-    made: Mapping[str, Any] = {
-        "source data": card.data,
-        "its training rows": card.data_rows,
-        "model": card.model,
-        "template": json.dumps(dict(card.template), ensure_ascii=False),
-        **card.settings,
-        "made by": f"nacd {version('nacd')}",
-    }
-    lines = "\n".join(
-        f"| {name} | {str(value).replace('|', chr(92) + '|')} |" for name, value in made.items()
-    )
-    return f"""---
-{header}
----
-
-# {card.title}
-
-**These are real rows, chosen by {method}**: {len(rows)} of the {card.data_rows} training rows of
-{card.data}, word for word. Nothing in them was learned, written or changed.
-
-They are the source data's own, with its licence, its mistakes and its personal data. That they
-train a model better than as many drawn at random is not shown here: draw some and compare
-(`nacd select --method random`).
-
-## Columns
-
-`prompt` and `completion` are {form}. Train on the completion alone (TRL does so for these two
-columns).
-
-| column | meaning |
-|---|---|
-| `prompt` | the row's prompt |
-| `completion` | its response |
-| `seed_row` | where the row stands |
-| `seed_digest` | SHA-256 of the row's messages |
-| `tokens_changed` | 0: none |
-
-`train.parquet` holds the same rows as `train.jsonl`, best first.
-
-## How they were chosen
-
-| setting | value |
-|---|---|
-{lines}
-"""

@@ -30,6 +30,8 @@ from nacd.student import TUNING_SEED, mean_nll, train_student, tune_rate
 
 FREE = ("out", "compare", "draws")
 """Keys that may differ when a run goes on: they change no stage that is done."""
+SAID = ("data.license", "data.language", "track")
+"""Keys that change nothing in any run but what is said of it."""
 
 INNER_STEP = 3.0
 """About the price of an inner step with its part of the sweep, in ordinary training steps."""
@@ -44,7 +46,7 @@ def open_run(config: Any, splits: Splits, free: Sequence[str] = FREE) -> RunFold
         UserError: another configuration, or the same with other data.
     """
     folder = RunFolder(Path(config.out))
-    folder.open(to_dict(config), may_differ=free)
+    folder.open(to_dict(config), may_differ=(*free, *SAID))
     names = ("train", "target", "development", "report")
     now = {name: _fingerprint([e.digest for e in getattr(splits, name)]) for name in names}
     then = folder.once(

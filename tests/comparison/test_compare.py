@@ -12,8 +12,8 @@ import pytest
 from pyarrow import parquet
 
 from nacd.cli import main
-from nacd.comparison import CompareConfig, compare
-from nacd.comparison.config import ROWS
+from nacd.comparison.compare import compare
+from nacd.comparison.config import ROWS, CompareConfig
 from nacd.comparison.table import difference, lines, summarise, verdict
 from nacd.comparison.transfer import other_prompts, surviving_boundaries
 from nacd.config import DataConfig, OuterLoopConfig, SelectionConfig
@@ -77,6 +77,10 @@ def test_the_grid_and_its_resuming(tiny_folder: Folder, rows: Path, tmp_path: Pa
     cells = parquet.read_table(config.out / "results.parquet").to_pylist()
     assert len(cells) == 2 * (1 + 2 + 2 + 2 + 2 + 1)
     assert {cell["seed"] for cell in cells if cell["method"] == "random"} == {0, 1}
+
+    page = result.report.read_text()
+    assert page.count('id="chart-ladder-') == 2
+    assert "NACD text" in page
 
     before = {p: p.stat().st_mtime_ns for p in config.out.glob("cells/**/result.json")}
     wider = replace(config, seeds=3, methods=(*config.methods, "random-prompts"))

@@ -4,7 +4,7 @@
     choosing/<budget>/<method>/                 what `nacd select` would keep
     distilled/<budget>-<number>/                a run folder of `nacd distill`, without a table
     cells/<target>/<budget>/<method>/<seed>/    one training: result.json, or failed.json
-    results.parquet, results.json               all cells; the table
+    results.parquet, results.json, report.html  all cells; the table; the page
 
 A cell that fails is kept as failed and the others go on; the same command again tries it anew.
 """
@@ -39,6 +39,7 @@ from nacd.overlap import overlapping, row_text
 from nacd.prepare import Prepared, prepare, read_splits
 from nacd.progress import Progress
 from nacd.recipe import Recipe
+from nacd.report.page import ReportConfig, write_report
 from nacd.run import RunFolder
 from nacd.stages import open_run
 from nacd.student import TUNING_SEED, mean_nll, train_student, tune_rate
@@ -55,6 +56,8 @@ class Compared:
     """A summary for every target, budget and row."""
     overlap: list[dict[str, Any]]
     """Training rows that share 13 words with report rows."""
+    report: Path
+    """The page that shows all of it."""
 
 
 def compare(
@@ -108,7 +111,7 @@ def compare(
     table = summarise(cells, ORDER)
     write_parquet(cells, folder.path / "results.parquet")
     write_json(folder.path / "results.json", {"table": table, "sizes": source.sizes})
-    return Compared(folder.path, table, shared)
+    return Compared(folder.path, table, shared, write_report(ReportConfig(folder.path)))
 
 
 def _trains(rowset: RowSet, target: Prepared, source: Prepared) -> bool:
@@ -310,4 +313,5 @@ def print_comparison(result: Compared, say: Callable[[str], None]) -> None:
     for line in lines(result.table):
         say(line)
     say("")
-    say(f"{result.folder / 'results.parquet'}")
+    say(f"cells: {result.folder / 'results.parquet'}")
+    say(f"report: {result.report}")

@@ -1,15 +1,20 @@
-"""What a run hands out: the text data set with its card, and the soft prompts."""
+"""What a run hands out: the text data set with its card and trainers' files, and soft prompts."""
 
-from nacd.export.card import Card, render_card
+from nacd.export.card import Card
+from nacd.export.chosen_card import render_chosen_card
 from nacd.export.dataset import DatasetRow, write_dataset
+from nacd.export.learned_card import render_learned_card
 from nacd.export.soft import SoftPrompts, read_soft_prompts, write_soft_prompts
+from nacd.export.trainers import write_trainers
 
 __all__ = [
     "Card",
     "DatasetRow",
     "SoftPrompts",
     "read_soft_prompts",
-    "render_card",
+    "render_chosen_card",
+    "render_learned_card",
     "write_dataset",
     "write_soft_prompts",
+    "write_trainers",
 ]

@@ -2,7 +2,7 @@
 
     train.jsonl     one row a line; the file that the card's header names
     train.parquet   the same rows
-    README.md       the data set card
+    README.md       the data set card (`nacd.export.learned_card`, `nacd.export.chosen_card`)
 
 A row is `prompt` and `completion` (strings for a raw template, lists of messages for a chat one),
 the form in which TRL takes its loss over the completion alone, and where the row came from.
@@ -20,7 +20,6 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from nacd.errors import UserError
-from nacd.export.card import Card, render_card
 from nacd.files import whole, write_text
 
 Text = str | list[dict[str, str]]
@@ -41,14 +40,19 @@ class DatasetRow:
     tokens_changed: float
     """Share of the learnable tokens that are not the seed's any more, 0 to 1."""
 
+    @property
+    def chat(self) -> bool:
+        """Whether the row is messages rather than text."""
+        return not isinstance(self.prompt, str)
 
-def write_dataset(folder: Path, rows: Sequence[DatasetRow], card: Card) -> Path:
+
+def write_dataset(folder: Path, rows: Sequence[DatasetRow], card: str) -> Path:
     """Write the rows, as JSON lines and as Parquet, and the card; each file whole or not at all.
 
     Args:
         folder: made if needed; the three files in it are replaced.
         rows: all of one form, text or messages.
-        card: what the card says.
+        card: the text of `README.md`, with a header that names `train.jsonl` as the data.
 
     Returns:
         The path of `train.jsonl`.
@@ -68,10 +72,5 @@ def write_dataset(folder: Path, rows: Sequence[DatasetRow], card: Card) -> Path:
     write_text(lines, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
     with whole(folder / "train.parquet") as partial:
         parquet.write_table(pa.Table.from_pylist(records), partial)
-    changed = [row.tokens_changed for row in rows]
-    write_text(folder / "README.md", render_card(card, changed, chat=_is_chat(rows[0])))
+    write_text(folder / "README.md", card)
     return lines
-
-
-def _is_chat(row: DatasetRow) -> bool:
-    return not isinstance(row.prompt, str)

@@ -5,7 +5,7 @@ file: style, script, figures, and plotly.js, which draws them. The page's own po
 Content-Security-Policy in its head) forbids the browser every request. Text of data rows is data:
 the templates escape it, and figures, which alone travel as JSON, hold none of it.
 
-Another kind of run gets a template that extends `base.html.jinja`, and a `context` of its own.
+A comparison has a template and a context of its own, see `nacd.report.comparison`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from markupsafe import Markup
 
 from nacd.files import write_text
 from nacd.report import charts, facts, trajectory
+from nacd.report.comparison import comparison_context, is_comparison
 from nacd.report.folder import Run, read_run
 from nacd.report.repeat import command
 from nacd.report.rows import shown_rows
@@ -39,7 +40,7 @@ class ReportConfig:
     """One self-contained HTML page of a run."""
 
     run: tyro.conf.Positional[Path]
-    """Run folder: the --out of `nacd distill`."""
+    """Run folder: the --out of `nacd distill` or `nacd compare`."""
     out: Path | None = None
     """Where the page goes; without it, `report.html` in the run folder."""
 
@@ -53,9 +54,12 @@ def write_report(config: ReportConfig) -> Path:
     Raises:
         UserError: no run folder, a damaged file in it, or a place that cannot be written.
     """
-    run = read_run(config.run)
     path = config.run / "report.html" if config.out is None else config.out
-    write_text(path, render("distill.html.jinja", context(run)))
+    if is_comparison(config.run):
+        page = render("compare.html.jinja", comparison_context(config.run))
+    else:
+        page = render("distill.html.jinja", context(read_run(config.run)))
+    write_text(path, page)
     return path
 
 

@@ -1,0 +1,52 @@
+"""The card of real rows: what they are, and how they were chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nacd.export.card import (
+    Card,
+    columns_section,
+    front_matter,
+    license_section,
+    made_table,
+    trainers_section,
+)
+from nacd.export.dataset import DatasetRow
+
+
+def render_chosen_card(card: Card, method: str, rows: Sequence[DatasetRow]) -> str:
+    """The text of `README.md` for real rows.
+
+    Args:
+        card: what to say.
+        method: who chose them.
+        rows: the rows of the data set, best first, at least one.
+    """
+    columns = columns_section(
+        chat=rows[0].chat,
+        prompt="the row's prompt",
+        completion="its response",
+        changed="0: none",
+    )
+    return f"""{front_matter(card, len(rows), ["data-selection"])}
+
+# {card.title}
+
+**These are real rows, chosen by {method}**: {len(rows)} of the {card.data_rows} training rows of
+{card.data}, word for word, best first. Nothing in them was learned, written or changed.
+
+They are the source data's own, with its licence, its mistakes and its personal data. That they
+train a model better than as many drawn at random is not shown here: draw some and compare
+(`nacd select --method random`).
+
+{license_section(card.license)}
+
+{columns}
+
+{trainers_section()}
+
+## How they were chosen
+
+{made_table(card)}
+"""

@@ -1,0 +1,114 @@
+"""The card of learned rows: what they are and are not, how to train on them, what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from nacd.export.card import (
+    Card,
+    columns_section,
+    front_matter,
+    license_section,
+    made_table,
+    table,
+    trainers_section,
+)
+from nacd.export.dataset import DatasetRow
+from nacd.recipe import Recipe
+
+CITATION = """\
+@article{nacd2025,
+  title  = {Neighbor-Aware Corpus Distillation},
+  eprint = {2504.09818},
+  archivePrefix = {arXiv},
+  url    = {https://arxiv.org/abs/2504.09818}
+}"""
+
+
+def render_learned_card(card: Card, rows: Sequence[DatasetRow]) -> str:
+    """The text of `README.md` for rows whose prompts were learned.
+
+    Args:
+        card: what to say.
+        rows: the rows of the data set, at least one.
+    """
+    columns = columns_section(
+        chat=rows[0].chat,
+        prompt="what is learned",
+        completion="the seed row's response",
+        changed="share of the prompt's learnable tokens that differ from the seed's",
+    )
+    return f"""{front_matter(card, len(rows), ["dataset-distillation", "synthetic"])}
+
+# {card.title}
+
+{_what(card, [row.tokens_changed for row in rows])}
+
+## What the rows are not
+
+- Not to be read as instructions: a learned prompt is optimised to train a model, and may be
+  ungrammatical, false or meaningless. Nobody has checked the text.
+- Not anonymous: the responses, and what is left of the prompts, are the source data's own, with
+  its licence, its mistakes and its personal data.
+- Not bound to help another training: they were learned for the recipe below.
+
+{license_section(card.license)}
+
+{columns}
+
+{trainers_section()}
+
+## The recipe to train with
+
+    nacd train --model {card.model} --data train.jsonl {_flags(card.recipe)}
+
+{table([{"field": f"`{k}`", "value": v} for k, v in asdict(card.recipe).items()])}
+
+On these {len(rows)} rows: {card.recipe.total_steps(len(rows))} steps. LoRA; the loss is taken over
+the completion alone; dropout is off.
+
+## How they were made
+
+{made_table(card)}
+
+## Results
+
+{table(list(card.results)) if card.results else "Not measured."}
+
+## Citation
+
+The method follows Neighbor-Aware Corpus Distillation (arXiv 2504.09818), of which this is an
+independent reconstruction.
+
+```bibtex
+{CITATION}
+```
+"""
+
+
+def _what(card: Card, changed: Sequence[float]) -> str:
+    if not any(changed):
+        return (
+            f"**These rows are the seeds.** No token of any prompt was changed: the {len(changed)} "
+            f"rows stand in {card.data} as they are here. Whatever they do, choosing them did it."
+        )
+    return (
+        f"{len(changed)} rows, each grown from one of the {card.data_rows} training rows of "
+        f"{card.data}: the response is the seed row's own, the prompt's tokens were learned. "
+        f"{sum(changed) / len(changed):.1%} of the learnable tokens differ from the seed's on "
+        f"average ({min(changed):.1%} to {max(changed):.1%} a row; "
+        f"{sum(share == 0 for share in changed)} rows are unchanged)."
+    )
+
+
+def _flags(recipe: Recipe) -> str:
+    """The recipe as flags, where it differs from the defaults."""
+    plain = asdict(Recipe())
+    return " ".join(
+        f"--{name.replace('_', '-')} {value:g}"
+        if isinstance(value, float)
+        else f"--{name.replace('_', '-')} {value}"
+        for name, value in asdict(recipe).items()
+        if value != plain[name]
+    )

@@ -1,0 +1,157 @@
+"""`nacd push`: a run's data set to the hub; without --yes, only what would be uploaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from huggingface_hub import DatasetCard, HfApi
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+)
+from huggingface_hub.utils import validate_repo_id
+from tyro.conf import Positional
+
+from nacd.errors import UserError
+from nacd.export.card import with_license
+from nacd.files import write_text
+
+
+@dataclass(frozen=True)
+class PushConfig:
+    """`nacd push`: upload a run's data set to the Hugging Face hub."""
+
+    run: Positional[Path]
+    """Run folder of `nacd distill` or `nacd select`, or a data set folder."""
+    to: str = ""
+    """Name on the hub, with its owner: `owner/name`."""
+    license: str = ""
+    """Licence of the rows by the hub's name (`apache-2.0`), where the card does not say it."""
+    public: bool = False
+    """Make it public, if it is new; otherwise only its owner sees it."""
+    yes: bool = False
+    """Do it; without this, only list what would be uploaded."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What goes up."""
+
+    folder: Path
+    """The data set folder."""
+    files: dict[str, int]
+    """Bytes of each file, by its path in the folder."""
+    to: str
+    license: str
+    public: bool
+
+    def describe(self) -> str:
+        """One line a file, then where it goes and under which licence."""
+        width = max(len(name) for name in self.files)
+        lines = [f"  {name:<{width}}  {size:>11,} B" for name, size in self.files.items()]
+        seen = "public" if self.public else "private"
+        return "\n".join(
+            [
+                f"{self.folder} -> https://huggingface.co/datasets/{self.to} ({seen}, if new)",
+                *lines,
+                f"  {len(lines)} files, {sum(self.files.values()):,} B",
+                f"Licence: {self.license}. The rows hold responses of the source data, word for "
+                "word: make sure that it allows this.",
+            ]
+        )
+
+
+def plan_upload(config: PushConfig) -> Upload:
+    """What `push` would upload; nothing is sent or changed.
+
+    Raises:
+        UserError: no data set there, a name without owner, or an unknown licence.
+    """
+    folder = config.run if (config.run / "train.jsonl").is_file() else config.run / "dataset"
+    if not (folder / "train.jsonl").is_file() or not (folder / "README.md").is_file():
+        raise UserError(
+            f"{config.run}: no data set in it (expected dataset/train.jsonl and "
+            "dataset/README.md); give the run folder of a finished `nacd distill` or `nacd select`."
+        )
+    owner, slash, name = config.to.partition("/")
+    if not (owner and slash and name):
+        raise UserError(f"--to {config.to!r}: expected owner/name, as in --to ada/distilled-qa.")
+    try:
+        validate_repo_id(config.to)
+    except HFValidationError as error:
+        raise UserError(f"--to {config.to}: not a name that the hub takes: {error}") from error
+    said = DatasetCard.load(folder / "README.md", ignore_metadata_errors=True).data.to_dict()
+    license = config.license or said.get("license") or ""
+    if not license:
+        raise UserError(
+            f"{folder / 'README.md'}: the licence of the source data is unknown; find out, and "
+            "give --license NAME by the hub's name for it (apache-2.0, cc-by-4.0, other)."
+        )
+    found = {
+        str(file.relative_to(folder)): file.stat().st_size
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and not _hidden(file.relative_to(folder))
+    }
+    return Upload(folder, found, config.to, str(license), config.public)
+
+
+def push(config: PushConfig) -> str:
+    """List what would be uploaded or, with `yes`, upload it.
+
+    With a licence given, the card in the folder is made to say it before it goes up.
+
+    Returns:
+        Text for the user.
+
+    Raises:
+        UserError: see `plan_upload`; or the hub cannot be reached, or refuses.
+    """
+    upload = plan_upload(config)
+    if not config.yes:
+        return f"{upload.describe()}\nNothing was uploaded; give --yes to do it."
+    card = upload.folder / "README.md"
+    if config.license:
+        write_text(card, with_license(card.read_text(encoding="utf-8"), config.license))
+    try:
+        api = HfApi()
+        api.create_repo(upload.to, repo_type="dataset", private=not upload.public, exist_ok=True)
+        api.upload_folder(
+            repo_id=upload.to,
+            repo_type="dataset",
+            folder_path=upload.folder,
+            allow_patterns=list(upload.files),
+            commit_message="Upload by nacd push",
+        )
+    except LocalTokenNotFoundError as error:
+        raise UserError(f"--to {upload.to}: {_LOGIN}") from error
+    except HfHubHTTPError as error:
+        code = error.response.status_code
+        if code == 401:
+            raise UserError(f"--to {upload.to}: {_LOGIN}") from error
+        if code in (403, 404):
+            raise UserError(
+                f"--to {upload.to}: the hub refused ({code}); your token may not write there. "
+                "Give a name under your own, or log in with a token that has write access."
+            ) from error
+        raise UserError(
+            f"--to {upload.to}: the hub answered {code}; run the same command again later."
+        ) from error
+    except OfflineModeIsEnabled as error:
+        raise UserError(f"--to {upload.to}: HF_HUB_OFFLINE is set; unset it to upload.") from error
+    except (httpx.HTTPError, OSError) as error:
+        raise UserError(
+            f"--to {upload.to}: the hub cannot be reached ({type(error).__name__}); check the "
+            "network, and run the same command again."
+        ) from error
+    return f"{len(upload.files)} files: https://huggingface.co/datasets/{upload.to}"
+
+
+_LOGIN = "no valid token for the hub; run `hf auth login`, or set HF_TOKEN."
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)

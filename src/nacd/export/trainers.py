@@ -1,0 +1,311 @@
+"""The same training in other people's trainers: configuration files beside the data.
+
+What flows in: the rows, the recipe, the LoRA. What flows out, in `train_with/` of the data set
+folder, each file with the recipe's own values and paths relative to that folder:
+
+    trl.yaml            `trl sft --config`
+    axolotl.yaml        `axolotl train`
+    llamafactory.yaml   `llamafactory-cli train`
+    dataset_info.json   LLaMA-Factory's register of the data
+    messages.jsonl      chat rows as one column, for the two trainers that know no pair of columns
+
+The card's header names `train.jsonl` as the only data, so `datasets.load_dataset` passes these by.
+Option names are those of TRL 1.16, Axolotl 0.19 and LLaMA-Factory 0.9.5.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nacd.export.dataset import DatasetRow
+from nacd.files import write_json, write_text
+from nacd.models import ModelConfig
+from nacd.recipe import Recipe
+
+FOLDER = "train_with"
+HUB_NAMES = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+"""Where our own short names for models are to be had."""
+DATA = "nacd"
+"""The data's name in LLaMA-Factory's register."""
+HEADROOM = 2
+"""Longest row allowed, in multiples of --max-tokens: another tokenizer makes more tokens of it."""
+
+
+def write_trainers(
+    folder: Path,
+    rows: Sequence[DatasetRow],
+    recipe: Recipe,
+    model: ModelConfig,
+    *,
+    max_tokens: int,
+    seed: int = 0,
+) -> list[Path]:
+    """Write the files, each whole or not at all.
+
+    Args:
+        folder: the data set's folder, with `train.jsonl` in it.
+        rows: its rows, at least one.
+        recipe: the training that they are for.
+        model: the model they were made with, and its LoRA.
+        max_tokens: of the longest row.
+        seed: of the training.
+
+    Returns:
+        The files' paths.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    place, chat = folder / FOLDER, rows[0].chat
+    if chat:
+        lines = (json.dumps({"messages": _marked(row)}, ensure_ascii=False) for row in rows)
+        write_text(place / "messages.jsonl", "".join(line + "\n" for line in lines))
+    else:
+        (place / "messages.jsonl").unlink(missing_ok=True)
+    steps = math.ceil(recipe.total_steps(len(rows)) * recipe.warmup)
+    common = {
+        "recipe": recipe,
+        "model": model,
+        "warmup": steps,
+        "longest": HEADROOM * max_tokens,
+        "seed": seed,
+        "chat": chat,
+    }
+    different = _different(recipe, model)
+    _write(
+        place / "trl.yaml",
+        "trl sft --config train_with/trl.yaml",
+        _trl(**common),
+        different,
+    )
+    _write(
+        place / "axolotl.yaml",
+        "axolotl train train_with/axolotl.yaml",
+        _axolotl(**common),
+        different + ["A warm-up of 1 step becomes one of 2."] * (steps == 1) + _elsewhere(recipe),
+    )
+    _write(
+        place / "llamafactory.yaml",
+        "llamafactory-cli train train_with/llamafactory.yaml",
+        _llamafactory(**common),
+        different + _elsewhere(recipe) + ([] if chat else [_EMPTY]),
+    )
+    write_json(place / "dataset_info.json", {DATA: _register(chat)})
+    return sorted(place.iterdir())
+
+
+_EMPTY = (
+    "Its template `empty` writes the rows as they are, but neither a BOS token before them nor the "
+    "end-of-text token after them, which the rows were made with."
+)
+
+
+def _different(recipe: Recipe, model: ModelConfig) -> list[str]:
+    """What no configuration file can say."""
+    found = []
+    if recipe.optimizer == "adamw" and recipe.root_eps:
+        found.append(
+            f"AdamW has no epsilon inside the root here (the recipe: {recipe.root_eps:g})."
+        )
+    if model.lora_alpha != int(model.lora_alpha):
+        found.append(f"LoRA alpha is a whole number here (the recipe: {model.lora_alpha:g}).")
+    if model.model in HUB_NAMES:
+        found.append("The rows were made with a 4-bit copy of this model.")
+    return found
+
+
+def _elsewhere(recipe: Recipe) -> list[str]:
+    if recipe.optimizer == "sgd" and recipe.momentum:
+        return ["Some versions of transformers leave SGD's momentum out; TRL's is tested."]
+    return []
+
+
+def _marked(row: DatasetRow) -> list[dict[str, Any]]:
+    """A row's messages, of which the last alone is trained on."""
+    return [
+        *({**message, "train": False} for message in row.prompt if isinstance(message, dict)),
+        *({**message, "train": True} for message in row.completion if isinstance(message, dict)),
+    ]
+
+
+def _write(path: Path, command: str, values: dict[str, Any], notes: Sequence[str]) -> None:
+    head = [
+        f"From the folder of train.jsonl: {command}",
+        "For one device: with N of them, divide the batch size by N.",
+        *notes,
+    ]
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    write_text(path, "".join(f"# {line}\n" for line in head) + text)
+
+
+def _length(recipe: Recipe, epochs: str) -> dict[str, Any]:
+    """Steps where the recipe counts steps, else epochs; both come to the same steps as ours."""
+    return {"max_steps": recipe.steps} if recipe.steps else {epochs: recipe.epochs}
+
+
+def _schedule(recipe: Recipe) -> str:
+    return "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule
+
+
+def _adam(recipe: Recipe, epsilon: str = "adam_epsilon") -> dict[str, Any]:
+    if recipe.optimizer == "sgd":
+        return {"optim_args": f"momentum={recipe.momentum}"} if recipe.momentum else {}
+    return {"adam_beta1": recipe.beta1, "adam_beta2": recipe.beta2, epsilon: recipe.eps}
+
+
+def _optimizer(recipe: Recipe) -> str:
+    return "sgd" if recipe.optimizer == "sgd" else "adamw_torch"
+
+
+def _arguments(recipe: Recipe, warmup: int, seed: int) -> dict[str, Any]:
+    """The recipe in transformers' own names, which TRL and LLaMA-Factory share."""
+    return {
+        "optim": _optimizer(recipe),
+        "learning_rate": recipe.learning_rate,
+        "lr_scheduler_type": _schedule(recipe),
+        "warmup_steps": warmup,
+        "per_device_train_batch_size": recipe.batch_size,
+        "gradient_accumulation_steps": 1,
+        **_length(recipe, "num_train_epochs"),
+        "max_grad_norm": recipe.clip,
+        "weight_decay": recipe.weight_decay,
+        **_adam(recipe),
+        "seed": seed,
+        "logging_steps": 1,
+        "report_to": "none",
+    }
+
+
+def _trl(
+    *, recipe: Recipe, model: ModelConfig, warmup: int, longest: int, seed: int, chat: bool
+) -> dict[str, Any]:
+    del longest, chat  # TRL takes both forms, and rows of any length
+    return {
+        "model_name_or_path": HUB_NAMES.get(model.model, model.model),
+        "dtype": model.dtype,
+        "dataset_name": ".",
+        "output_dir": "trained/trl",
+        "use_peft": True,
+        "lora_r": model.lora_rank,
+        "lora_alpha": round(model.lora_alpha),
+        "lora_dropout": 0.0,
+        "lora_target_modules": list(model.lora_targets),
+        "completion_only_loss": True,
+        "max_length": None,
+        "packing": False,
+        "bf16": False,  # as in `nacd train`: LoRA is float32, the frozen weights are `dtype`
+        **_arguments(recipe, warmup, seed),
+    }
+
+
+def _axolotl(
+    *, recipe: Recipe, model: ModelConfig, warmup: int, longest: int, seed: int, chat: bool
+) -> dict[str, Any]:
+    every = model.lora_targets == ("all-linear",)
+    written: dict[str, Any] = {"path": f"{FOLDER}/messages.jsonl", "ds_type": "json"}
+    if chat:
+        written |= {
+            "type": "chat_template",
+            "chat_template": "tokenizer_default",
+            "field_messages": "messages",
+            "message_field_training": "train",
+        }
+    else:
+        written |= {
+            "path": "train.jsonl",
+            "type": {
+                "field_instruction": "prompt",
+                "field_output": "completion",
+                "format": "{instruction}",
+                "no_input_format": "{instruction}",
+            },
+        }
+    return {
+        "base_model": HUB_NAMES.get(model.model, model.model),
+        "datasets": [written],
+        "train_on_inputs": False,
+        "val_set_size": 0,
+        "dataset_prepared_path": "trained/axolotl-data",
+        "output_dir": "trained/axolotl",
+        "sequence_len": longest,
+        "excess_length_strategy": "raise",
+        "sample_packing": False,
+        "pad_to_sequence_len": False,
+        "adapter": "lora",
+        "lora_r": model.lora_rank,
+        "lora_alpha": round(model.lora_alpha),
+        "lora_dropout": 0.0,
+        **(
+            {"lora_target_linear": True}
+            if every
+            else {"lora_target_modules": list(model.lora_targets)}
+        ),
+        "optimizer": _optimizer(recipe),
+        "learning_rate": recipe.learning_rate,
+        "lr_scheduler": _schedule(recipe),
+        "warmup_steps": warmup,
+        "micro_batch_size": recipe.batch_size,
+        "gradient_accumulation_steps": 1,
+        **_length(recipe, "num_epochs"),
+        "max_grad_norm": recipe.clip,
+        "weight_decay": recipe.weight_decay,
+        **_adam(recipe),
+        "seed": seed,
+        "bf16": model.dtype == "bfloat16",
+        "fp16": model.dtype == "float16",
+        "logging_steps": 1,
+    }
+
+
+def _llamafactory(
+    *, recipe: Recipe, model: ModelConfig, warmup: int, longest: int, seed: int, chat: bool
+) -> dict[str, Any]:
+    every = model.lora_targets == ("all-linear",)
+    return {
+        "model_name_or_path": HUB_NAMES.get(model.model, model.model),
+        "stage": "sft",
+        "do_train": True,
+        "dataset": DATA,
+        "dataset_dir": FOLDER,
+        **({"mask_history": True} if chat else {"template": "empty"}),  # chat: the tokenizer's own
+        "train_on_prompt": False,
+        "cutoff_len": longest,
+        "packing": False,
+        "output_dir": "trained/llamafactory",
+        "finetuning_type": "lora",
+        "lora_rank": model.lora_rank,
+        "lora_alpha": round(model.lora_alpha),
+        "lora_dropout": 0.0,
+        "lora_target": "all" if every else ",".join(model.lora_targets),
+        "bf16": model.dtype == "bfloat16",
+        "fp16": model.dtype == "float16",
+        **_arguments(recipe, warmup, seed),
+    }
+
+
+def _register(chat: bool) -> dict[str, Any]:
+    """The data's entry in `dataset_info.json`; the file's path is relative to that file."""
+    if chat:
+        return {
+            "file_name": "messages.jsonl",
+            "formatting": "openai",
+            "columns": {"messages": "messages"},
+            "tags": {
+                "role_tag": "role",
+                "content_tag": "content",
+                "user_tag": "user",
+                "assistant_tag": "assistant",
+                "system_tag": "system",
+            },
+        }
+    return {
+        "file_name": "../train.jsonl",
+        "formatting": "alpaca",
+        "columns": {"prompt": "prompt", "response": "completion"},
+    }

@@ -1,0 +1,146 @@
+"""The page of a comparison: the ladder of every target model and budget, and what choosing cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pyarrow import parquet
+
+from nacd.comparison.table import RIVALS, verdict
+from nacd.errors import UserError
+from nacd.report import charts
+from nacd.report.charts import Chart
+from nacd.report.facts import signed
+from nacd.report.rungs import Rung
+
+LABELS = {
+    "random": "random rows",
+    "seeds": "seeds untouched",
+    "random-prompts": "seeds, random prompts",
+    "other-prompts": "seeds, others' prompts",
+    "soft": "NACD soft",
+    "text": "NACD text",
+    "full-equal-steps": "full, equal steps",
+}
+WORDS = {"better": "is better than", "worse": "is worse than"}
+RIVAL_NAMES = {"seeds": "its untouched seeds", "random": "random rows", "less": "LESS"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """One target model at one budget."""
+
+    target: str
+    budget: str
+    chart: Chart
+    rows: list[tuple[Rung, Mapping[str, Any]]]
+    failed: list[tuple[str, str]]
+    """Rows of the table that have no figure, and why."""
+    rivals: list[str]
+    """Rows that the others are held against here, beside the seeds."""
+    sentence: str
+
+
+def is_comparison(folder: Path) -> bool:
+    """Whether a run folder is one of `nacd compare`."""
+    file = folder / "run.yaml"
+    if not file.is_file():
+        return False
+    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return isinstance(config, dict) and "methods" in config
+
+
+def comparison_context(folder: Path) -> dict[str, Any]:
+    """Everything that the page of a comparison shows.
+
+    Raises:
+        UserError: the comparison has not ended.
+    """
+    results, cells = folder / "results.json", folder / "results.parquet"
+    if not (results.is_file() and cells.is_file()):
+        raise UserError(
+            f"{folder}: this comparison has no results yet; run its `nacd compare` command again."
+        )
+    found = json.loads(results.read_text(encoding="utf-8"))
+    table = found["table"]
+    values: dict[tuple[str, str, str], list[float]] = {}
+    for cell in parquet.read_table(cells).to_pylist():
+        if cell.get("report_nll") is not None:
+            key = (cell["target"], cell["budget"], cell["method"])
+            values.setdefault(key, []).append(cell["report_nll"])
+    config = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
+    overlap = folder / "overlap.json"
+    blocks = [*_blocks(table, values)]
+    return {
+        "title": f"{folder.resolve().name}: NACD comparison",
+        "name": folder.resolve().name,
+        "headline": blocks[0].sentence if blocks else "Nothing was compared.",
+        "blocks": blocks,
+        "sizes": found["sizes"],
+        "data": Path(config["data"]["data"]).name,
+        "overlap": json.loads(overlap.read_text())["rows"] if overlap.is_file() else [],
+        "command": f"nacd compare --config {folder / 'run.yaml'} --out {folder}-again",
+        "figures": [block.chart.figure() for block in blocks],
+    }
+
+
+def _blocks(
+    table: list[dict[str, Any]], values: Mapping[tuple[str, str, str], list[float]]
+) -> Iterator[Block]:
+    groups = dict.fromkeys((row["target"], row["budget"]) for row in table)
+    for number, (target, budget) in enumerate(groups):
+        own = [row for row in table if (row["target"], row["budget"]) == (target, budget)]
+        made = [row for row in own if "report_nll" in row]
+        rows = [(_rung(row, values[target, budget, row["method"]]), row) for row in made]
+        chart = charts.ladder([rung for rung, _ in rows])
+        yield Block(
+            target=Path(target).name,
+            budget=budget,
+            chart=replace(chart, id=f"ladder-{number}"),
+            rows=rows,
+            failed=[(row["method"], row["why"]) for row in own if "failed" in row],
+            rivals=[r for r in RIVALS[1:] if any(row["method"] == r for row in made)],
+            sentence=_sentence(Path(target).name, budget, made),
+        )
+
+
+def _rung(row: Mapping[str, Any], values: list[float]) -> Rung:
+    against = row.get("minus_seeds") or {}
+    return Rung(
+        method=row["method"],
+        label=LABELS.get(row["method"], row["method"]),
+        values=tuple(values),
+        mean=row["report_nll"],
+        half=row["interval"],
+        rows=row["rows"],
+        tokens=row["tokens"],
+        steps=row["steps"],
+        changed=row["tokens_changed"],
+        minus_seeds=against.get("mean"),
+        minus_seeds_half=against.get("over_trainings"),
+        seconds=row["training_seconds"],
+        closed=row["recovered_from_zero-shot"],
+    )
+
+
+def _sentence(target: str, budget: str, rows: list[dict[str, Any]]) -> str:
+    """NACD text against its rivals, in one sentence; without it, the best row."""
+    size = f"{budget} of the rows" if budget.endswith("%") else f"{budget} rows"
+    text = next((row for row in rows if row["method"] == "text"), None)
+    if text is None:
+        best = min(rows, key=lambda row: row["report_nll"])
+        name = LABELS.get(best["method"], best["method"])
+        return f"{target}, {size}: {name} has the lowest report NLL, {best['report_nll']:.3f}."
+    parts = []
+    for rival in RIVALS:
+        found = text.get(f"minus_{rival}")
+        if found:
+            word = WORDS.get(verdict(text, rival), "cannot be told from")
+            figures = signed(found["mean"], found["over_trainings"])
+            parts.append(f"{word} {RIVAL_NAMES[rival]} ({figures})")
+    return f"{target}, {size}: NACD text {', '.join(parts) or 'was compared with nothing'}."
