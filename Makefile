@@ -10,13 +10,14 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PY) -m pytest -q -n $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint clean
+.PHONY: help demo test test-fast lint docs clean
 
 help:
 	@echo "make demo       the whole pipeline on a real model and a real data set, about 10 minutes"
 	@echo "make test       lint, types and every test"
 	@echo "make test-fast  the quick tests alone"
 	@echo "make lint       lint and types alone"
+	@echo "make docs       the documentation as a site, in build/docs"
 	@echo "make clean      remove caches and build leftovers; the environment and runs/ stay"
 
 demo: $(VENV)/.installed
@@ -32,6 +33,12 @@ lint: $(VENV)/.installed-dev
 	@$(PY) -m ruff check
 	@$(PY) -m ruff format --check
 	@$(PY) -m basedpyright
+
+# The reference is made from the code, so the site needs nacd itself. Never with --quiet: mkdocs would
+# then count no warnings, and --strict refuse nothing.
+docs: $(VENV)/.installed-dev
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+	@echo "build/docs/index.html"
 
 clean:
 	@rm -rf build dist .pytest_cache .ruff_cache src/*.egg-info

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from nacd.config import DataConfig
+from nacd.config import DataConfig, to_dict
 from nacd.data import Example, encode_all, make_template, read_examples
 from nacd.errors import UserError
 from nacd.evaluation import Accuracy, choice_accuracy, response_nll, task_accuracy
@@ -19,6 +19,7 @@ from nacd.models import ModelConfig, load_model
 from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.run import versions
+from nacd.tracking import check_tracker, tracking
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class TrainConfig:
     """Folder that gets `adapter/` and `train.json`."""
     seed: int = 0
     """Seed of LoRA's initial values and of the shuffles."""
+    track: str = ""
+    """Send losses to a tracker too: `trackio`, `tensorboard` or `wandb`, offline; empty: none."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     recipe: Recipe = field(default_factory=Recipe)
@@ -42,9 +45,18 @@ def fine_tune(config: TrainConfig, progress: Progress | None = None) -> TrainRes
     """
     progress = progress or Progress(quiet=True)
     config.recipe.check()
+    check_tracker(config.track)
     examples = _read(config.data)
     total = config.recipe.total_steps(len(examples))
-    with progress.stage("train", total) as tick:
+    with (
+        tracking(config.track, config.out, to_dict(config)) as log,
+        progress.stage("train", total) as tick,
+    ):
+
+        def report(done: int, total: int, loss: float) -> None:
+            tick(done, loss)
+            log({"loss": loss}, done)
+
         result = train(
             config.model,
             examples,
@@ -53,7 +65,7 @@ def fine_tune(config: TrainConfig, progress: Progress | None = None) -> TrainRes
             seed=config.seed,
             out=config.out,
             max_tokens=config.data.max_tokens,
-            progress=lambda done, _, loss: tick(done, loss),
+            progress=report,
         )
     for note in result.notes:
         progress.say(note)

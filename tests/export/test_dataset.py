@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,14 @@ import pytest
 import yaml
 
 from nacd.errors import UserError
-from nacd.export import Card, DatasetRow, write_dataset
+from nacd.export import (
+    Card,
+    DatasetRow,
+    render_chosen_card,
+    render_learned_card,
+    write_dataset,
+)
+from nacd.export.card import with_license
 from nacd.recipe import Recipe
 
 CARD = Card(
@@ -37,10 +44,18 @@ CHAT = [
 ]
 
 
+def write(folder: Path, rows: list[DatasetRow], card: Card = CARD) -> None:
+    write_dataset(folder, rows, render_learned_card(card, rows))
+
+
+def header(text: str) -> dict[str, Any]:
+    return yaml.safe_load(text.split("---\n")[1])
+
+
 @pytest.mark.parametrize("rows", [RAW, CHAT], ids=["raw", "chat"])
 def test_load_dataset_gives_the_rows(rows: list[DatasetRow], tmp_path: Path) -> None:
     folder = tmp_path / "dataset"
-    write_dataset(folder, rows, CARD)
+    write(folder, rows)
     assert sorted(p.name for p in folder.iterdir()) == ["README.md", "train.jsonl", "train.parquet"]
     loaded: Any = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
     assert list(loaded) == ["train"]
@@ -54,44 +69,80 @@ def test_load_dataset_gives_the_rows(rows: list[DatasetRow], tmp_path: Path) -> 
 
 
 def test_writing_again_replaces(tmp_path: Path) -> None:
-    write_dataset(tmp_path, RAW, CARD)
+    write(tmp_path, RAW)
     first = (tmp_path / "train.jsonl").read_bytes()
-    write_dataset(tmp_path, CHAT, CARD)
-    write_dataset(tmp_path, RAW, CARD)
+    write(tmp_path, CHAT)
+    write(tmp_path, RAW)
     assert (tmp_path / "train.jsonl").read_bytes() == first
 
 
-def test_card_says_what_the_rows_are(tmp_path: Path) -> None:
+def test_card_says_what_the_rows_are() -> None:
     results = [
-        {"row": "random", "NLL": 2.81234, "tokens": 900},
-        {"row": "NACD text", "NLL": None, "tokens": 911},
+        {"row": "random", "NLL": 2.81234, "minus seeds (95 %)": "+0.012 ± 0.003"},
+        {"row": "NACD text", "NLL": None, "minus seeds (95 %)": ""},
     ]
-    write_dataset(tmp_path, RAW, Card(**{**CARD.__dict__, "results": results}))
-    text = (tmp_path / "README.md").read_text()
-    header = yaml.safe_load(text.split("---")[1])
-    assert header["configs"][0]["data_files"] == [{"split": "train", "path": "train.jsonl"}]
-    assert header["task_categories"] == ["text-generation"]
-    assert header["size_categories"] == ["n<1K"]
-    assert "license" not in header
+    text = render_learned_card(replace(CARD, results=results), RAW)
+    said = header(text)
+    assert said["configs"][0]["data_files"] == [{"split": "train", "path": "train.jsonl"}]
+    assert said["task_categories"] == ["text-generation"]
+    assert said["size_categories"] == ["n<1K"]
+    assert "license" not in said
+    assert "language" not in said
     for f in fields(Recipe):
         assert f"| `{f.name}` | " in text
     assert "| `learning_rate` | 0.0003 |" in text
     assert "12.5% of the learnable tokens" in text
-    assert "| random | 2.812 | 900 |" in text
-    assert "| NACD text | n/a | 911 |" in text
+    assert "| random | 2.812 | +0.012 ± 0.003 |" in text
+    assert "| NACD text | n/a |  |" in text
     assert "2504.09818" in text
+    assert "(`role`, `content`)" in render_learned_card(CARD, CHAT)
 
 
-def test_card_names_untouched_seeds(tmp_path: Path) -> None:
-    write_dataset(tmp_path, RAW[1:], CARD)
-    text = (tmp_path / "README.md").read_text()
+def test_card_names_untouched_seeds() -> None:
+    text = render_learned_card(CARD, RAW[1:])
     assert "These rows are the seeds" in text
     assert "Not measured." in text
 
 
+@pytest.mark.parametrize("chosen", [False, True])
+def test_card_says_licence_language_and_provenance(chosen: bool) -> None:
+    def render(card: Card) -> str:
+        if chosen:
+            return render_chosen_card(card, "rds", RAW)
+        return render_learned_card(card, RAW)
+
+    provenance = {
+        "versions": {"nacd": "9.9", "torch": "2.1"},
+        "data": {"train": "300 rows, abcd", "report": "40 rows, ef01"},
+        "began": "2026-01-02",
+    }
+    known = replace(CARD, license="cc-by-4.0", language="en, no", provenance=provenance)
+    text = render(known)
+    assert header(text)["license"] == "cc-by-4.0"
+    assert header(text)["language"] == ["en", "no"]
+    assert "`cc-by-4.0`, as the source data" in text
+    assert "**Unknown.**" not in text
+    assert "| train data | 300 rows, abcd |" in text
+    assert "| made with | nacd 9.9, torch 2.1 |" in text
+    unknown = render(replace(known, license=""))
+    assert "**Unknown.**" in unknown
+    assert "license" not in header(unknown)
+    relicensed = with_license(unknown, "cc-by-4.0")
+    assert header(relicensed) == header(text)
+    assert relicensed.split("---\n", 2)[2] == text.split("---\n", 2)[2]
+    assert with_license(relicensed, "cc-by-4.0") == relicensed
+
+
+def test_chosen_card_says_that_rows_are_real() -> None:
+    text = render_chosen_card(replace(CARD, projection="none"), "rds", RAW)
+    assert "real rows, chosen by rds" in text
+    assert "| projection |" not in text
+    assert "data-selection" in header(text)["tags"]
+
+
 def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no rows to write"):
-        write_dataset(tmp_path, [], CARD)
+        write_dataset(tmp_path, [], "")
     with pytest.raises(UserError, match="one --template"):
-        write_dataset(tmp_path, RAW + CHAT, CARD)
+        write_dataset(tmp_path, RAW + CHAT, "")
     assert list(tmp_path.iterdir()) == []

@@ -19,7 +19,7 @@ from nacd.recipe import Recipe
 
 CITATION = """\
 @article{nacd2025,
-  title  = {Neighbor-Aware Corpus Distillation},
+  title  = {Transferable text data distillation by trajectory matching},
   eprint = {2504.09818},
   archivePrefix = {arXiv},
   url    = {https://arxiv.org/abs/2504.09818}

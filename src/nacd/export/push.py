@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 from huggingface_hub import DatasetCard, HfApi
-from huggingface_hub.errors import (
+from huggingface_hub.errors import (  # httpx or httpx2, as it has it
     HfHubHTTPError,
     HFValidationError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage]
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
 )
@@ -142,7 +142,7 @@ def push(config: PushConfig) -> str:
         ) from error
     except OfflineModeIsEnabled as error:
         raise UserError(f"--to {upload.to}: HF_HUB_OFFLINE is set; unset it to upload.") from error
-    except (httpx.HTTPError, OSError) as error:
+    except (HTTPError, ConnectionError, TimeoutError) as error:
         raise UserError(
             f"--to {upload.to}: the hub cannot be reached ({type(error).__name__}); check the "
             "network, and run the same command again."

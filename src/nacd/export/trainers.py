@@ -88,7 +88,10 @@ def write_trainers(
         place / "axolotl.yaml",
         "axolotl train train_with/axolotl.yaml",
         _axolotl(**common),
-        different + ["A warm-up of 1 step becomes one of 2."] * (steps == 1) + _elsewhere(recipe),
+        different
+        + ["A warm-up of 1 step becomes one of 2."] * (steps == 1)
+        + ([] if chat else [_BORDER])
+        + _elsewhere(recipe),
     )
     _write(
         place / "llamafactory.yaml",
@@ -100,6 +103,7 @@ def write_trainers(
     return sorted(place.iterdir())
 
 
+_BORDER = "It makes tokens of prompt and completion apart: they may differ where the two meet."
 _EMPTY = (
     "Its template `empty` writes the rows as they are, but neither a BOS token before them nor the "
     "end-of-text token after them, which the rows were made with."
@@ -122,7 +126,7 @@ def _different(recipe: Recipe, model: ModelConfig) -> list[str]:
 
 def _elsewhere(recipe: Recipe) -> list[str]:
     if recipe.optimizer == "sgd" and recipe.momentum:
-        return ["Some versions of transformers leave SGD's momentum out; TRL's is tested."]
+        return ["Older versions of transformers leave SGD's momentum out."]
     return []
 
 
@@ -153,10 +157,10 @@ def _schedule(recipe: Recipe) -> str:
     return "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule
 
 
-def _adam(recipe: Recipe, epsilon: str = "adam_epsilon") -> dict[str, Any]:
+def _adam(recipe: Recipe) -> dict[str, Any]:
     if recipe.optimizer == "sgd":
         return {"optim_args": f"momentum={recipe.momentum}"} if recipe.momentum else {}
-    return {"adam_beta1": recipe.beta1, "adam_beta2": recipe.beta2, epsilon: recipe.eps}
+    return {"adam_beta1": recipe.beta1, "adam_beta2": recipe.beta2, "adam_epsilon": recipe.eps}
 
 
 def _optimizer(recipe: Recipe) -> str:
@@ -189,7 +193,7 @@ def _trl(
     return {
         "model_name_or_path": HUB_NAMES.get(model.model, model.model),
         "dtype": model.dtype,
-        "dataset_name": ".",
+        "datasets": [{"path": "json", "data_files": "train.jsonl"}],
         "output_dir": "trained/trl",
         "use_peft": True,
         "lora_r": model.lora_rank,
@@ -199,6 +203,7 @@ def _trl(
         "completion_only_loss": True,
         "max_length": None,
         "packing": False,
+        "activation_checkpointing": model.gradient_checkpointing,
         "bf16": False,  # as in `nacd train`: LoRA is float32, the frozen weights are `dtype`
         **_arguments(recipe, warmup, seed),
     }

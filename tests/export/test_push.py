@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage]
+    LocalTokenNotFoundError,
+)
+from test_dataset import CARD, RAW
+
+from nacd.cli import main
+from nacd.errors import UserError
+from nacd.export import render_learned_card, write_dataset, write_trainers
+from nacd.export.push import PushConfig, plan_upload, push
+from nacd.models import ModelConfig
+from nacd.recipe import Recipe
+
+httpx: Any = importlib.import_module(HTTPError.__module__.partition(".")[0])
+"""httpx or httpx2, as the installed huggingface_hub has it."""
+
+
+def make_run(folder: Path, license: str = "") -> Path:
+    card = replace(CARD, license=license)
+    write_dataset(folder / "dataset", RAW, render_learned_card(card, RAW))
+    write_trainers(folder / "dataset", RAW, Recipe(), ModelConfig(), max_tokens=64)
+    (folder / "soft_prompts.safetensors").write_bytes(b"not for the hub")
+    return folder
+
+
+class Hub:
+    """What was asked of the hub."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: Exception | None = None):
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+
+        def create_repo(_: HfApi, repo_id: str, **options: Any) -> None:
+            self.calls.append(("create", {"repo_id": repo_id} | options))
+            if error is not None:
+                raise error
+
+        def upload_folder(_: HfApi, **options: Any) -> None:
+            self.calls.append(("upload", options))
+
+        monkeypatch.setattr(HfApi, "create_repo", create_repo)
+        monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+
+
+def refusal(code: int) -> HfHubHTTPError:
+    request = httpx.Request("POST", "https://huggingface.co/api/repos/create")
+    return HfHubHTTPError("no", response=httpx.Response(code, request=request))
+
+
+def test_without_yes_nothing_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub = Hub(monkeypatch)
+    run = make_run(tmp_path)
+    before = (run / "dataset" / "README.md").read_text()
+    assert main(["push", str(run), "--to", "ada/rows", "--license", "cc-by-4.0"]) == 0
+    shown = capsys.readouterr().out
+    size = (run / "dataset" / "train.jsonl").stat().st_size
+    for part in ("ada/rows", "private", "train.jsonl", f"{size:,} B", "train_with/trl.yaml"):
+        assert part in shown
+    assert "cc-by-4.0" in shown
+    assert "give --yes" in shown
+    assert "soft_prompts" not in shown
+    assert hub.calls == []
+    assert (run / "dataset" / "README.md").read_text() == before
+
+
+def test_yes_uploads_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub(monkeypatch)
+    run = make_run(tmp_path)
+    said = push(PushConfig(run, "ada/rows", license="cc-by-4.0", yes=True))
+    assert said.endswith("https://huggingface.co/datasets/ada/rows")
+    (first, created), (second, sent) = hub.calls
+    assert (first, second) == ("create", "upload")
+    assert created["private"] is True
+    assert created["repo_type"] == sent["repo_type"] == "dataset"
+    assert sent["folder_path"] == run / "dataset"
+    assert {"README.md", "train.jsonl", "train.parquet"} < set(sent["allow_patterns"])
+    card = (run / "dataset" / "README.md").read_text()
+    assert yaml.safe_load(card.split("---\n")[1])["license"] == "cc-by-4.0"
+    assert "**Unknown.**" not in card
+
+
+def test_the_cards_own_licence_is_enough(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "apache-2.0")
+    assert plan_upload(PushConfig(run, "ada/rows")).license == "apache-2.0"
+    assert plan_upload(PushConfig(run / "dataset", "ada/rows")).folder == run / "dataset"
+
+
+def test_mistakes_are_named_before_anything_is_sent(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no data set in it"):
+        push(PushConfig(tmp_path / "none", "ada/rows", yes=True))
+    run = make_run(tmp_path)
+    for name in ("", "rows", "ada/", "/rows", "a/b/c", "ada/rows!"):
+        with pytest.raises(UserError, match="--to"):
+            push(PushConfig(run, name, license="mit", yes=True))
+    with pytest.raises(UserError, match="--license NAME"):
+        push(PushConfig(run, "ada/rows", yes=True))
+
+
+@pytest.mark.parametrize(
+    ("error", "part"),
+    [
+        (LocalTokenNotFoundError("no token\nat all"), "hf auth login"),
+        (refusal(401), "hf auth login"),
+        (refusal(403), "write access"),
+        (refusal(500), "answered 500"),
+        (httpx.ConnectError("name resolution\nfailed"), "check the network"),
+        (TimeoutError("slow"), "check the network"),
+    ],
+)
+def test_what_the_hub_says_is_one_line(
+    error: Exception,
+    part: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Hub(monkeypatch, error)
+    run = make_run(tmp_path, "mit")
+    assert main(["push", str(run), "--to", "ada/rows", "--yes"]) == 1
+    shown = capsys.readouterr().err.strip()
+    assert part in shown
+    assert "\n" not in shown

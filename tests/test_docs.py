@@ -1,0 +1,202 @@
+"""The documentation: the site builds strictly and needs nothing else; its commands can be run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nacd import cli
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(p.relative_to(ROOT).as_posix() for p in (*ROOT.glob("*.md"), *DOCS.rglob("*.md")))
+MADE = {"questions.jsonl": 132, "heldout.jsonl": 45}
+"""Rows that the tutorial writes: of lm-eval's 177 short exemplars every fourth is held out."""
+FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def console(text: str) -> list[str]:
+    """The commands of a page's `console` blocks, continued lines joined."""
+    found = []
+    for language, _, body in FENCE.findall(text):
+        if language == "console":
+            joined = re.sub(r"\\\n\s*", "", body)
+            found += [line[2:] for line in joined.splitlines() if line.startswith("$ ")]
+    return found
+
+
+def shown(text: str) -> Iterator[list[str]]:
+    """Arguments of every `nacd` command that a page shows, in any kind of block."""
+    indented = re.sub(r"\\\n\s*", "", text)
+    for line in [*console(text), *re.findall(r"^ {4}(nacd .*)$", indented, re.MULTILINE)]:
+        args = shlex.split(line, comments=True)
+        if args[:1] == ["nacd"] and "COMMAND" not in args:
+            yield args[1:]
+
+
+class _ParsedError(Exception):
+    """A verb has parsed its flags, and is not to run."""
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_shown_exists(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parse = cli._parse
+
+    def only_parse(*args: Any) -> None:
+        raise _ParsedError(parse(*args))
+
+    monkeypatch.setattr(cli, "_parse", only_parse)
+    for args in shown((ROOT / page).read_text(encoding="utf-8")):
+        if "--config" in args:  # a file of the reader's
+            at = args.index("--config")
+            del args[at : at + 2]
+        try:
+            with pytest.raises(_ParsedError):
+                cli.VERBS[args[0]](args[1:])
+        except SystemExit:
+            pytest.fail(f"{page}: nacd {shlex.join(args)}")
+
+
+class _Asked(HTMLParser):
+    """What a browser fetches by itself when it shows a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.urls: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        if tag in ("script", "img", "iframe"):
+            self.urls.append(found.get("src") or "")
+        if tag == "link" and found.get("rel") in ("stylesheet", "preconnect", "icon", "preload"):
+            self.urls.append(found.get("href") or "")
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly_and_needs_nothing_else(tmp_path: Path) -> None:
+    # not with --quiet: it hides warnings from --strict too
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict"]
+    built = subprocess.run(
+        [*command, "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    assert "Documentation built" in built.stderr
+    pages = {
+        path.relative_to(tmp_path / "site").with_suffix(".md").as_posix(): path.read_text()
+        for path in (tmp_path / "site").rglob("*.html")
+    }
+    written = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
+    assert written | {"reference.md"} <= pages.keys()
+    for name, text in pages.items():
+        asked = _Asked()
+        asked.feed(text)
+        assert not [url for url in asked.urls if "//" in url], name
+    assert "<math" in pages["method.md"]
+    for verb in cli.VERBS:
+        assert f'id="nacd-{verb}"' in pages["reference.md"]
+    for name in ("method.md", "how-to/break-even.md"):  # no equation is left as LaTeX
+        assert not re.search(r"\\(frac|theta|lVert|text)\b", pages[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["distill", "compare", "evaluate", "show"])
+def test_the_reference_has_every_flag_of_the_help(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(DOCS))
+    import reference  # pyright: ignore[reportMissingImports]
+
+    with pytest.raises(SystemExit):
+        cli.main([verb, "--help"])
+    flags = set(re.findall(r"--[a-z][a-z0-9-]*", re.sub(r"--no-\S+", "", capsys.readouterr().out)))
+    page = reference.page()
+    assert not [f for f in flags if f"`{f}`" not in page and f not in ("--help", "--out")]
+
+
+def test_numbers_named_on_pages_are_the_codes_own() -> None:
+    from nacd import diagnosis
+    from nacd.distillation import outer
+    from nacd.stages import FREE, INNER_STEP
+
+    gpu = (DOCS / "how-to" / "gpu.md").read_text()
+    assert f"cosine {diagnosis.COSINE} and a relative error of at most {diagnosis.ERROR}" in (
+        " ".join(gpu.split())
+    )
+    assert outer.PATIENCE == 5  # faq.md, when-not.md: "after five in a row"
+    assert outer.JUMP == 1.5  # method.md
+    assert outer.OuterConfig(0.1).explode == 1e4  # method.md
+    assert f"The factor {INNER_STEP:g}" in (DOCS / "how-to" / "break-even.md").read_text()
+    assert set(FREE) == {"out", "compare", "draws"}  # faq.md
+
+
+def test_one_version_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest
+    assert citation["version"] == newest[1] == project["version"]
+    assert citation["license"] == project["license"]
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs(
+    tiny_folder: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Every command of the page as it stands; MODEL, DATA and HELDOUT have other values."""
+    page = (DOCS / "tutorial.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for _, title, body in FENCE.findall(page):
+        if name := re.search(r'title="([^"]+)"', title):
+            (tmp_path / name[1]).write_text(body, encoding="utf-8")
+    for name, rows in (("tiny.jsonl", range(50)), ("held.jsonl", range(50, 62))):
+        (tmp_path / name).write_text("".join(json.dumps(question(i)) + "\n" for i in rows))
+    monkeypatch.setenv("MODEL", str(tiny_folder("llama")))
+    monkeypatch.setenv("DATA", "tiny.jsonl")
+    monkeypatch.setenv("HELDOUT", "held.jsonl")
+    ran, printed = [], ""
+    for command in console(page):
+        program, *args = shlex.split(os.path.expandvars(command))
+        ran.append(f"{program} {args[0]}")
+        if program == "nacd":
+            assert cli.main(args) == 0, command
+            printed = capsys.readouterr().out
+        elif program == "python":
+            subprocess.run([sys.executable, *args], check=True)
+        else:
+            assert program == "export", command
+            names = {arg.partition("=")[0] for arg in args}
+            assert names == {"MODEL", "DATA", "HELDOUT"}
+    verbs = ("doctor", "distill", "show", "report", "train", "evaluate", "evaluate")
+    assert [line for line in ran if line.startswith("nacd")] == [f"nacd {v}" for v in verbs]
+    counts = {n: len((tmp_path / n).read_text().splitlines()) for n in MADE}
+    assert counts == MADE
+    figures = json.loads(printed)
+    assert figures["accuracy"]["n"] == 12
+    assert (tmp_path / "runs" / "tutorial" / "report.html").is_file()
+
+
+def question(number: int) -> dict[str, Any]:
+    return {
+        "question": f"Which is thing {number}?",
+        "choices": [f"thing {number}", "no thing"],
+        "answer": 0,
+    }
