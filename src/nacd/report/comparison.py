@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ class Block:
     target: str
     budget: str
     chart: Chart
-    rows: list[tuple[Rung, Mapping[str, Any]]]
+    rows: Sequence[tuple[Rung, Mapping[str, Any]]]
     failed: list[tuple[str, str]]
     """Rows of the table that have no figure, and why."""
     rivals: list[str]
@@ -110,10 +110,10 @@ def _blocks(
 
 
 def _rung(row: Mapping[str, Any], values: list[float]) -> Rung:
-    against = row.get("minus_seeds") or {}
+    against, method = row.get("minus_seeds") or {}, str(row["method"])
     return Rung(
-        method=row["method"],
-        label=LABELS.get(row["method"], row["method"]),
+        method=method,
+        label=LABELS.get(method, method),
         values=tuple(values),
         mean=row["report_nll"],
         half=row["interval"],
