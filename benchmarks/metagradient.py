@@ -301,7 +301,7 @@ class Kept:
         whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
         self.lines: list[dict[str, Any]] = [json.loads(line) for line in whole]
         self.path.write_text("".join(whole))
-        free = ("engines", "steps", "repeats", "memory", "quiet_share", "out")
+        free = ("engines", "steps", "long_steps", "repeats", "memory", "quiet_share", "out")
         setting = {k: v for k, v in asdict(config).items() if k not in free}
         if not self.lines:
             self.add({"setting": setting})
