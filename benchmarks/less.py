@@ -14,12 +14,9 @@ is equally long, so that the two differ in the number of rows alone.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
 import os
 import platform
-import resource
 import shutil
 import statistics
 import subprocess
@@ -34,7 +31,7 @@ import numpy as np
 import psutil
 import torch
 import tyro
-from metagradient import _reset_peak, _status
+from peak import PeakMemory
 
 from nacd.config import SelectionConfig
 from nacd.data import Encoded, Example, Message, collate, make_template, mmlu_exemplars
@@ -203,28 +200,12 @@ def child(config: Config, scratch: Path, count: int) -> None:
         progress=Progress(quiet=True),
     )
     checkpoints = warm_up(task)
-    gc.collect()
-    cuda = model.device.type == "cuda"
-    reset, base = False, None
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-        base = torch.cuda.memory_allocated()
-    elif sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
-        reset = _reset_peak()
-        base = _status("VmRSS")
+    memory = PeakMemory(model.device)
     sets = gradient_features(task, checkpoints)
     blocks = similarity([c.weight for c in checkpoints], sets)
     scores = np.concatenate([subtask_max(b, [""] * len(target)) for b in blocks])
     assert scores.shape == (count,)
-    if cuda:
-        peak = torch.cuda.max_memory_allocated()
-    elif reset:
-        peak = _status("VmHWM")
-    else:
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    print(json.dumps({"rows": count, "peak": peak, "above": peak - base if base else None}))
+    print(json.dumps({"rows": count} | memory.read()))
 
 
 def memory(config: Config, scratch: Path, count: int) -> dict[str, Any]:

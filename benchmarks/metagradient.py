@@ -1,6 +1,6 @@
 """What a meta-gradient costs and how exact it is, engine by engine, in one run.
 
-    python benchmarks/metagradient.py                       # SmolLM2-135M: 80 minutes on two cores
+    python benchmarks/metagradient.py                       # over an hour on two cores
     python benchmarks/metagradient.py --steps 1 2 --long-steps --repeats 2
 
 Every measurement is written as it is taken: stopped, the same command goes on. A timing during
@@ -19,13 +19,10 @@ unrolled graph where that was run, else against `exact`.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
 import math
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -37,6 +34,7 @@ from typing import Any, Literal
 import psutil
 import torch
 import tyro
+from peak import PeakMemory
 from torch import Tensor
 
 from nacd.data import Batch, mmlu_exemplars
@@ -219,30 +217,11 @@ def _batch(model: LoraModel, config: Config, number: int) -> Batch:
 # --- memory: one fresh process for each engine and N ------------------------------------------
 
 
-def _status(key: str) -> int:
-    """A size in /proc/self/status, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return 1024 * int(line.split()[1])
-    raise KeyError(key)
-
-
 def _child(config: Config, folder: Path, name: str, steps: int) -> None:
     """Run one engine once; print the memory it took as a JSON line, keep its gradient."""
     checkpointing = config.gradient_checkpointing and name in (*FLAT, "ordinary")
     setting = Setting(config, folder, checkpointing)
-    gc.collect()
-    cuda = setting.model.device.type == "cuda"
-    reset = False
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-        base = torch.cuda.memory_allocated()
-    elif sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
-        reset = _reset_peak()
-        base = _status("VmRSS")
-    else:
-        base = 0
+    memory = PeakMemory(setting.model.device)
     kept: dict[str, Tensor] = {}
     if name == "ordinary":
         setting.ordinary()
@@ -250,24 +229,10 @@ def _child(config: Config, folder: Path, name: str, steps: int) -> None:
     else:
         _, result = setting.meta(name, steps)  # pyright: ignore[reportArgumentType]
         kept = {"vectors": result.vectors, "log_rate": result.log_rate}
-    if cuda:
-        peak = torch.cuda.max_memory_allocated()
-    elif reset:
-        peak = _status("VmHWM")
-    else:
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    found = memory.read()
     if kept:
         write_tensors(folder / f"{name}-{steps}.safetensors", kept)
-    print(json.dumps({"peak": peak, "above": peak - base if base else None}))
-
-
-def _reset_peak() -> bool:
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
+    print(json.dumps(found))
 
 
 def _measure(config: Config, folder: Path, name: str, steps: int) -> dict[str, Any]:

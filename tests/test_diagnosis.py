@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from nacd.data import Batch, Example, Message, encode_all, make_template
-from nacd.diagnosis import COSINE, EPS, SHORT_EPS, Diagnosis, Row, Verdict, diagnose, estimate
+from nacd.diagnosis import COSINE, EPS, SHORT_EPS, Diagnosis, Row, Verdict, diagnose
 from nacd.distillation.pseudo import make_pseudo_data
 from nacd.errors import UserError
+from nacd.estimate import estimate
 from nacd.models import LoraModel, ModelConfig, load_model
 from nacd.recipe import Recipe
 

@@ -7,7 +7,8 @@ import math
 import torch
 
 from nacd.config import DistillConfig
-from nacd.diagnosis import Diagnosis, Estimate, diagnose, estimate
+from nacd.diagnosis import Diagnosis, diagnose
+from nacd.estimate import Estimate, estimate
 from nacd.experts import Expert
 from nacd.learn import draw, make_seeds
 from nacd.prepare import prepare, read_splits

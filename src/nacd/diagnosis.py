@@ -13,20 +13,16 @@ against a reference, in relative error and cosine:
 Where activations have kinks (OPT's ReLU), `exact` and finite differences are two answers to two
 questions: a double backward takes no notice of units that switch, a finite step does. They agree
 only where few units switch within eps.
-
-`estimate` measures one inner step and says what the planned run takes.
 """
 
 from __future__ import annotations
 
 import gc
 import math
-import sys
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -42,7 +38,6 @@ from nacd.meta import (
     MetaGradient,
     Start,
     initial_state,
-    make_engine,
     meta_gradient,
 )
 from nacd.models import LoraModel, load_model
@@ -170,7 +165,7 @@ def _wrap(text: str, width: int = 80) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Trial:
+class Trial:
     """A model at a slightly trained start, with a cotangent to pull back."""
 
     loop: InnerLoop
@@ -199,7 +194,7 @@ class _Trial:
         )
         return result, (_now(self.loop.model) - began) / len(self.batches)
 
-    def on(self, model: LoraModel) -> _Trial:
+    def on(self, model: LoraModel) -> Trial:
         """The same point and cotangent on another copy of the model."""
         return replace(self, loop=replace(self.loop, model=model))
 
@@ -212,9 +207,9 @@ def _now(model: LoraModel) -> float:
     return time.perf_counter()
 
 
-def _warm(
+def warm_trial(
     model: LoraModel, recipe: Recipe, batches: Sequence[Batch], vectors: Tensor, thorough: bool
-) -> _Trial:
+) -> Trial:
     """Train a few steps at the peak rate (the schedule's own first rate may be 0)."""
     steps = WARM if thorough else 1
     recipe = replace(recipe, warmup=0.0, schedule="constant")
@@ -230,7 +225,7 @@ def _warm(
     _, cotangent, _ = model.value_and_grad(start.theta, batches[-1], vectors)
     seconds = _now(model) - began
     inner = batches if thorough else batches[:1]
-    return _Trial(loop, start, inner, log_rate, vectors, cotangent, seconds)
+    return Trial(loop, start, inner, log_rate, vectors, cotangent, seconds)
 
 
 def _compare(
@@ -251,7 +246,7 @@ def _cosine(a: Tensor, b: Tensor) -> float:
     return float(a @ b) / length if length > 0 else math.nan
 
 
-def _exact(trial: _Trial) -> tuple[tuple[MetaGradient, float] | None, str]:
+def _exact(trial: Trial) -> tuple[tuple[MetaGradient, float] | None, str]:
     """The exact meta-gradient, or None and why it cannot be had."""
     model = trial.loop.model
     if model.config.gradient_checkpointing:
@@ -293,7 +288,7 @@ def diagnose(
     Raises:
         UserError: the model cannot be loaded in float32.
     """
-    trial = _warm(model, recipe, batches, vectors, thorough)
+    trial = warm_trial(model, recipe, batches, vectors, thorough)
     low = model.config.dtype in ("bfloat16", "float16")
     exact: tuple[MetaGradient, float] | None = None
     why_not = "16-bit rounding is in the double backward too"
@@ -346,14 +341,14 @@ def _float32_copy(model: LoraModel) -> LoraModel:
     return load_model(replace(model.config, dtype="float32", attention=attention))
 
 
-def _float32_truth(trial: _Trial) -> MetaGradient | None:
+def _float32_truth(trial: Trial) -> MetaGradient | None:
     """`exact` at the same point on a float32 copy; None where it cannot be had."""
     copy = _float32_copy(trial.loop.model)
     found, _ = _exact(trial.on(copy))
     return found[0] if found else None
 
 
-def _float32_first_order(trial: _Trial) -> MetaGradient:
+def _float32_first_order(trial: Trial) -> MetaGradient:
     return trial.on(_float32_copy(trial.loop.model)).gradient(FirstOrder(SHORT_EPS[0]))[0]
 
 
@@ -416,119 +411,3 @@ def _judge(
     if model.config.gradient_checkpointing:
         return None, f"{found}, and {why_not}. Drop --gradient-checkpointing, and try `exact`."
     return None, f"{found}, and {why_not}. Use --attention eager, and try `exact`."
-
-
-# --- what a run takes -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Memory, time and disk of a planned run, from a measured step."""
-
-    peak_bytes: int | None
-    """Peak memory of the process (CUDA: on the device); None where it cannot be measured."""
-    seconds: float
-    """The outer loop."""
-    disk_bytes: int
-    """What the outer loop's state and the experts' snapshots take."""
-    outer_seconds: float
-    """One outer step."""
-    inner_steps: int
-    """Inner steps of one outer step, all segments together."""
-    engine: EngineName
-
-    def describe(self) -> str:
-        """A few lines, at 80 columns."""
-        peak = "not measured" if self.peak_bytes is None else _size(self.peak_bytes)
-        return "\n".join(
-            [
-                f"time: about {_duration(self.seconds)} ({_duration(self.outer_seconds)} an outer "
-                f"step of {self.inner_steps} inner steps, --engine {self.engine})",
-                f"memory: about {peak} at the peak",
-                f"disk: about {_size(self.disk_bytes)}",
-            ]
-        )
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "KB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _peak(model: LoraModel, work: Callable[[], None]) -> int | None:
-    """Peak memory while `work` runs, in bytes; None where the system does not tell."""
-    if model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(model.device)
-        work()
-        return torch.cuda.max_memory_allocated(model.device)
-    if model.device.type == "cpu" and sys.platform == "linux":
-        try:
-            Path("/proc/self/clear_refs").write_text("5")
-            work()
-            status = Path("/proc/self/status").read_text()
-            return 1024 * int(status.split("VmHWM:")[1].split()[0])
-        except (OSError, IndexError):
-            return None
-    work()
-    return None
-
-
-def estimate(
-    model: LoraModel,
-    recipe: Recipe,
-    batch: Batch,
-    vectors: Tensor,
-    *,
-    rows: int,
-    outer_steps: int,
-    engine: EngineName = "first-order",
-    eps: float = 1e-2,
-    window: int = 0,
-    segments: int = 1,
-    target_batches: int = 0,
-    snapshots: int = 0,
-) -> Estimate:
-    """What a planned run takes, from one measured inner step of its own engine.
-
-    Args:
-        model: the model; its LoRA is overwritten.
-        recipe: the inner loop's.
-        batch: a real batch of the recipe's size, the longest for a safe figure.
-        vectors: all learnable embeddings, (Q, d).
-        rows: rows of the distilled set.
-        outer_steps: outer steps.
-        engine: the engine of the run.
-        eps: its step length.
-        window: inner steps differentiated through; 0: the whole recipe.
-        segments: inner loops in an outer step.
-        target_batches: batches of target rows that the objective reads; 0 for `trajectory`.
-        snapshots: expert snapshots that are kept (all experts together).
-    """
-    total = recipe.total_steps(rows)
-    inner = min(window or total, total)
-    trial = _warm(model, recipe, [batch, batch], vectors, thorough=False)
-    taken: list[float] = []
-
-    def work() -> None:
-        taken.append(trial.gradient(make_engine(engine, eps))[1])
-
-    peak = _peak(model, work)
-    entry = trial.start.theta.element_size()
-    state = 1 + len(trial.start.state)
-    if peak is not None:
-        # beside one step's graph: the gradients g_k, and (theta, s) twice at every sqrt(N)-th step
-        stored = inner + 2 * state * math.ceil(math.sqrt(inner))
-        per_step = model.size + (vectors.numel() if engine == "one-sided" else 0)
-        peak += entry * (stored - 1) * per_step
-    outer = segments * (inner * taken[0] + target_batches * trial.step_seconds)
-    disk = 3 * vectors.numel() * vectors.element_size() + snapshots * state * model.size * entry
-    return Estimate(peak, outer_steps * outer, disk, outer, segments * inner, engine)

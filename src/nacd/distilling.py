@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from nacd.clock import StageClock
 from nacd.config import DistillConfig, to_dict
 from nacd.data import Splits
 from nacd.distillation.pseudo import PseudoData
@@ -32,7 +33,6 @@ from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.report.page import ReportConfig, write_report
 from nacd.report.record import write_records
-from nacd.report.stages import StageClock
 from nacd.run import RunFolder
 from nacd.selection import check_method, check_rows
 from nacd.stages import checked_engine, chosen_rows, open_run, recorded_experts, tuned_recipe

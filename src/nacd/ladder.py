@@ -97,7 +97,7 @@ def _measure(
     used = entry.recipe or recipe
     data = entry.data(seed)
     if data is None:
-        theta, tokens, steps = torch.zeros(model.size, device=model.device), 0, 0
+        theta, tokens, steps = model.zero_theta(), 0, 0
     else:
         steps = used.total_steps(len(data.rows)) if entry.steps is None else entry.steps
         theta = train_student(model, used, data, seed, vectors=entry.vectors, steps=steps)

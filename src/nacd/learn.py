@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from nacd.config import DistillConfig, OuterLoopConfig, budget_rows
-from nacd.data import Encoded, Example, collate, length_buckets
+from nacd.data import Encoded, Example
 from nacd.distillation.neighbours import candidates
-from nacd.distillation.objectives import target_objective, trajectory_objective
-from nacd.distillation.outer import DivergedError, OuterConfig, OuterLoop, Segment
+from nacd.distillation.outer import DivergedError, OuterConfig, OuterLoop
 from nacd.distillation.projection import (
     Nearest,
     Projection,
@@ -29,19 +27,20 @@ from nacd.distillation.projection import (
     StraightThrough,
     simplex_logits,
 )
-from nacd.distillation.pseudo import PseudoData, make_pseudo_data, training_order
+from nacd.distillation.pseudo import PseudoData, make_pseudo_data
 from nacd.distillation.text import RoundTrip, TextRow, choosable, to_text
 from nacd.errors import UserError
 from nacd.experts import Expert
 from nacd.files import read_tensors, write_tensors
-from nacd.meta import Engine, InnerLoop, Start, initial_state
+from nacd.meta import Engine
 from nacd.models import LoraModel
 from nacd.prepare import Part, Prepared
 from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.run import read_metrics, write_metrics
+from nacd.segments import segment_maker, windowed
 from nacd.selection.random import random_order
-from nacd.student import CHECK_SEED, LEARNING_SEED, mean_nll, train_student
+from nacd.student import CHECK_SEED, mean_nll, train_student
 from nacd.tracking import Log, silent
 
 
@@ -71,7 +70,7 @@ def make_seeds(prepared: Prepared, indices: Sequence[int], learn: str) -> Seeds:
 @torch.no_grad()
 def expected_tokens(model: LoraModel, data: PseudoData, count: int, allowed: Tensor) -> Tensor:
     """The tokens that the model itself expects at every slot, likeliest first, (Q, count)."""
-    model.write(torch.zeros(model.size, device=model.device))
+    model.write(model.zero_theta())
     found = []
     for row, slots in zip(data.rows, data.slots, strict=True):
         logits = model.hf(input_ids=torch.tensor([row.ids], device=model.device)).logits[0]
@@ -111,82 +110,6 @@ def make_projection(
     kind = Nearest if config.projection == "nearest" else StraightThrough
     vectors = model.embed(ids).float().clone()
     return kind(vectors, model.table, allowed, config.metric), config.step_size or 0.02
-
-
-def segment_maker(
-    prepared: Prepared,
-    recipe: Recipe,
-    config: OuterLoopConfig,
-    rows: int,
-    experts: Sequence[Expert],
-) -> Callable[[int, int], Segment]:
-    """A function (outer step, segment number) -> segment, the same at every run."""
-    model = prepared.model
-    total = recipe.total_steps(rows)
-    window = min(config.window or total, total)
-    pad = model.tokenizer.pad_token_id
-    target = (
-        [
-            collate([prepared.target.rows[i] for i in where], pad).to(model.device)
-            for where in length_buckets(prepared.target.rows, recipe.batch_size, seed=None)
-        ]
-        if len(prepared.target)
-        else []
-    )
-
-    def trajectory(number: int, generator: np.random.Generator) -> Segment:
-        expert = experts[number % len(experts)]
-        starts = [s for s in expert.steps[:-1] if s <= config.expert_start] or expert.steps[:1]
-        first = int(generator.choice(starts))
-        ahead = config.expert_ahead or expert.steps[-1]
-        goal_step = min(s for s in expert.steps if s >= min(first + ahead, expert.steps[-1]))
-        start = expert.snapshot(first, model.device)
-        goal = expert.snapshot(goal_step, model.device)
-        loop = InnerLoop(model, recipe, total)
-        if first == 0:  # the whole recipe, from the expert's own initial values
-            start = Start(start.theta, initial_state(recipe, start.theta))
-        else:  # along the expert's path, at a constant rate
-            loop = InnerLoop(model, replace(recipe, schedule="constant", warmup=0.0), total)
-            fits = len(start.state) == len(initial_state(recipe, start.theta))
-            if expert.state == "zeros" or not fits:  # moments unknown: count steps from here
-                start = Start(start.theta, initial_state(recipe, start.theta))
-        order = training_order(rows, recipe.batch_size, window, int(generator.integers(1 << 30)))
-        objective = trajectory_objective(start.theta, goal.theta)
-        return Segment(loop, start, order, objective)
-
-    def make(step: int, part: int) -> Segment:
-        number = step * config.segments + part
-        pair = number % config.shuffles if config.shuffles else number
-        if config.objective == "trajectory":
-            return trajectory(number, np.random.default_rng((pair, 5)))
-        seed = LEARNING_SEED + pair
-        loop = InnerLoop(model, recipe, total)
-        theta = model.fresh_theta(seed)
-        order = training_order(rows, recipe.batch_size, total, seed)
-        return Segment(
-            loop,
-            Start(theta, initial_state(recipe, theta)),
-            order,
-            target_objective(model, target),
-        )
-
-    return make
-
-
-def windowed(segment: Segment, window: int, step: int, outer: OuterLoop) -> Segment:
-    """Move a whole-recipe segment to `window` steps along the student's own path."""
-    total = len(segment.order)
-    if window == 0 or window >= total:
-        return segment
-    first = int(np.random.default_rng((step, 23)).integers(0, total - window + 1))
-    pseudo, vectors = outer.pseudo, outer.vectors().detach()
-    at, _ = segment.loop.run(
-        segment.start,
-        [pseudo.batch(rows) for rows in segment.order[:first]],
-        outer.log_rate.to(vectors.device),
-        vectors,
-    )
-    return replace(segment, start=at, order=segment.order[first : first + window])
 
 
 @dataclass

@@ -189,6 +189,10 @@ class LoraModel:
             parts.append(draw.flatten())
         return torch.cat(parts).to(self._buffer)
 
+    def zero_theta(self) -> Tensor:
+        """The model without any training, (P,)."""
+        return torch.zeros_like(self._buffer)
+
     def write(self, theta: Tensor) -> None:
         """Put theta (P,) into the module's own LoRA parameters."""
         self._buffer.copy_(theta)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -46,15 +45,6 @@ class Prepared:
     target: Part
     development: Part
     report: Part
-
-    @property
-    def data_hash(self) -> str:
-        """SHA-256 over the digests of all rows, split by split."""
-        text = "|".join(
-            ",".join(e.digest for e in part.examples)
-            for part in (self.train, self.target, self.development, self.report)
-        )
-        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -17,6 +17,7 @@ import torch
 from nacd.config import DistillConfig, to_dict
 from nacd.data import Splits
 from nacd.diagnosis import diagnose
+from nacd.distillation.pseudo import PseudoData
 from nacd.errors import UserError
 from nacd.experts import Expert, import_checkpoints, open_expert, plan_experts, record_expert
 from nacd.learn import Seeds, draw
@@ -82,23 +83,39 @@ def chosen_rows(
     return choose_once(folder, "seeds", task, config.seeds_by, "--seeds-by")["rows"]
 
 
+def tuned(
+    recipe: Recipe,
+    rates: Sequence[float],
+    prepared: Prepared,
+    data: PseudoData,
+    folder: RunFolder,
+    name: str = "tuning",
+) -> dict[str, Any]:
+    """Try learning rates on development rows, training on `data`; done once, kept as `name`.json.
+
+    Returns:
+        `learning_rate`, the best, and `nll`, pairs of a rate and its development NLL.
+    """
+
+    def score(rate: float) -> float:
+        tried = replace(recipe, learning_rate=rate)
+        theta = train_student(prepared.model, tried, data, TUNING_SEED)
+        return mean_nll(prepared.model, theta, prepared.development.rows)
+
+    def search() -> dict[str, Any]:
+        found = tune_rate(rates, score)
+        return {"learning_rate": found.learning_rate, "nll": [*found.nll.items()]}
+
+    return folder.once(name, search)
+
+
 def tuned_recipe(
     config: DistillConfig, prepared: Prepared, seeds: Seeds, folder: RunFolder, progress: Progress
 ) -> Recipe:
     """The recipe, its learning rate chosen on development rows where --tune-rates asks for it."""
     if not config.tune_rates:
         return config.recipe
-
-    def score(rate: float) -> float:
-        recipe = replace(config.recipe, learning_rate=rate)
-        theta = train_student(prepared.model, recipe, seeds.pseudo, TUNING_SEED)
-        return mean_nll(prepared.model, theta, prepared.development.rows)
-
-    def search() -> dict[str, Any]:
-        found = tune_rate(config.tune_rates, score)
-        return {"learning_rate": found.learning_rate, "nll": [*found.nll.items()]}
-
-    found = folder.once("tuning", search)
+    found = tuned(config.recipe, config.tune_rates, prepared, seeds.pseudo, folder)
     tried = ", ".join(f"{rate:g}: {nll:.3f}" for rate, nll in found["nll"])
     progress.say(
         f"learning rate {found['learning_rate']:g}, by development NLL after training on the "

@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nacd.config import DataConfig, to_dict
 from nacd.data import Example, encode_all, make_template, read_examples
 from nacd.errors import UserError
@@ -99,7 +97,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
         raise UserError("give --data (a file of held-out rows), --tasks (names), or both.")
     examples = _read(config.data) if config.data.data else []
     model = load_model(config.model)
-    theta = torch.zeros(model.size, device=model.device)
+    theta = model.zero_theta()
     if config.adapter is not None:
         theta = read_adapter(model, config.adapter).to(model.device)
     template = make_template(config.data.template, model.tokenizer, examples)

@@ -41,7 +41,9 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         def fake(*_: Any, **__: Any) -> MetaGradient:
             zeros = torch.zeros(1)
             rate_gradient = torch.tensor(rate)
-            return MetaGradient(value, rate_gradient, zeros, zeros, [0.5], [1.0, growth], gradient)
+            return MetaGradient(
+                value, rate_gradient, zeros, zeros, [0.5], [1.0, growth], vectors=gradient
+            )
 
         monkeypatch.setattr(module, "meta_gradient", fake)
 

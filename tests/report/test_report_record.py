@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nacd.clock import StageClock
 from nacd.config import DataConfig, DistillConfig, OuterLoopConfig
 from nacd.data import Example, Message, make_template
 from nacd.distillation.neighbours import nearest, regulariser
@@ -31,7 +32,6 @@ from nacd.report.record import (
     row_records,
     write_records,
 )
-from nacd.report.stages import StageClock
 from tiny import ARCHITECTURES, TOKENS, tiny_tokenizer
 
 

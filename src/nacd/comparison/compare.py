@@ -28,7 +28,6 @@ from nacd.comparison.rowsets import (
     reason,
     rowsets,
     tuning_data,
-    zero,
 )
 from nacd.comparison.table import lines, summarise, write_parquet
 from nacd.data import Splits
@@ -41,8 +40,8 @@ from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.report.page import ReportConfig, write_report
 from nacd.run import RunFolder
-from nacd.stages import open_run
-from nacd.student import TUNING_SEED, mean_nll, train_student, tune_rate
+from nacd.stages import open_run, tuned
+from nacd.student import train_student
 
 ORDER = (*ROWS[:-1], "full-equal-steps", "full")
 
@@ -152,19 +151,8 @@ def _recipe(
     if not config.tune_rates:
         return config.recipe
     data = tuning_data(config, budget, target, source)
-
-    def score(rate: float) -> float:
-        theta = train_student(
-            target.model, replace(config.recipe, learning_rate=rate), data, TUNING_SEED
-        )
-        return mean_nll(target.model, theta, target.development.rows)
-
-    def search() -> dict[str, Any]:
-        found = tune_rate(config.tune_rates, score)
-        return {"learning_rate": found.learning_rate, "nll": [*found.nll.items()]}
-
     name = f"tuning/{folder_name(target.model.config.model)}-{budget}"
-    found = folder.once(name, search)
+    found = tuned(config.recipe, config.tune_rates, target, data, folder, name)
     progress.say(f"{budget}: learning rate {found['learning_rate']:g}")
     return replace(config.recipe, learning_rate=found["learning_rate"])
 
@@ -235,7 +223,7 @@ class Grid:
     def _train(self, training: Training, seed: int) -> tuple[Any, int, Recipe]:
         recipe = of_training(self.recipe, training)
         if training.data is None:
-            return zero(self.prepared), 0, recipe
+            return self.prepared.model.zero_theta(), 0, recipe
         steps = training.steps or recipe.total_steps(len(training.data.rows))
         theta = train_student(
             self.prepared.model,

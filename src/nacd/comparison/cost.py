@@ -15,11 +15,12 @@ from nacd.data import collate
 from nacd.meta import initial_state, step
 from nacd.prepare import Prepared
 from nacd.recipe import Recipe
+from nacd.units import duration
 
 ONE_SIDED = 2.4
-"""Time of an inner step of the one-sided engine, in ordinary steps (docs/results.md)."""
+"""Time of an inner step of the one-sided engine, in ordinary steps: roughly."""
 FORWARD = 0.4
-"""Time of a forward pass, in ordinary steps."""
+"""Time of a forward pass, in ordinary steps: roughly."""
 
 
 @dataclass(frozen=True)
@@ -39,21 +40,15 @@ class Forecast:
 
     def describe(self) -> str:
         """A few lines, at 80 columns."""
-        lines = [f"the grid: {self.trainings} trainings, about {_hours(self.seconds)} in all"]
+        lines = [f"the grid: {self.trainings} trainings, about {duration(self.seconds)} in all"]
         for name, seconds in self.choosing.items():
             if seconds >= 1:
-                lines.append(f"  choosing, {name}: {_hours(seconds)}")
+                lines.append(f"  choosing, {name}: {duration(seconds)}")
         lines += [
-            f"  training and measuring {name}: {_hours(seconds)}"
+            f"  training and measuring {name}: {duration(seconds)}"
             for name, seconds in self.training.items()
         ]
         return "\n".join(lines)
-
-
-def _hours(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def seconds_per_token(prepared: Prepared, recipe: Recipe) -> float:
@@ -85,7 +80,7 @@ def forecast(
         per_token: target model -> seconds a token of training; the source's first.
         recipe: of every training.
     """
-    own = next(iter(per_token.values()))
+    source_name, own = next(iter(per_token.items()))
     tokens = sum(len(row) for row in source.train.rows)
     mean = tokens / len(source.train)
     targets = sum(len(row) for row in source.target.rows)
@@ -117,7 +112,7 @@ def forecast(
             )
         for name, speed in per_token.items():
             for method in config.methods:
-                if method == "soft" and speed is not own:
+                if method == "soft" and name != source_name:
                     continue
                 count = 1 if method == "zero-shot" else config.seeds
                 work = 0.0 if method == "zero-shot" else one

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from nacd.comparison.config import DISTILLED, CompareConfig
@@ -131,18 +130,13 @@ def _plain(
 ) -> list[RowSet]:
     """Rows without anything learned: none, random, chosen, all."""
     examples = source.train.examples
-
-    def encoded(rows: Sequence[Example], target: Prepared) -> PseudoData:
-        pad = target.model.tokenizer.pad_token_id
-        return plain([target.template.encode(example) for example in rows], pad)
-
     if method == "zero-shot":
         return [RowSet(method, lambda _, __: Training(None), 1)]
     if method == "random":
 
         def drawn(target: Prepared, seed: int) -> Training:
             rows = draw(source.train, budget, 10_000 + 100 * config.seed + seed)
-            return Training(encoded([examples[i] for i in rows], target))
+            return Training(_encoded([examples[i] for i in rows], target))
 
         return [RowSet(method, drawn, config.seeds, 0.0, 0.0)]
     if method == "full":
@@ -161,7 +155,7 @@ def _plain(
     chosen = [examples[i] for i in found["rows"]]
 
     def training(target: Prepared, _: int) -> Training:
-        return Training(encoded(chosen, target))
+        return Training(_encoded(chosen, target))
 
     return [RowSet(method, training, config.seeds, found["seconds"], found["flops"])]
 
@@ -253,13 +247,13 @@ def tuning_data(
 ) -> PseudoData:
     """The random rows on which a target's learning rate is tuned."""
     rows = [source.train.examples[i] for i in draw(source.train, budget, config.seed)]
-    encoded = [target.template.encode(example) for example in rows]
-    return plain(encoded, target.model.tokenizer.pad_token_id)
+    return _encoded(rows, target)
 
 
-def zero(target: Prepared) -> Tensor:
-    """Theta without any training, (P,)."""
-    return torch.zeros(target.model.size, device=target.model.device)
+def _encoded(rows: Sequence[Example], target: Prepared) -> PseudoData:
+    """Real rows under a target's template and tokenizer."""
+    pad = target.model.tokenizer.pad_token_id
+    return plain([target.template.encode(example) for example in rows], pad)
 
 
 def of_training(recipe: Recipe, training: Training) -> Recipe:

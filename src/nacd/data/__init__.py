@@ -1,6 +1,6 @@
 """Rows in any known shape, to one `Example`, to token ids, to batches."""
 
-from nacd.data.batches import Batch, collate, epoch_order, length_buckets, training_order
+from nacd.data.batches import Batch, bucketed, collate, epoch_order, length_buckets, training_order
 from nacd.data.example import Encoded, Example, Message
 from nacd.data.exemplars import mmlu_exemplars
 from nacd.data.read import read_examples
@@ -16,6 +16,7 @@ __all__ = [
     "Message",
     "Splits",
     "Template",
+    "bucketed",
     "collate",
     "encode_all",
     "epoch_order",

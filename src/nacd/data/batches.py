@@ -103,6 +103,16 @@ def length_buckets(
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
+def bucketed(
+    rows: Sequence[Encoded], batch_size: int, pad_id: int, device: torch.device | str = "cpu"
+) -> list[Batch]:
+    """All rows as batches alike in length, for evaluation."""
+    return [
+        collate([rows[i] for i in where], pad_id).to(device)
+        for where in length_buckets(rows, batch_size, seed=None)
+    ]
+
+
 def epoch_order(n: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """Batches of one epoch: a permutation of n rows that (seed, epoch) alone decides.
 

@@ -19,6 +19,7 @@ from nacd.experts.record import snapshot_steps
 from nacd.meta import initial_state, step
 from nacd.models import LoraModel
 from nacd.recipe import Recipe
+from nacd.units import byte_size, duration
 
 _HEADER = 512
 """Bytes of a safetensors header with room to spare."""
@@ -69,8 +70,8 @@ class ExpertPlan:
             paid = f"repaid after {self.pays_back} {trainings} {lengths}"
         return "\n".join(
             [
-                f"time  {cost}: about {_time(self.seconds)}",
-                f"disk  {experts} x {self.snapshots} snapshots: {_bytes(self.size)}",
+                f"time  {cost}: about {duration(self.seconds)}",
+                f"disk  {experts} x {self.snapshots} snapshots: {byte_size(self.size)}",
                 f"cost  {what}: {paid}",
             ]
         )
@@ -141,19 +142,3 @@ def plan_experts(
         student_step_seconds=student_seconds,
         distill_seconds=distill_steps * student_seconds,
     )
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
-
-
-def _bytes(size: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"

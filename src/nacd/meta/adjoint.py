@@ -91,7 +91,7 @@ class Sweep:
 class MetaGradient(Sweep):
     """The same, with the gradient in the learnable vectors."""
 
-    vectors: Tensor = field(default_factory=lambda: torch.empty(0))
+    vectors: Tensor = field(kw_only=True)
     """dL/dP, (Q, d)."""
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pyarrow import parquet
 
 from nacd.comparison.table import RIVALS, verdict
@@ -16,6 +15,7 @@ from nacd.errors import UserError
 from nacd.report import charts
 from nacd.report.charts import Chart
 from nacd.report.facts import signed
+from nacd.report.folder import settings
 from nacd.report.rungs import Rung
 
 LABELS = {
@@ -48,11 +48,7 @@ class Block:
 
 def is_comparison(folder: Path) -> bool:
     """Whether a run folder is one of `nacd compare`."""
-    file = folder / "run.yaml"
-    if not file.is_file():
-        return False
-    config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return isinstance(config, dict) and "methods" in config
+    return "methods" in settings(folder)
 
 
 def comparison_context(folder: Path) -> dict[str, Any]:
@@ -73,7 +69,7 @@ def comparison_context(folder: Path) -> dict[str, Any]:
         if cell.get("report_nll") is not None:
             key = (cell["target"], cell["budget"], cell["method"])
             values.setdefault(key, []).append(cell["report_nll"])
-    config = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
+    config = settings(folder)
     overlap = folder / "overlap.json"
     blocks = [*_blocks(table, values)]
     return {

@@ -73,16 +73,21 @@ class Run:
         return "begun"
 
 
-def is_run(path: Path) -> bool:
-    """Whether a folder is a distillation's."""
+def settings(path: Path) -> Mapping[str, Any]:
+    """A folder's `run.yaml`; empty where there is none that can be read."""
     file = path / "run.yaml"
     if not file.is_file():
-        return False
+        return {}
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
-        return False
-    return isinstance(config, dict) and {"outer", "budget"} <= config.keys()
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a distillation's."""
+    return {"outer", "budget"} <= settings(path).keys()
 
 
 def read_run(path: Path) -> Run:
@@ -109,7 +114,7 @@ def read_run(path: Path) -> Run:
     )
     return Run(
         path=path,
-        config=yaml.safe_load((path / "run.yaml").read_text(encoding="utf-8")),
+        config=settings(path),
         provenance=_json(path / "provenance.json") or {},
         results=_json(path / "results.json"),
         cells=cells,

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from nacd.report.charts import NATS, Chart
 from nacd.report.folder import Run
+from nacd.segments import matched_steps, pair_generator, pair_number
 
 COLOURS = ("$accent", "$second", "$third", "$baseline")
 
@@ -16,7 +15,7 @@ COLOURS = ("$accent", "$second", "$third", "$baseline")
 def matched(run: Run) -> list[tuple[int, int, int]]:
     """Distinct segments (expert, first step, goal's step) that the outer steps match.
 
-    They are drawn as `nacd.learn.segment_maker` draws them: the number of a segment decides.
+    They are those of `nacd.segments.segment_maker`.
     """
     if run.setting("outer.objective") != "trajectory" or not run.experts:
         return []
@@ -49,12 +48,8 @@ def segment(
         shuffles: distinct draws, which the numbers take in turn; 0: a new one each.
     """
     expert = number % len(steps)
-    own = steps[expert]
-    starts = [s for s in own[:-1] if s <= latest] or list(own[:1])
-    pair = number % shuffles if shuffles else number
-    first = int(np.random.default_rng((pair, 5)).choice(starts))
-    goal = min(s for s in own if s >= min(first + (ahead or own[-1]), own[-1]))
-    return expert, first, goal
+    generator = pair_generator(pair_number(number, shuffles))
+    return expert, *matched_steps(steps[expert], latest, ahead, generator)
 
 
 def chart(run: Run) -> Chart | None:

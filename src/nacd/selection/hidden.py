@@ -77,7 +77,7 @@ def hidden_states(task: Task, name: Literal["train", "target"], pooling: Pooling
     """
     rows = getattr(task.prepared, name).rows
     model = task.prepared.model
-    model.write(torch.zeros(model.size, device=model.device))
+    model.write(model.zero_theta())
     shards = []
     with task.progress.stage(f"hidden states ({name})", len(rows)) as tick:
         for start in range(0, len(rows), SHARD):

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 
 from nacd.config import budget_rows
-from nacd.data import collate, length_buckets, training_order
+from nacd.data import bucketed, collate, training_order
 from nacd.distillation.objectives import target_objective
 from nacd.errors import UserError
 from nacd.files import read_tensors, write_tensors
 from nacd.meta import FirstOrder, InnerLoop, Start, initial_state, weight_gradient
 from nacd.selection.method import Ranking, Task, forward_flops
+from nacd.selection.random import random_order
 from nacd.student import LEARNING_SEED
 
 TRIM = 0.01
@@ -45,10 +46,7 @@ def trajectory(task: Task) -> Ranking:
             "the method trajectory needs target rows: raise --target-rows, or name --target."
         )
     pad = model.tokenizer.pad_token_id
-    targets = [
-        collate([prepared.target.rows[i] for i in where], pad).to(model.device)
-        for where in length_buckets(prepared.target.rows, recipe.batch_size, seed=None)
-    ]
+    targets = bucketed(prepared.target.rows, recipe.batch_size, pad, model.device)
     objective = target_objective(model, targets)
     log_rate = torch.tensor(math.log(recipe.learning_rate), device=model.device)
     groups = deal(len(rows), _group_size(task), task.config.weight_passes, task.seed)
@@ -102,8 +100,7 @@ def deal(rows: int, size: int, passes: int, seed: int) -> list[list[int]]:
 
 def _group_size(task: Task) -> int:
     rows = task.prepared.train.rows
-    order = np.random.default_rng((task.seed, 17)).permutation(len(rows)).tolist()
-    return len(budget_rows(task.budget, list(rows), order))
+    return len(budget_rows(task.budget, list(rows), random_order(len(rows), task.seed)))
 
 
 def _about(task: Task, groups: int) -> str:

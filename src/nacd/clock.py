@@ -21,9 +21,7 @@ from typing import Any
 import torch
 
 from nacd.files import write_json
-
-_STATUS = Path("/proc/self/status")
-_CLEAR = Path("/proc/self/clear_refs")
+from nacd.memory import forget_peak, peak_resident
 
 
 class StageClock:
@@ -48,7 +46,7 @@ class StageClock:
         on_device = self.device.type == "cuda"
         if on_device:
             torch.cuda.reset_peak_memory_stats(self.device)
-        known = _forget_peak()
+        known = forget_peak()
         began = time.perf_counter()
         try:
             yield
@@ -56,7 +54,7 @@ class StageClock:
             self._add(
                 name,
                 time.perf_counter() - began,
-                _peak() if known else None,
+                peak_resident() if known else None,
                 torch.cuda.max_memory_allocated(self.device) if on_device else None,
             )
 
@@ -77,19 +75,3 @@ class StageClock:
             if value is not None:
                 entry[key] = max(entry[key] or 0, value)
         write_json(self.file, {"device": str(self.device), "stages": self.stages})
-
-
-def _forget_peak() -> bool:
-    """Let the kernel count the peak resident set anew; False where it does not."""
-    try:
-        _CLEAR.write_text("5")
-    except OSError:
-        return False
-    return _peak() is not None
-
-
-def _peak() -> int | None:
-    try:
-        return 1024 * int(_STATUS.read_text().split("VmHWM:")[1].split()[0])
-    except (OSError, IndexError, ValueError):
-        return None

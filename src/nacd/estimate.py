@@ -1,0 +1,110 @@
+"""What a planned run takes in time, memory and disk, from one measured inner step of its engine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nacd.data.batches import Batch
+from nacd.diagnosis import warm_trial
+from nacd.memory import forget_peak, peak_resident
+from nacd.meta import EngineName, make_engine
+from nacd.models import LoraModel
+from nacd.recipe import Recipe
+from nacd.units import byte_size, duration
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Memory, time and disk of a planned run, from a measured step."""
+
+    peak_bytes: int | None
+    """Peak memory of the process (CUDA: on the device); None where it cannot be measured."""
+    seconds: float
+    """The outer loop."""
+    disk_bytes: int
+    """What the outer loop's state and the experts' snapshots take."""
+    outer_seconds: float
+    """One outer step."""
+    inner_steps: int
+    """Inner steps of one outer step, all segments together."""
+    engine: EngineName
+
+    def describe(self) -> str:
+        """A few lines, at 80 columns."""
+        peak = "not measured" if self.peak_bytes is None else byte_size(self.peak_bytes)
+        return "\n".join(
+            [
+                f"time: about {duration(self.seconds)} ({duration(self.outer_seconds)} an outer "
+                f"step of {self.inner_steps} inner steps, --engine {self.engine})",
+                f"memory: about {peak} at the peak",
+                f"disk: about {byte_size(self.disk_bytes)}",
+            ]
+        )
+
+
+def _peak(model: LoraModel, work: Callable[[], None]) -> int | None:
+    """Peak memory while `work` runs, in bytes; None where the system does not tell."""
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
+        work()
+        return torch.cuda.max_memory_allocated(model.device)
+    known = model.device.type == "cpu" and forget_peak()
+    work()
+    return peak_resident() if known else None
+
+
+def estimate(
+    model: LoraModel,
+    recipe: Recipe,
+    batch: Batch,
+    vectors: Tensor,
+    *,
+    rows: int,
+    outer_steps: int,
+    engine: EngineName = "first-order",
+    eps: float = 1e-2,
+    window: int = 0,
+    segments: int = 1,
+    target_batches: int = 0,
+    snapshots: int = 0,
+) -> Estimate:
+    """What a planned run takes, from one measured inner step of its own engine.
+
+    Args:
+        model: the model; its LoRA is overwritten.
+        recipe: the inner loop's.
+        batch: a real batch of the recipe's size, the longest for a safe figure.
+        vectors: all learnable embeddings, (Q, d).
+        rows: rows of the distilled set.
+        outer_steps: outer steps.
+        engine: the engine of the run.
+        eps: its step length.
+        window: inner steps differentiated through; 0: the whole recipe.
+        segments: inner loops in an outer step.
+        target_batches: batches of target rows that the objective reads; 0 for `trajectory`.
+        snapshots: expert snapshots that are kept (all experts together).
+    """
+    total = recipe.total_steps(rows)
+    inner = min(window or total, total)
+    trial = warm_trial(model, recipe, [batch, batch], vectors, thorough=False)
+    taken: list[float] = []
+
+    def work() -> None:
+        taken.append(trial.gradient(make_engine(engine, eps))[1])
+
+    peak = _peak(model, work)
+    entry = trial.start.theta.element_size()
+    state = 1 + len(trial.start.state)
+    if peak is not None:
+        # beside one step's graph: the gradients g_k, and (theta, s) twice at every sqrt(N)-th step
+        stored = inner + 2 * state * math.ceil(math.sqrt(inner))
+        per_step = model.size + (vectors.numel() if engine == "one-sided" else 0)
+        peak += entry * (stored - 1) * per_step
+    outer = segments * (inner * taken[0] + target_batches * trial.step_seconds)
+    disk = 3 * vectors.numel() * vectors.element_size() + snapshots * state * model.size * entry
+    return Estimate(peak, outer_steps * outer, disk, outer, segments * inner, engine)

@@ -1,0 +1,115 @@
+"""The segments that outer steps learn from: trainings, windows of them, stretches of experts.
+
+The number of a segment (outer step times segments a step, plus its place) decides all of it, so
+that a run that goes on takes the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from nacd.config import OuterLoopConfig
+from nacd.data import bucketed, training_order
+from nacd.distillation.objectives import target_objective, trajectory_objective
+from nacd.distillation.outer import OuterLoop, Segment
+from nacd.experts import Expert
+from nacd.meta import InnerLoop, Start, initial_state
+from nacd.prepare import Prepared
+from nacd.recipe import Recipe
+from nacd.student import LEARNING_SEED
+
+
+def pair_number(number: int, shuffles: int) -> int:
+    """The (initialisation, shuffle) pair of a segment: in turn, or with 0 a new one each."""
+    return number % shuffles if shuffles else number
+
+
+def pair_generator(pair: int) -> np.random.Generator:
+    """What draws a pair's stretch of an expert's trajectory, and its shuffle."""
+    return np.random.default_rng((pair, 5))
+
+
+def matched_steps(
+    steps: Sequence[int], latest: int, ahead: int, generator: np.random.Generator
+) -> tuple[int, int]:
+    """First step and goal's step of a stretch of an expert's trajectory.
+
+    Args:
+        steps: the expert's steps that have a snapshot, in order.
+        latest: latest step to start from.
+        ahead: steps from start to goal; 0: to the expert's end.
+        generator: draws the start.
+    """
+    first = int(generator.choice([s for s in steps[:-1] if s <= latest] or steps[:1]))
+    return first, min(s for s in steps if s >= min(first + (ahead or steps[-1]), steps[-1]))
+
+
+def segment_maker(
+    prepared: Prepared,
+    recipe: Recipe,
+    config: OuterLoopConfig,
+    rows: int,
+    experts: Sequence[Expert],
+) -> Callable[[int, int], Segment]:
+    """A function (outer step, segment number) -> segment, the same at every run."""
+    model = prepared.model
+    total = recipe.total_steps(rows)
+    window = min(config.window or total, total)
+    pad = model.tokenizer.pad_token_id
+    target = bucketed(prepared.target.rows, recipe.batch_size, pad, model.device)
+
+    def trajectory(number: int, generator: np.random.Generator) -> Segment:
+        expert = experts[number % len(experts)]
+        first, goal_step = matched_steps(
+            expert.steps, config.expert_start, config.expert_ahead, generator
+        )
+        start = expert.snapshot(first, model.device)
+        goal = expert.snapshot(goal_step, model.device)
+        loop = InnerLoop(model, recipe, total)
+        if first == 0:  # the whole recipe, from the expert's own initial values
+            start = Start(start.theta, initial_state(recipe, start.theta))
+        else:  # along the expert's path, at a constant rate
+            loop = InnerLoop(model, replace(recipe, schedule="constant", warmup=0.0), total)
+            fits = len(start.state) == len(initial_state(recipe, start.theta))
+            if expert.state == "zeros" or not fits:  # moments unknown: count steps from here
+                start = Start(start.theta, initial_state(recipe, start.theta))
+        order = training_order(rows, recipe.batch_size, window, int(generator.integers(1 << 30)))
+        objective = trajectory_objective(start.theta, goal.theta)
+        return Segment(loop, start, order, objective)
+
+    def make(step: int, part: int) -> Segment:
+        number = step * config.segments + part
+        pair = pair_number(number, config.shuffles)
+        if config.objective == "trajectory":
+            return trajectory(number, pair_generator(pair))
+        seed = LEARNING_SEED + pair
+        loop = InnerLoop(model, recipe, total)
+        theta = model.fresh_theta(seed)
+        order = training_order(rows, recipe.batch_size, total, seed)
+        return Segment(
+            loop,
+            Start(theta, initial_state(recipe, theta)),
+            order,
+            target_objective(model, target),
+        )
+
+    return make
+
+
+def windowed(segment: Segment, window: int, step: int, outer: OuterLoop) -> Segment:
+    """Move a whole-recipe segment to `window` steps along the student's own path."""
+    total = len(segment.order)
+    if window == 0 or window >= total:
+        return segment
+    first = int(np.random.default_rng((step, 23)).integers(0, total - window + 1))
+    pseudo, vectors = outer.pseudo, outer.vectors().detach()
+    at, _ = segment.loop.run(
+        segment.start,
+        [pseudo.batch(rows) for rows in segment.order[:first]],
+        outer.log_rate.to(vectors.device),
+        vectors,
+    )
+    return replace(segment, start=at, order=segment.order[first : first + window])
