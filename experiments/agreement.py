@@ -5,7 +5,8 @@
 Every outer step learns from one (LoRA initialisation, shuffle) pair. What two pairs share is
 signal, the rest is theirs alone: with mean cosine c between pairs, the mean of K of them has cosine
 sqrt(K c / (1 + (K - 1) c)) to the mean of all. Measured at the untouched seeds, on the gradient in
-the simplex's logits, for several recipes. Each measurement is one JSON line, so that a run goes on.
+the simplex's logits, for several recipes, and with only one of the two changed. Each measurement is
+one JSON file, so that a run goes on.
 FOLDER holds ARC-Easy's train.jsonl and validation.jsonl; report rows are not read.
 """
 
@@ -16,19 +17,22 @@ import json
 import math
 import statistics
 import time
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
 import torch
 
 import nacd
+from nacd.distillation.outer import Segment
 from nacd.learn import Distiller, draw, make_seeds
 from nacd.meta import make_engine, meta_gradient
 from nacd.prepare import prepare
 from nacd.progress import Progress
 
+PLAIN = nacd.Recipe(batch_size=8, epochs=1, learning_rate=2e-3)
 RECIPES = {
-    "1 epoch, 2e-3": nacd.Recipe(batch_size=8, epochs=1, learning_rate=2e-3),
+    "1 epoch, 2e-3": PLAIN,
     "1 epoch, 1e-3": nacd.Recipe(batch_size=8, epochs=1, learning_rate=1e-3),
     "2 epochs, 1e-3": nacd.Recipe(batch_size=8, epochs=2, learning_rate=1e-3),
     "1 epoch, 2e-3, AdamW eps 1e-5": nacd.Recipe(
@@ -37,7 +41,22 @@ RECIPES = {
     "1 epoch, SGD 0.5": nacd.Recipe(
         optimizer="sgd", batch_size=8, epochs=1, learning_rate=0.5, clip=1.0
     ),
+    "same shuffle": PLAIN,
+    "same initial values": PLAIN,
+    "same initial values and batches": PLAIN,
 }
+
+
+def varied(name: str, first: Segment, other: Segment) -> Segment:
+    """The other pair's segment, or the first one with only what `name` does not hold changed."""
+    if name == "same shuffle":
+        return replace(first, start=other.start)
+    if name == "same initial values":
+        return replace(first, order=other.order)
+    if name == "same initial values and batches":  # the batches in another sequence
+        places = sorted(range(len(first.order)), key=lambda k: min(other.order[k]))
+        return replace(first, order=[first.order[k] for k in places])
+    return other
 
 
 def main() -> None:
@@ -46,6 +65,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--rows", default="112")
     parser.add_argument("--pairs", type=int, default=4)
+    parser.add_argument("--only", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--out", type=Path, default=Path("runs/agreement"))
     options = parser.parse_args()
@@ -65,6 +85,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     print(f"{'recipe':<32}{'cosine':>8}{'lowest':>8}{'to mean':>9}{'norm':>8}{'seconds':>9}")
     for number, (name, recipe) in enumerate(RECIPES.items()):
+        if name not in options.only:
+            continue
         folder = options.out / "none"  # nothing is saved there
         distiller = Distiller(config, prepared, seeds, recipe, engine, [], folder, progress)
         outer, gradients = distiller.outer, []
@@ -75,7 +97,7 @@ def main() -> None:
             if file.is_file():
                 gradients.append(torch.tensor(json.loads(file.read_text())))
                 continue
-            segment = distiller.segments(pair, 0)
+            segment = varied(name, distiller.segments(0, 0), distiller.segments(pair, 0))
             found = meta_gradient(
                 segment.loop,
                 segment.start,
