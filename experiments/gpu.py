@@ -42,7 +42,7 @@ def configuration(data: Path, runs: Path, name: str, seed: int, steps: int) -> n
         data=nacd.DataConfig(
             data=str(data / "train.jsonl"), heldout=str(data / "validation.jsonl"), max_tokens=96
         ),
-        recipe=nacd.Recipe(batch_size=8, epochs=2),
+        recipe=nacd.Recipe(batch_size=8, epochs=2, shuffle=False),
         outer=replace(base, **VARIANTS[name]),
     )
 

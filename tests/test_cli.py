@@ -14,6 +14,8 @@ import yaml
 
 from nacd import files
 from nacd.cli import main
+from nacd.config import DistillConfig, from_dict
+from nacd.recipe import Recipe
 
 Folder = Callable[[str], Path]
 
@@ -155,6 +157,12 @@ def test_a_run_replays_from_its_yaml(data: Path, tiny_folder: Folder, tmp_path: 
     assert settings[0] == settings[1]
 
 
+def test_a_config_that_leaves_settings_out_has_the_commands_own() -> None:
+    read = from_dict(DistillConfig, {"recipe": {"batch_size": 8}}, "run.yaml")
+    assert read.recipe == Recipe(batch_size=8, shuffle=False)
+    assert DistillConfig().recipe.shuffle is False
+
+
 def test_an_unknown_key_in_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("budget: 5%\nouter:\n  stepsize: 3\n")
@@ -209,7 +217,12 @@ def test_distilled_rows_train_another_model(
     other = str(tiny_folder("gpt2"))
     rows = str(run / "dataset" / "train.jsonl")
     recipe = ["--batch-size", "2", "--epochs", "4", "--lora-rank", "4", "--learning-rate", "0.01"]
-    assert main(["train", "--model", other, "--data", rows, "--out", str(out), *recipe]) == 0
+    train = ["train", "--model", other, "--data", rows, "--out", str(out), *recipe]
+    capsys.readouterr()
+    assert main(train) == 0
+    assert "give --no-shuffle" in " ".join(capsys.readouterr().err.split())
+    assert main([*train, "--no-shuffle"]) == 0
+    assert "--no-shuffle" not in capsys.readouterr().err
     questions = tmp_path / "questions.jsonl"
     question = {"question": "Which?", "choices": ["the name 1", "a plant"], "answer": 0}
     questions.write_text((json.dumps(question) + "\n") * 3)

@@ -85,6 +85,7 @@ RECIPES = {
     "cosine": Recipe(batch_size=2, steps=7, learning_rate=1e-2, schedule="cosine", beta2=0.9),
     "constant": Recipe(batch_size=4, epochs=2.5, warmup=0.0, schedule="constant", clip=0.0),
     "sgd": Recipe(optimizer="sgd", batch_size=3, epochs=2, learning_rate=0.3, momentum=0.9),
+    "in order": Recipe(batch_size=3, epochs=2, learning_rate=3e-3, shuffle=False),
     "root-eps": Recipe(batch_size=3, epochs=2, learning_rate=2e-2, root_eps=1e-6),
 }
 
@@ -131,7 +132,8 @@ def test_loss_curve_equals_a_plain_loop(arch: str, name: str, tiny_folder: Any) 
     per_epoch = math.ceil(len(rows) / recipe.batch_size)
     expected, tokens = [], 0
     for step in range(total):
-        order = epoch_order(len(rows), recipe.batch_size, 5, step // per_epoch)
+        shuffled = 5 if recipe.shuffle else None
+        order = epoch_order(len(rows), recipe.batch_size, shuffled, step // per_epoch)
         batch = collate([rows[i] for i in order[step % per_epoch]], model.tokenizer.pad_token_id)
         loss, theta.grad, _ = model.value_and_grad(theta.detach(), batch)
         expected.append(float(loss))

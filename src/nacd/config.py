@@ -104,9 +104,13 @@ class ExpertConfig:
             )
 
     def recipe(self, base: Recipe) -> Recipe:
-        """The experts' recipe; schedule, clipping and AdamW's constants are the student's."""
+        """The experts' recipe; schedule, clipping and AdamW's constants are the student's.
+
+        The full set is always shuffled: its file's order may be one of subjects.
+        """
         return dataclasses.replace(
             base,
+            shuffle=True,
             optimizer=self.expert_optimizer,
             learning_rate=self.expert_rate,
             epochs=self.expert_epochs,
@@ -156,8 +160,6 @@ class OuterLoopConfig:
     """`simplex`: probability of the seed's token at the start."""
     cold: float = 0.15
     """`simplex`: softmax temperature at the end (1 at the start)."""
-    shuffles: int = 0
-    """(LoRA initialisation, shuffle) pairs that outer steps take in turn; 0: always new ones."""
     check_every: int = 10
     """Outer steps between two looks at the development rows."""
     check_seeds: int = 3
@@ -184,6 +186,10 @@ class SelectionConfig:
     """`trajectory`: how often every row is weighed, each time among other rows."""
 
 
+IN_ORDER = Recipe(shuffle=False)
+"""What learned rows are trained with: what a prompt is learned for hangs on when it is visited."""
+
+
 @dataclass(frozen=True)
 class DistillConfig:
     """`nacd distill`: from a data file to distilled text."""
@@ -208,7 +214,7 @@ class DistillConfig:
     """Send metrics to a tracker too: `trackio`, `tensorboard` or `wandb`, offline; empty: none."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    recipe: Recipe = field(default_factory=Recipe)
+    recipe: Recipe = field(default_factory=lambda: IN_ORDER)
     expert: ExpertConfig = field(default_factory=ExpertConfig)
     outer: OuterLoopConfig = field(default_factory=OuterLoopConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
@@ -229,7 +235,6 @@ class DistillConfig:
         for flag, value, least in (
             ("--outer-steps", self.outer.outer_steps, 0),
             ("--segments", self.outer.segments, 1),
-            ("--shuffles", self.outer.shuffles, 0),
             ("--check-every", self.outer.check_every, 1),
             ("--check-seeds", self.outer.check_seeds, 1),
             ("--candidates", self.outer.candidates, 2),
@@ -340,15 +345,22 @@ def from_dict(kind: type[C], values: Mapping[str, Any], where: str) -> C:
     Raises:
         UserError: an unknown key; it is named, with the file it stands in.
     """
+    return kind(**_fields(kind, values, where))
+
+
+def _fields(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
     hints = get_type_hints(kind)
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise UserError(f"{where}: unknown key {', '.join(unknown)}; known: {', '.join(hints)}.")
     built: dict[str, Any] = {}
+    factories = {field.name: field.default_factory for field in dataclasses.fields(kind)}
     for key, value in values.items():
         hint = hints[key]
-        if dataclasses.is_dataclass(hint):
-            built[key] = from_dict(hint, value, f"{where}, {key}")  # pyright: ignore[reportArgumentType]
+        if dataclasses.is_dataclass(hint):  # what it leaves out is as this configuration has it
+            plain: Any = factories[key]()
+            own = _fields(hint, value, f"{where}, {key}")  # pyright: ignore[reportArgumentType]
+            built[key] = dataclasses.replace(plain, **own)
         elif isinstance(value, list):
             floats = hint == tuple[float, ...]
             built[key] = tuple(float(entry) if floats else entry for entry in value)
@@ -358,4 +370,4 @@ def from_dict(kind: type[C], values: Mapping[str, Any], where: str) -> C:
             built[key] = float(value)  # YAML reads 1e-3 as text
         else:
             built[key] = value
-    return kind(**built)
+    return built

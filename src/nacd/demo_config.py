@@ -36,7 +36,7 @@ def demo_config(config: DemoConfig) -> DistillConfig:
         data=DataConfig(
             data="MMLU exemplars (lm-eval)", template="qa", max_tokens=64, target_rows=32
         ),
-        recipe=Recipe(batch_size=8, epochs=3.0, learning_rate=2e-3),
+        recipe=Recipe(batch_size=8, epochs=3.0, learning_rate=2e-3, shuffle=False),
         outer=OuterLoopConfig(
             outer_steps=config.outer_steps,
             check_every=max(1, config.outer_steps // 2),

@@ -56,7 +56,7 @@ class Distilled:
     table: list[dict[str, Any]]
     """A row a method; empty where nothing was compared."""
     verdict: str
-    """The outcome in one plain sentence."""
+    """The outcome in a plain sentence or two."""
 
 
 @dataclass(frozen=True)
@@ -336,7 +336,14 @@ def judge(table: Sequence[dict[str, Any]], changed: float, learned: Learned) -> 
     if spread is None:
         return f"One training a row: NACD text minus seeds is {difference:+.3f}; too few to judge."
     if difference + spread < 0:
-        return f"NACD text beats its untouched seeds by {change} (95 % interval ±{spread:.3f})."
+        beaten = f"NACD text beats its untouched seeds by {change} (95 % interval ±{spread:.3f})."
+        shuffled = next((row for row in table if row["method"] == "seeds-shuffled"), None)
+        if shuffled is None or text["report_nll"] < shuffled["report_nll"]:
+            return beaten
+        return (
+            f"{beaten} But the seeds, shuffled, reach {shuffled['report_nll']:.3f}: their order in "
+            "the file is an unlucky one, and nothing is gained."
+        )
     if difference - spread > 0:
         return f"NACD text is worse than its untouched seeds by {change} (±{spread:.3f})."
     return (

@@ -86,7 +86,7 @@ def train(
         examples: the rows.
         recipe: optimiser, schedule, batch size and length.
         template: as in `nacd.data.make_template`.
-        seed: of LoRA's first values and of the rows' order.
+        seed: of LoRA's first values and, where the recipe shuffles, of the rows' order.
         out: gets `adapter/` and, written last, `train.json`.
         max_tokens: longer rows are dropped and counted.
         turns: which assistant turns of a conversation are labels; `last` is what TRL takes of a
@@ -142,7 +142,7 @@ def fit(
         model: its LoRA is overwritten; everything else is left as it was.
         rows: the encoded rows.
         recipe: optimiser, schedule, batch size and length.
-        seed: of LoRA's first values (unless `theta` is given) and of the rows' order.
+        seed: of LoRA's first values (unless `theta` is given) and of the shuffles.
         theta: LoRA to start from, (P,).
         progress: called after every step.
 
@@ -175,14 +175,14 @@ def fit(
             train_dataset=table,
             processing_class=model.tokenizer,
             optimizers=(_own_optimizer(model, recipe), None),
-            order=_Order(len(rows), recipe.batch_size, seed),
+            order=_Order(len(rows), recipe.batch_size, recipe.order_seed(seed)),
             callbacks=[_Report(progress)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     steps = recipe.total_steps(len(rows))
-    visits = training_order(len(rows), recipe.batch_size, steps, seed)
+    visits = training_order(len(rows), recipe.batch_size, steps, recipe.order_seed(seed))
     return TrainResult(
         theta=torch.cat([p.detach().reshape(-1) for p in _trainable(model)]).clone(),
         losses=[float(entry["loss"]) for entry in log],
@@ -269,7 +269,7 @@ def read_losses(out: Path) -> list[float]:
 class _Order(Sampler[int]):
     """The rows in the order of `epoch_order`, epoch after epoch."""
 
-    def __init__(self, rows: int, batch_size: int, seed: int):
+    def __init__(self, rows: int, batch_size: int, seed: int | None):
         self.rows, self.batch_size, self.seed, self.epoch = rows, batch_size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:

@@ -2,8 +2,9 @@
 
 Rows, in order: zero-shot, random draws, the seeds untouched, the seeds with random tokens for
 prompts, NACD's soft prompts, NACD's text, the full data at equal steps and for `full_epochs`. Same
-recipe, same batch size, same training seeds. Each training is one JSON file, so that a ladder goes
-on where it stopped.
+recipe, same batch size, same training seeds. Where the recipe does not shuffle, seeds and text are
+shown shuffled too, so that nobody takes a lucky order for a better text; the full data is shuffled
+always. Each training is one JSON file, so that a ladder goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -181,10 +182,11 @@ def entries_for(
 ) -> list[Entry]:
     """The ladder's rows by name, in the ladder's order; see `nacd.config.LADDER`."""
     steps = recipe.total_steps(len(seeds.rows))
+    shuffled = replace(recipe, shuffle=True)
     plain = replace(seeds, slots=tuple((-1,) * len(row) for row in seeds.rows))
     rows = {
         "zero-shot": [Entry("zero-shot", "zero-shot", lambda _: None)],
-        "random": [Entry("random", "random rows", draws)],
+        "random": [Entry("random", "random rows", draws, recipe=shuffled)],
         "seeds": [Entry("seeds", "seeds untouched", lambda _: plain, changed=0.0)],
         "random-prompts": [
             Entry(
@@ -199,12 +201,18 @@ def entries_for(
             Entry("text", "NACD text", lambda _: text, changed=text_changed, recipe=soft_recipe)
         ],
         "full": [
-            Entry("full-equal-steps", "full, equal steps", lambda _: full, steps=steps),
+            Entry(
+                "full-equal-steps",
+                "full, equal steps",
+                lambda _: full,
+                recipe=shuffled,
+                steps=steps,
+            ),
             Entry(
                 "full",
                 f"full, {full_epochs:g} epoch{'s' * (full_epochs != 1)}",
                 lambda _: full,
-                recipe=replace(recipe, steps=0, epochs=full_epochs),
+                recipe=replace(shuffled, steps=0, epochs=full_epochs),
                 seeds=1,
             ),
         ],
@@ -217,6 +225,21 @@ def entries_for(
                 lambda _: last,
                 changed=last_changed,
                 recipe=soft_recipe,
+            )
+        )
+    if not recipe.shuffle:
+        rows["seeds"].append(
+            Entry(
+                "seeds-shuffled", "seeds, shuffled", lambda _: plain, changed=0.0, recipe=shuffled
+            )
+        )
+        rows["text"].append(
+            Entry(
+                "text-shuffled",
+                "NACD text, shuffled",
+                lambda _: text,
+                changed=text_changed,
+                recipe=replace(soft_recipe, shuffle=True),
             )
         )
     return [entry for name in rows if name in chosen for entry in rows[name]]

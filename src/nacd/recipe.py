@@ -25,6 +25,8 @@ class Recipe:
     """Rows a step."""
     epochs: float = 2.0
     """Passes over the rows, where `steps` is 0."""
+    shuffle: bool = True
+    """Visit the rows in a new seeded order every epoch; off: as they are given, every epoch."""
     steps: int = 0
     """Optimiser steps; 0: as many as `epochs` gives."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -60,6 +62,10 @@ class Recipe:
             raise UserError(f"--steps {self.steps} --epochs {self.epochs}: give one above 0.")
         if not 0 <= self.warmup <= 1:
             raise UserError(f"--warmup {self.warmup}: a share of the steps, between 0 and 1.")
+
+    def order_seed(self, seed: int) -> int | None:
+        """Seed of the order in which rows are visited; None: as they are given."""
+        return seed if self.shuffle else None
 
     def total_steps(self, rows: int) -> int:
         """Optimiser steps of a training on `rows` rows."""

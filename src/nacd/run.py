@@ -44,6 +44,13 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(dotted key, value there, value now) wherever two configurations differ, by key."""
+    old, new = flatten(there), flatten(now)
+    keys = sorted(old.keys() | new.keys())
+    return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
+
+
 class RunFolder:
     """One run on disk."""
 
@@ -61,12 +68,11 @@ class RunFolder:
             raise UserError(f"--out {self.path}: a file, not a folder; choose another --out.")
         if file.is_file():
             known = yaml.safe_load(file.read_text(encoding="utf-8"))
-            old, new = flatten(known), flatten(config)
             free = set(may_differ)
             differing = [
-                f"  {key}: {old.get(key)!r} there, {new.get(key)!r} now"
-                for key in sorted(old.keys() | new.keys())
-                if old.get(key) != new.get(key) and key not in free
+                f"  {key}: {old!r} there, {new!r} now"
+                for key, old, new in differences(known, config)
+                if key not in free
             ]
             if differing:
                 raise UserError(

@@ -16,9 +16,17 @@ from typing import Any
 
 import tyro
 
+from nacd.comparison.table import lines as grid_lines
 from nacd.errors import UserError
 from nacd.ladder import lines
-from nacd.report.folder import Run, is_run, read_run
+from nacd.report.folder import (
+    Comparison,
+    Run,
+    is_comparison,
+    is_run,
+    read_comparison,
+    read_run,
+)
 from nacd.report.rows import all_rows
 
 WIDTH = 80
@@ -38,10 +46,10 @@ class RunsConfig:
 
 @dataclass(frozen=True)
 class ShowConfig:
-    """Figures and distilled rows of one run."""
+    """Figures and distilled rows of one run, or the table of one comparison."""
 
     run: tyro.conf.Positional[Path]
-    """Run folder: the --out of `nacd distill`."""
+    """Run folder: the --out of `nacd distill` or `nacd compare`."""
     rows: int = 5
     """Most rows shown, the most changed ones; 0: none."""
     json: bool = False
@@ -58,7 +66,7 @@ def find_runs(folder: Path) -> list[Path]:
         raise UserError(f"{folder}: no such folder; give the one that holds your run folders.")
     patterns = ("/".join(["*"] * depth + ["run.yaml"]) for depth in range(DEPTH + 1))
     found = {file.parent for pattern in patterns for file in folder.glob(pattern)}
-    return sorted(path for path in found if is_run(path))
+    return sorted(path for path in found if is_run(path) or is_comparison(path))
 
 
 def summary(run: Run) -> dict[str, Any]:
@@ -80,6 +88,20 @@ def summary(run: Run) -> dict[str, Any]:
     }
 
 
+def comparison_summary(found: Comparison) -> dict[str, Any]:
+    """State and table of a comparison, as plain values."""
+    return {
+        "run": str(found.path),
+        "state": found.state,
+        "began": found.provenance.get("began"),
+        "model": found.config.get("model", {}).get("model"),
+        "data": found.config.get("data", {}).get("data"),
+        "budgets": found.config["budgets"],
+        "methods": found.config["methods"],
+        "table": [] if found.results is None else found.results["table"],
+    }
+
+
 def runs_text(config: RunsConfig) -> str:
     """What `nacd runs` prints.
 
@@ -89,7 +111,10 @@ def runs_text(config: RunsConfig) -> str:
     found, damaged = [], []
     for path in find_runs(config.folder):
         try:
-            found.append(summary(read_run(path)))
+            if is_comparison(path):
+                found.append(comparison_summary(read_comparison(path)))
+            else:
+                found.append(summary(read_run(path)))
         except UserError as error:
             damaged.append({"run": str(path), "state": "damaged", "error": str(error)})
     if config.json:
@@ -127,6 +152,8 @@ def show_text(config: ShowConfig) -> str:
     Raises:
         UserError: no run folder, or a damaged file in it.
     """
+    if is_comparison(config.run):
+        return _show_comparison(read_comparison(config.run), config.json)
     run = read_run(config.run)
     rows = all_rows(run)
     if config.json:
@@ -134,6 +161,14 @@ def show_text(config: ShowConfig) -> str:
         table = [] if run.results is None else run.results["table"]
         return json.dumps(summary(run) | {"table": table, "rows": kept}, indent=2)
     return "\n".join(_show(run, rows, config.rows))
+
+
+def _show_comparison(found: Comparison, as_json: bool) -> str:
+    values = comparison_summary(found)
+    if as_json:
+        return json.dumps(values, indent=2)
+    head = [f"{found.path}: {found.state}", _fit(f"{values['model']}, {values['data']}", WIDTH)]
+    return "\n".join(head + (["", *grid_lines(values["table"])] if values["table"] else []))
 
 
 def _show(run: Run, rows: Sequence[dict[str, Any]], most: int) -> Iterator[str]:

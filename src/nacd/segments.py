@@ -22,14 +22,9 @@ from nacd.recipe import Recipe
 from nacd.student import LEARNING_SEED
 
 
-def pair_number(number: int, shuffles: int) -> int:
-    """The (initialisation, shuffle) pair of a segment: in turn, or with 0 a new one each."""
-    return number % shuffles if shuffles else number
-
-
-def pair_generator(pair: int) -> np.random.Generator:
-    """What draws a pair's stretch of an expert's trajectory, and its shuffle."""
-    return np.random.default_rng((pair, 5))
+def segment_generator(number: int) -> np.random.Generator:
+    """What draws a segment's stretch of an expert's trajectory, and its shuffle."""
+    return np.random.default_rng((number, 5))
 
 
 def matched_steps(
@@ -76,19 +71,21 @@ def segment_maker(
             fits = len(start.state) == len(initial_state(recipe, start.theta))
             if expert.state == "zeros" or not fits:  # moments unknown: count steps from here
                 start = Start(start.theta, initial_state(recipe, start.theta))
-        order = training_order(rows, recipe.batch_size, window, int(generator.integers(1 << 30)))
+        shuffled = recipe.order_seed(int(generator.integers(1 << 30)))
+        order = training_order(rows, recipe.batch_size, total, shuffled)
+        begin = 0 if recipe.shuffle else int(generator.integers(0, total - window + 1))
+        order = order[begin : begin + window]
         objective = trajectory_objective(start.theta, goal.theta)
         return Segment(loop, start, order, objective)
 
     def make(step: int, part: int) -> Segment:
         number = step * config.segments + part
-        pair = pair_number(number, config.shuffles)
         if config.objective == "trajectory":
-            return trajectory(number, pair_generator(pair))
-        seed = LEARNING_SEED + pair
+            return trajectory(number, segment_generator(number))
+        seed = LEARNING_SEED + number
         loop = InnerLoop(model, recipe, total)
         theta = model.fresh_theta(seed)
-        order = training_order(rows, recipe.batch_size, total, seed)
+        order = training_order(rows, recipe.batch_size, total, recipe.order_seed(seed))
         return Segment(
             loop,
             Start(theta, initial_state(recipe, theta)),

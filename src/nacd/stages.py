@@ -27,6 +27,7 @@ from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.run import RunFolder, versions
 from nacd.selection import Task, choose_once
+from nacd.selection.random import random_order
 from nacd.student import TUNING_SEED, mean_nll, train_student, tune_rate
 
 FREE = ("out", "compare", "draws")
@@ -70,7 +71,10 @@ def _fingerprint(digests: Sequence[str]) -> str:
 def chosen_rows(
     config: DistillConfig, prepared: Prepared, folder: RunFolder, progress: Progress
 ) -> list[int]:
-    """The seed rows' indices, chosen once a run by --seeds-by."""
+    """The seed rows' indices, chosen once a run by --seeds-by, in a random order.
+
+    The order of the rows may be the one they are trained in: it must not be a ranking's.
+    """
     task = Task(
         prepared,
         config.recipe,
@@ -80,7 +84,10 @@ def chosen_rows(
         progress,
         config.budget,
     )
-    return choose_once(folder, "seeds", task, config.seeds_by, "--seeds-by")["rows"]
+    rows = choose_once(folder, "seeds", task, config.seeds_by, "--seeds-by")["rows"]
+    if config.seeds_by == "random":
+        return rows
+    return [rows[i] for i in random_order(len(rows), config.seed)]
 
 
 def tuned(

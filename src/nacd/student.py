@@ -53,7 +53,7 @@ def train_student(
         model: the model; its LoRA is overwritten.
         recipe: optimiser, schedule, batch size.
         data: the rows.
-        seed: LoRA's initial values and the shuffles.
+        seed: LoRA's initial values and, where the recipe shuffles, the rows' order.
         vectors: (Q, d) for the rows' slots; None: the rows' own tokens.
         steps: optimiser steps, if not the recipe's own number.
         tick: told of every step.
@@ -66,7 +66,8 @@ def train_student(
     log_rate = torch.tensor(math.log(recipe.learning_rate), device=model.device)
     theta = model.fresh_theta(seed)
     at = Start(theta, initial_state(recipe, theta))
-    for rows in training_order(len(data.rows), recipe.batch_size, total, seed):
+    visits = training_order(len(data.rows), recipe.batch_size, total, recipe.order_seed(seed))
+    for rows in visits:
         at, losses = loop.run(at, [data.batch(rows)], log_rate, vectors)
         if tick is not None:
             tick(at.count, total, losses[-1])

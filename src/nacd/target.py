@@ -11,6 +11,7 @@ from nacd.data import Example, encode_all, make_template, read_examples
 from nacd.errors import UserError
 from nacd.evaluation import Accuracy, choice_accuracy, response_nll, task_accuracy
 from nacd.experts import read_adapter
+from nacd.export import made_in_order
 from nacd.files import write_json
 from nacd.finetune import TrainResult, train
 from nacd.models import ModelConfig, load_model
@@ -27,7 +28,7 @@ class TrainConfig:
     out: Path = Path("runs/train")
     """Folder that gets `adapter/` and `train.json`."""
     seed: int = 0
-    """Seed of LoRA's initial values and of the shuffles."""
+    """Seed of LoRA's initial values and, with --shuffle, of the rows' order."""
     track: str = ""
     """Send losses to a tracker too: `trackio`, `tensorboard` or `wandb`, offline; empty: none."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -45,6 +46,11 @@ def fine_tune(config: TrainConfig, progress: Progress | None = None) -> TrainRes
     config.recipe.check()
     check_tracker(config.track)
     examples = _read(config.data)
+    if config.recipe.shuffle and made_in_order(Path(config.data.data)):
+        progress.say(
+            f"{config.data.data}: these rows were made to be trained on in their own order; give "
+            "--no-shuffle (and the recipe of README.md beside them)."
+        )
     total = config.recipe.total_steps(len(examples))
     with (
         tracking(config.track, config.out, to_dict(config)) as log,

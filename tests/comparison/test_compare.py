@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
+import nacd
 from nacd.cli import main
 from nacd.comparison.compare import compare
 from nacd.comparison.config import ROWS, CompareConfig
+from nacd.comparison.rowsets import Training, of_training
 from nacd.comparison.table import difference, lines, summarise, verdict
 from nacd.comparison.transfer import other_prompts, surviving_boundaries
 from nacd.config import DataConfig, OuterLoopConfig, SelectionConfig
@@ -52,7 +55,7 @@ def grid(model: Path, data: Path, out: Path, **changes: object) -> CompareConfig
         seeds=2,
         model=ModelConfig(model=str(model), lora_rank=2),
         data=DataConfig(data=str(data), target_rows=6),
-        recipe=Recipe(batch_size=2, epochs=2, learning_rate=5e-3),
+        recipe=Recipe(batch_size=2, epochs=2, learning_rate=5e-3, shuffle=False),
         outer=OuterLoopConfig(outer_steps=2, check_every=1, engine="exact", step_size=1.0),
         selection=SelectionConfig(warmup_share=0.3, warmup_epochs=2, projection_dim=256),
     )
@@ -89,6 +92,36 @@ def test_the_grid_and_its_resuming(tiny_folder: Folder, rows: Path, tmp_path: Pa
     assert {row["trainings"] for row in again.table if row["method"] == "seeds"} == {3}
 
 
+def test_a_finished_run_is_compared_without_distilling_anew(
+    tiny_folder: Folder, rows: Path, tmp_path: Path
+) -> None:
+    config = grid(tiny_folder("llama"), rows, tmp_path / "grid", methods=("seeds", "text"))
+    distilled = replace(config.distillation("4", 3), out=tmp_path / "run")
+    made = nacd.distill(distilled, progress=QUIET)
+    learned = [
+        tmp_path / "run" / "distill" / name for name in ("state.safetensors", "metrics.jsonl")
+    ]
+    before = [file.stat().st_mtime_ns for file in learned]
+    result = compare(replace(config, runs=(str(tmp_path / "run"),)), progress=QUIET)
+    assert [row["method"] for row in result.table] == ["seeds", "text"]
+    assert result.table[1]["tokens_changed"] == made.tokens_changed
+    assert not (config.out / "distilled").exists()
+    assert [file.stat().st_mtime_ns for file in learned] == before
+    for change, key in (
+        ({"budgets": ("5",)}, "budget: '4' there, '5' here"),
+        ({"budgets": ("4", "5")}, "--runs is for one budget"),
+        ({"recipe": replace(config.recipe, epochs=3.0)}, "recipe.epochs: 2.0 there, 3.0 here"),
+    ):
+        other = replace(config, runs=(str(tmp_path / "run"),), out=tmp_path / "other", **change)
+        with pytest.raises(UserError, match=re.escape(key)):
+            compare(other, progress=QUIET)
+    (tmp_path / "run" / "results.json").unlink()
+    with pytest.raises(UserError, match="has not ended"):
+        compare(replace(config, runs=(str(tmp_path / "run"),)), progress=QUIET)
+    with pytest.raises(UserError, match="no run folder"):
+        compare(replace(config, runs=(str(tmp_path / "absent"),)), progress=QUIET)
+
+
 @pytest.mark.slow
 def test_every_row_of_the_table(tiny_folder: Folder, rows: Path, tmp_path: Path) -> None:
     config = grid(
@@ -102,6 +135,14 @@ def test_every_row_of_the_table(tiny_folder: Folder, rows: Path, tmp_path: Path)
     for method in ("less", "rds", "kcenter", "trajectory", "text"):
         assert found[method]["choosing_flops"] > 0
     assert found["random"]["choosing_flops"] == 0
+
+
+def test_only_rows_of_a_distillation_keep_their_order() -> None:
+    recipe = Recipe(shuffle=False)
+    assert of_training(recipe, Training(None)).shuffle
+    assert of_training(recipe, Training(None, epochs=2.0)).shuffle
+    assert not of_training(recipe, Training(None, in_order=True)).shuffle
+    assert of_training(Recipe(), Training(None, in_order=True)).shuffle
 
 
 def test_a_failing_row_is_shown_and_the_others_go_on(
@@ -165,7 +206,7 @@ def test_text_equal_to_the_seeds_is_not_trained_twice(
         ({"seeds": 0}, "--seeds 0: must be at least 1"),
         ({"budgets": ("200%",)}, "--budget 200%: over 100 %"),
         ({"methods": ()}, "--methods: name at least one row"),
-        ({"seeds_by": "magic"}, "--methods magic: unknown"),
+        ({"seeds_by": "magic"}, "--seeds-by magic: unknown"),
     ],
 )
 def test_wrong_input(tmp_path: Path, changes: dict[str, object], message: str) -> None:
@@ -268,3 +309,11 @@ def test_the_command(
     assert "learning rate 0.00" in shown
     assert "zero-shot" in shown
     assert "results.parquet" in shown
+    assert main(["runs", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["grid", "compared"]
+    assert main(["show", str(tmp_path / "grid")]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert max(map(len, shown[1:])) <= 80
+    assert [line.split()[0] for line in shown[-2:]] == ["zero-shot", "random"]
+    assert main(["show", str(tmp_path / "grid"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["table"][0]["method"] == "zero-shot"

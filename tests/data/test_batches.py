@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nacd.data import Encoded, collate, epoch_order, length_buckets
+from nacd.data import Encoded, collate, epoch_order, length_buckets, training_order
 
 
 def row(*ids: int) -> Encoded:
@@ -76,3 +76,8 @@ def test_epochs_are_permutations_that_seed_and_epoch_decide():
     assert epoch_order(10, 4, seed=1, epoch=1) != batches
     assert epoch_order(10, 4, seed=2, epoch=0) != batches
     assert all(type(i) is int for batch in batches for i in batch)
+
+
+def test_without_a_seed_the_rows_come_as_they_are():
+    assert training_order(5, 2, 5, None) == [[0, 1], [2, 3], [4], [0, 1], [2, 3]]
+    assert training_order(5, 2, 5, 1) != training_order(5, 2, 5, 2)

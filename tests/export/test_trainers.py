@@ -21,6 +21,7 @@ from nacd.export import DatasetRow, render_learned_card, write_dataset, write_tr
 from nacd.models import ModelConfig
 from nacd.recipe import Recipe
 
+ORDERED = Recipe(batch_size=2, shuffle=False)
 RECIPE = Recipe(learning_rate=3e-4, batch_size=2, epochs=3, schedule="cosine", clip=0.5)
 SGD = Recipe(optimizer="sgd", momentum=0.9, steps=7, schedule="constant", warmup=0.0)
 MODEL = ModelConfig(model="owner/model", lora_rank=4, lora_alpha=12)
@@ -29,6 +30,8 @@ MODEL = ModelConfig(model="owner/model", lora_rank=4, lora_alpha=12)
 AXOLOTL = {
     "base_model",
     "datasets",
+    "shuffle_merged_datasets",
+    "curriculum_sampling",
     "train_on_inputs",
     "val_set_size",
     "dataset_prepared_path",
@@ -73,6 +76,7 @@ LLAMAFACTORY = {
     "train_on_prompt",
     "cutoff_len",
     "packing",
+    "disable_shuffling",
     "finetuning_type",
     "lora_rank",
     "lora_alpha",
@@ -104,7 +108,7 @@ def test_load_dataset_passes_them_by(rows: list[DatasetRow], tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("rows", [RAW, CHAT], ids=["raw", "chat"])
-@pytest.mark.parametrize("recipe", [RECIPE, SGD], ids=["adamw", "sgd"])
+@pytest.mark.parametrize("recipe", [RECIPE, SGD, ORDERED], ids=["adamw", "sgd", "in order"])
 def test_every_option_exists(recipe: Recipe, rows: list[DatasetRow], tmp_path: Path) -> None:
     from trl.scripts.utils import DatasetMixtureConfig
     from trl.trainer.model_config import ModelConfig as TrlModel
@@ -149,6 +153,18 @@ def test_the_recipe_stands_in_each(tmp_path: Path) -> None:
     assert files["trl"]["completion_only_loss"] is True
     assert files["axolotl"]["train_on_inputs"] is False
     assert files["llamafactory"]["train_on_prompt"] is False
+
+
+def test_an_order_is_kept(tmp_path: Path) -> None:
+    kept = {
+        "trl": {"train_sampling_strategy": "sequential"},
+        "axolotl": {"shuffle_merged_datasets": False, "curriculum_sampling": True},
+        "llamafactory": {"disable_shuffling": True},
+    }
+    for recipe in (RECIPE, dataclasses.replace(RECIPE, shuffle=False)):
+        files = written(tmp_path, RAW, recipe)
+        for name, options in kept.items():
+            assert (files[name].items() >= options.items()) is not recipe.shuffle
 
 
 def test_sgd_and_named_modules(tmp_path: Path) -> None:

@@ -38,33 +38,30 @@ class Asked:
 
 
 @pytest.mark.parametrize(
-    ("latest", "ahead", "shuffles", "segments", "experts"),
-    [(0, 0, 4, 1, 1), (8, 4, 3, 2, 2), (5, 100, 0, 1, 3), (99, 2, 2, 1, 1)],
+    ("latest", "ahead", "segments", "experts"),
+    [(0, 0, 1, 1), (8, 4, 2, 2), (5, 100, 1, 3), (99, 2, 1, 1)],
 )
 def test_agrees_with_the_segment_maker(
-    tiny_folder: Folder, latest: int, ahead: int, shuffles: int, segments: int, experts: int
+    tiny_folder: Folder, latest: int, ahead: int, segments: int, experts: int
 ) -> None:
     model = load_model(ModelConfig(model=str(tiny_folder("llama")), lora_rank=1, device="cpu"))
     outer = OuterLoopConfig(
         objective="trajectory",
         expert_start=latest,
         expert_ahead=ahead,
-        shuffles=shuffles,
         segments=segments,
     )
     steps = [[0, 4, 8, 10], [0, 3, 6, 9, 10], [0, 5, 10]][:experts]
     notes: list[tuple[int, int]] = []
     recorded: Any = [Asked(i, own, model.size, notes) for i, own in enumerate(steps)]
-    prepared: Any = SimpleNamespace(model=model, target=())
+    prepared: Any = SimpleNamespace(model=model, target=SimpleNamespace(rows=()))
     make = segment_maker(prepared, Recipe(batch_size=2, epochs=1), outer, 4, recorded)
     for step in range(6):
         for part in range(segments):
             notes.clear()
             make(step, part)
             (expert, first), (_, goal) = notes
-            found = trajectory.segment(
-                step * segments + part, steps, latest=latest, ahead=ahead, shuffles=shuffles
-            )
+            found = trajectory.segment(step * segments + part, steps, latest=latest, ahead=ahead)
             assert found == (expert, first, goal)
 
 

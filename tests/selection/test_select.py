@@ -218,7 +218,7 @@ def test_seeds_by_a_method(
     assert main(args) == 0
     kept = json.loads((tmp_path / "run" / "seeds.json").read_text())
     assert kept["method"] == "kcenter"
-    assert kept["digests"] == seeds_of(tmp_path / "run")
+    assert sorted(kept["digests"]) == sorted(seeds_of(tmp_path / "run")), "the order is no ranking"
     assert (
         "| seed rows chosen by | kcenter |"
         in (tmp_path / "run" / "dataset" / "README.md").read_text()

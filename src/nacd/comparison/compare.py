@@ -24,6 +24,7 @@ from nacd.comparison.cost import forecast, seconds_per_token
 from nacd.comparison.rowsets import (
     RowSet,
     Training,
+    check_runs,
     of_training,
     reason,
     rowsets,
@@ -74,6 +75,7 @@ def compare(
     """
     progress = progress or Progress()
     config.check()
+    check_runs(config)
     splits = read_splits(config.data) if splits is None else splits
     folder = open_run(config, splits, free=FREE)
     source = prepare(config.model, config.data, progress.say, splits)

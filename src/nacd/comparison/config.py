@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nacd.config import (
+    IN_ORDER,
     DataConfig,
     DistillConfig,
     ExpertConfig,
@@ -18,7 +19,9 @@ from nacd.models import ModelConfig
 from nacd.recipe import Recipe
 from nacd.selection import METHODS, check_method
 
-DISTILLED = ("seeds", "random-prompts", "other-prompts", "soft", "text")
+LEARNED = ("soft", "text", "text-shuffled")
+"""Rows of the table that a distillation learned."""
+DISTILLED = ("seeds", "seeds-shuffled", "random-prompts", "other-prompts", *LEARNED)
 """Rows of the table that come from a distillation, or from its seeds."""
 ROWS = (
     "zero-shot",
@@ -50,6 +53,8 @@ class CompareConfig:
     """Distillations, each from seed rows of its own; the trainings take them in turn."""
     seeds_by: str = "random"
     """How the seed rows of a distillation are chosen."""
+    runs: tuple[str, ...] = ()
+    """Run folders of `nacd distill` to take seeds and text from, instead of distilling anew."""
     accuracy: tuple[str, ...] = ()
     """Rows whose trained models also answer the report questions (lm-eval, multiple choice)."""
     tune_rates: tuple[float, ...] = ()
@@ -60,7 +65,7 @@ class CompareConfig:
     """Seed of everything that is drawn."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    recipe: Recipe = field(default_factory=Recipe)
+    recipe: Recipe = field(default_factory=lambda: IN_ORDER)
     expert: ExpertConfig = field(default_factory=ExpertConfig)
     outer: OuterLoopConfig = field(default_factory=OuterLoopConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
@@ -86,8 +91,10 @@ class CompareConfig:
         for flag, value in (("--seeds", self.seeds), ("--distillations", self.distillations)):
             if value < 1:
                 raise UserError(f"{flag} {value}: must be at least 1.")
-        for name in (*(m for m in self.methods if m in METHODS), self.seeds_by):
-            check_method(name, self.selection, "--methods")
+        for name in self.methods:
+            if name in METHODS:
+                check_method(name, self.selection, "--methods")
+        check_method(self.seeds_by, self.selection, "--seeds-by")
         self.distillation(self.budgets[0], 0).check()
 
     def distillation(self, budget: str, number: int, recipe: Recipe | None = None) -> DistillConfig:

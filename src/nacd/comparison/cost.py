@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from nacd.comparison.config import DISTILLED, CompareConfig
+from nacd.comparison.config import LEARNED, CompareConfig
 from nacd.config import budget_rows
 from nacd.data import collate
 from nacd.meta import initial_state, step
@@ -105,7 +105,7 @@ def forecast(
         for method in config.methods:
             if method in spent:
                 choosing[f"{budget} {method}"] = own * spent[method]
-        if any(method in DISTILLED[3:] for method in config.methods):
+        if not config.runs and any(method in LEARNED for method in config.methods):
             outer = config.outer.outer_steps * config.outer.segments * (ONE_SIDED * one + targets)
             choosing[f"{budget} distilling"] = (
                 own * config.distillations * (outer + looks * 2 * one)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from torch import Tensor
 
-from nacd.comparison.config import DISTILLED, CompareConfig
+from nacd.comparison.config import DISTILLED, LEARNED, CompareConfig
 from nacd.comparison.transfer import other_prompts, surviving_boundaries
+from nacd.config import DistillConfig, from_dict, to_dict
 from nacd.data import Encoded, Example, collate
 from nacd.data.split import Splits
 from nacd.distillation.pseudo import PseudoData, make_pseudo_data
@@ -21,8 +23,10 @@ from nacd.learn import draw
 from nacd.prepare import Prepared
 from nacd.progress import Progress
 from nacd.recipe import Recipe
-from nacd.run import RunFolder
+from nacd.report.folder import read_run
+from nacd.run import RunFolder, differences
 from nacd.selection import Task, choose_once, forward_flops
+from nacd.stages import SAID
 from nacd.student import plain
 
 PASSES = {"exact": 4.0, "tesla": 3.5, "first-order": 3.0, "one-sided": 2.0}
@@ -42,6 +46,8 @@ class Training:
     epochs: float | None = None
     """If not the recipe's own length."""
     steps: int | None = None
+    in_order: bool = False
+    """Rows of a distillation: visited as they are given, where the recipe does not shuffle."""
     tokens_changed: float | None = None
     boundaries_kept: float | None = None
     """Share of the source's token boundaries in the learned prompts that the target has too."""
@@ -168,6 +174,11 @@ def _distilled(
     recipe: Recipe,
     progress: Progress,
 ) -> list[Outcome]:
+    if config.runs:
+        return [
+            _taken(_of_run(config, budget, Path(run)), splits, source, recipe, progress)
+            for run in config.runs
+        ]
     return [
         learn_text(
             config.distillation(budget, number, recipe),
@@ -179,6 +190,58 @@ def _distilled(
     ]
 
 
+def _taken(
+    there: DistillConfig, splits: Splits, source: Prepared, recipe: Recipe, progress: Progress
+) -> Outcome:
+    """What a run that has ended holds; nothing is learned."""
+    outcome = learn_text(there, splits=splits, prepared=source, progress=progress)
+    rate = outcome.recipe.learning_rate
+    if rate != recipe.learning_rate:
+        raise UserError(
+            f"--runs {there.out}: trained at learning rate {rate:g}, this comparison at "
+            f"{recipe.learning_rate:g}; give --learning-rate {rate:g} without --tune-rates."
+        )
+    return outcome
+
+
+def check_runs(config: CompareConfig) -> None:
+    """Refuse finished runs that this comparison cannot take its rows from.
+
+    Raises:
+        UserError: no run folder, one that has not ended, or one of another budget, model, data
+            or recipe.
+    """
+    if config.runs and len(config.budgets) > 1:
+        raise UserError("--runs is for one budget: give --budgets that of the runs.")
+    for run in config.runs:
+        _of_run(config, config.budgets[0], Path(run))
+
+
+def _of_run(config: CompareConfig, budget: str, run: Path) -> DistillConfig:
+    """The configuration of a distillation that is there, held to the comparison's own."""
+    found = read_run(run)
+    if found.results is None:
+        raise UserError(f"--runs {run}: has not ended; run its `nacd distill` again first.")
+    there = replace(from_dict(DistillConfig, found.config, str(run / "run.yaml")), out=run)
+    now = config.distillation(budget, 0)
+    differing = [
+        f"  {key}: {old!r} there, {new!r} here"
+        for key, old, new in differences(to_dict(there), to_dict(now))
+        if key == "budget"
+        or (
+            key.startswith(("model.", "data.", "recipe."))
+            and key not in ("recipe.learning_rate", *SAID)
+        )
+    ]
+    if differing:
+        raise UserError(
+            f"--runs {run}: not a distillation that can be compared here:\n"
+            + "\n".join(differing)
+            + "\nGive `nacd compare` that run's flags."
+        )
+    return there
+
+
 def _of_distillation(
     config: CompareConfig, method: str, outcomes: Sequence[Outcome], source: Prepared
 ) -> RowSet:
@@ -187,48 +250,59 @@ def _of_distillation(
     def training(target: Prepared, seed: int) -> Training:
         outcome = outcomes[seed % len(outcomes)]
         tokenizer = target.model.tokenizer
+        in_order = not method.endswith("-shuffled")
         if method == "soft":
             return Training(
                 outcome.seeds.pseudo,
+                in_order=True,
                 vectors=outcome.learned.soft.to(target.model.device),
                 learning_rate=outcome.learned.learning_rate,
             )
         seeds = outcome.seeds.examples
         rows: Sequence[Example] = seeds
-        if method == "text":
+        if method in LEARNED:
             rows = [row.example for row in outcome.text]
         elif method == "other-prompts":
             rows = other_prompts(seeds, seed)
         encoded: list[Encoded] = [target.template.encode(row, turns="last") for row in rows]
         if method == "random-prompts":
-            pseudo = make_pseudo_data(encoded, config.outer.learn, tokenizer.pad_token_id)
+            pseudo = make_pseudo_data(
+                encoded, outcome.distiller.config.learn, tokenizer.pad_token_id
+            )
             allowed = choosable(tokenizer, len(target.model.table))
-            return Training(random_prompts(pseudo, allowed, seed), tokens_changed=1.0)
+            return Training(
+                random_prompts(pseudo, allowed, seed), in_order=True, tokens_changed=1.0
+            )
         data = plain(encoded, tokenizer.pad_token_id)
-        if method != "text":
-            return Training(data, tokens_changed=0.0 if method == "seeds" else 1.0)
+        if method not in LEARNED:
+            return Training(
+                data,
+                in_order=in_order,
+                tokens_changed=1.0 if method == "other-prompts" else 0.0,
+            )
         kept = surviving_boundaries([row.prompt for row in rows], source.model.tokenizer, tokenizer)
         return Training(
             data,
+            in_order=in_order,
             learning_rate=outcome.learned.learning_rate if target is source else None,
             tokens_changed=outcome.changed,
             boundaries_kept=kept,
         )
 
-    learned = method in ("soft", "text")
+    learned = method in LEARNED
     return RowSet(
         method,
         training,
         config.seeds,
         sum(o.learned.seconds for o in outcomes) / len(outcomes) if learned else 0.0,
-        _learning_flops(config, outcomes[0]) if learned else 0.0,
+        _learning_flops(outcomes[0]) if learned else 0.0,
         source_only=method == "soft",
     )
 
 
-def _learning_flops(config: CompareConfig, outcome: Outcome) -> float:
+def _learning_flops(outcome: Outcome) -> float:
     """Operations of a distillation's outer steps (looks at the development rows left out)."""
-    prepared, outer = outcome.prepared, config.outer
+    prepared, outer = outcome.prepared, outcome.distiller.config
     rows = outcome.seeds.rows
     total = outcome.recipe.total_steps(len(rows))
     steps = min(outer.window or total, total)
@@ -257,7 +331,9 @@ def _encoded(rows: Sequence[Example], target: Prepared) -> PseudoData:
 
 
 def of_training(recipe: Recipe, training: Training) -> Recipe:
-    """The recipe of one training."""
+    """The recipe of one training; rows that are not a distillation's are always shuffled."""
+    if not training.in_order:
+        recipe = replace(recipe, shuffle=True)
     if training.learning_rate is not None:
         recipe = replace(recipe, learning_rate=training.learning_rate)
     if training.epochs is not None:

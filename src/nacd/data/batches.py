@@ -113,17 +113,19 @@ def bucketed(
     ]
 
 
-def epoch_order(n: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+def epoch_order(n: int, batch_size: int, seed: int | None, epoch: int) -> list[list[int]]:
     """Batches of one epoch: a permutation of n rows that (seed, epoch) alone decides.
 
-    The last batch is kept, however small.
+    The last batch is kept, however small. Without a seed the rows come as they are, every epoch.
     """
+    if seed is None:
+        return _cut(np.arange(n), batch_size)
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch))))
     return _cut(generator.permutation(n), batch_size)
 
 
-def training_order(rows: int, batch_size: int, steps: int, seed: int) -> list[list[int]]:
-    """Row indices of every step of a training run: a new seeded shuffle each epoch."""
+def training_order(rows: int, batch_size: int, steps: int, seed: int | None) -> list[list[int]]:
+    """Row indices of every step of a training run: a new seeded shuffle each epoch, or none."""
     order: list[list[int]] = []
     epoch = 0
     while len(order) < steps:

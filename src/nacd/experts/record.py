@@ -79,7 +79,7 @@ def record_expert(
         raise ValueError(f"{len(rows)} rows but {len(digests)} digests")
     total = recipe.total_steps(len(rows))
     due = set(snapshot_steps(total, every))
-    order = training_order(len(rows), recipe.batch_size, total, seed)
+    order = training_order(len(rows), recipe.batch_size, total, recipe.order_seed(seed))
     made_with = describe_model(model) | describe_rows(rows, digests)
     made_with |= {"recipe": asdict(recipe), "seed": seed, "every": every, "total": total}
     writer = Writer(folder, made_with, order=(digests, order))

@@ -5,12 +5,13 @@ from nacd.export.chosen_card import render_chosen_card
 from nacd.export.dataset import DatasetRow, write_dataset
 from nacd.export.learned_card import render_learned_card
 from nacd.export.soft import SoftPrompts, read_soft_prompts, write_soft_prompts
-from nacd.export.trainers import write_trainers
+from nacd.export.trainers import made_in_order, write_trainers
 
 __all__ = [
     "Card",
     "DatasetRow",
     "SoftPrompts",
+    "made_in_order",
     "read_soft_prompts",
     "render_chosen_card",
     "render_learned_card",

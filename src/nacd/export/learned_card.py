@@ -67,7 +67,7 @@ def render_learned_card(card: Card, rows: Sequence[DatasetRow]) -> str:
 
 On these {len(rows)} rows: {card.recipe.total_steps(len(rows))} steps. LoRA; the loss is taken over
 the completion alone; dropout is off.
-
+{_order(card.recipe)}
 ## How they were made
 
 {made_table(card)}
@@ -102,13 +102,26 @@ def _what(card: Card, changed: Sequence[float]) -> str:
     )
 
 
+def _order(recipe: Recipe) -> str:
+    if recipe.shuffle:
+        return ""
+    return (
+        "\n**Train on them in the order of the file, without shuffling**: what a prompt was "
+        "learned\nfor depends on when it is visited. The configuration files in `train_with/` say "
+        "so.\n"
+    )
+
+
 def _flags(recipe: Recipe) -> str:
     """The recipe as flags, where it differs from the defaults."""
     plain = asdict(Recipe())
-    return " ".join(
-        f"--{name.replace('_', '-')} {value:g}"
-        if isinstance(value, float)
-        else f"--{name.replace('_', '-')} {value}"
-        for name, value in asdict(recipe).items()
-        if value != plain[name]
-    )
+    flags = []
+    for name, value in asdict(recipe).items():
+        flag = name.replace("_", "-")
+        if value == plain[name]:
+            continue
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            flags.append(f"--{flag} {value:g}" if isinstance(value, float) else f"--{flag} {value}")
+    return " ".join(flags)

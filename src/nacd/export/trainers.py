@@ -31,6 +31,8 @@ from nacd.recipe import Recipe
 FOLDER = "train_with"
 HUB_NAMES = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """Where our own short names for models are to be had."""
+_TRL_ORDER = {"train_sampling_strategy": "sequential"}
+_AXOLOTL_ORDER = {"shuffle_merged_datasets": False, "curriculum_sampling": True}
 DATA = "nacd"
 """The data's name in LLaMA-Factory's register."""
 HEADROOM = 2
@@ -101,6 +103,16 @@ def write_trainers(
     )
     write_json(place / "dataset_info.json", {DATA: _register(chat)})
     return sorted(place.iterdir())
+
+
+def made_in_order(rows: Path) -> bool:
+    """Whether a data set, or the file of its rows, is to be trained on without shuffling."""
+    rows = rows.expanduser()
+    beside = (rows if rows.is_dir() else rows.parent) / FOLDER / "trl.yaml"
+    if not beside.is_file():
+        return False
+    said = yaml.safe_load(beside.read_text(encoding="utf-8"))
+    return isinstance(said, dict) and _TRL_ORDER.items() <= said.items()
 
 
 _BORDER = "It makes tokens of prompt and completion apart: they may differ where the two meet."
@@ -203,6 +215,7 @@ def _trl(
         "completion_only_loss": True,
         "max_length": None,
         "packing": False,
+        **({} if recipe.shuffle else _TRL_ORDER),
         "activation_checkpointing": model.gradient_checkpointing,
         "bf16": False,  # as in `nacd train`: LoRA is float32, the frozen weights are `dtype`
         **_arguments(recipe, warmup, seed),
@@ -234,6 +247,7 @@ def _axolotl(
     return {
         "base_model": HUB_NAMES.get(model.model, model.model),
         "datasets": [written],
+        **({} if recipe.shuffle else _AXOLOTL_ORDER),
         "train_on_inputs": False,
         "val_set_size": 0,
         "dataset_prepared_path": "trained/axolotl-data",
@@ -282,6 +296,7 @@ def _llamafactory(
         "train_on_prompt": False,
         "cutoff_len": longest,
         "packing": False,
+        **({} if recipe.shuffle else {"disable_shuffling": True}),
         "output_dir": "trained/llamafactory",
         "finetuning_type": "lora",
         "lora_rank": model.lora_rank,

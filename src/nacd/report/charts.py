@@ -68,7 +68,7 @@ def ladder(rungs: Sequence[Rung]) -> Chart:
     if inside:
         low, high = min(low, *(r.mean for r in inside)), max(high, *(r.mean for r in inside))
     seeds = next((rung.mean for rung in rungs if rung.method == "seeds"), None)
-    learned = [rung.method in ("text", "text-last", "soft") for rung in inside]
+    learned = [rung.method in ("text", "text-last", "text-shuffled", "soft") for rung in inside]
     colours = ["$accent" if own else "$baseline" for own in learned]
     data: list[dict[str, Any]] = [
         {

@@ -21,10 +21,12 @@ from nacd.report.rungs import Rung
 LABELS = {
     "random": "random rows",
     "seeds": "seeds untouched",
+    "seeds-shuffled": "seeds, shuffled",
     "random-prompts": "seeds, random prompts",
     "other-prompts": "seeds, others' prompts",
     "soft": "NACD soft",
     "text": "NACD text",
+    "text-shuffled": "NACD text, shuffled",
     "full-equal-steps": "full, equal steps",
 }
 WORDS = {"better": "is better than", "worse": "is worse than"}
@@ -44,11 +46,6 @@ class Block:
     rivals: list[str]
     """Rows that the others are held against here, beside the seeds."""
     sentence: str
-
-
-def is_comparison(folder: Path) -> bool:
-    """Whether a run folder is one of `nacd compare`."""
-    return "methods" in settings(folder)
 
 
 def comparison_context(folder: Path) -> dict[str, Any]:

@@ -94,7 +94,8 @@ def lead(run: Run, rungs: Sequence[Rung]) -> str:
         f"{what} Responses are the seed rows' own; prompts were learned on "
         f"{run.setting('model.model')} by {goal}, for a recipe of {steps}"
         f"{'AdamW' if recipe.optimizer == 'adamw' else 'SGD'} at learning rate "
-        f"{recipe.learning_rate:g}, {recipe.batch_size} rows a step."
+        f"{recipe.learning_rate:g}, {recipe.batch_size} rows a step, "
+        f"{'shuffled' if recipe.shuffle else 'in the order of the file'}."
     )
 
 
@@ -151,7 +152,7 @@ def warnings(run: Run, rungs: Sequence[Rung]) -> Iterator[tuple[str, str]]:
             "One training a row." if count == 1 else f"Only {count} trainings a row.",
             "There is no interval: nothing can be said of chance."
             if count == 1
-            else "The intervals are wide. They cover LoRA's initial values and the shuffles, not "
+            else "The intervals are wide. They cover LoRA's initial values (and shuffles), not "
             "the choice of seed rows or of report rows.",
         )
     report = None if results is None else results["sizes"]["report"]

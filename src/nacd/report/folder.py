@@ -90,6 +90,44 @@ def is_run(path: Path) -> bool:
     return {"outer", "budget"} <= settings(path).keys()
 
 
+def is_comparison(path: Path) -> bool:
+    """Whether a folder is a comparison's."""
+    return {"methods", "budgets"} <= settings(path).keys()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The files of one comparison."""
+
+    path: Path
+    config: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    results: Mapping[str, Any] | None
+    """`results.json`; None: the comparison has not ended."""
+    cells: int
+    """Trainings that are done."""
+
+    @property
+    def state(self) -> str:
+        """How far it has come, in a few words."""
+        return "compared" if self.results is not None else f"comparing, {self.cells} done"
+
+
+def read_comparison(path: Path) -> Comparison:
+    """Read a comparison's folder.
+
+    Raises:
+        UserError: a file in it that cannot be read; it is named.
+    """
+    return Comparison(
+        path,
+        settings(path),
+        _json(path / "provenance.json") or {},
+        _json(path / "results.json"),
+        sum(1 for _ in path.glob("cells/*/*/*/*/result.json")),
+    )
+
+
 def read_run(path: Path) -> Run:
     """Read a run folder.
 

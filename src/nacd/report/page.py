@@ -25,8 +25,8 @@ from markupsafe import Markup
 
 from nacd.files import write_text
 from nacd.report import charts, facts, trajectory
-from nacd.report.comparison import comparison_context, is_comparison
-from nacd.report.folder import Run, read_run
+from nacd.report.comparison import comparison_context
+from nacd.report.folder import Run, is_comparison, read_run
 from nacd.report.repeat import command
 from nacd.report.rows import shown_rows
 from nacd.report.rungs import rungs

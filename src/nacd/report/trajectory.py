@@ -7,7 +7,7 @@ from typing import Any
 
 from nacd.report.charts import NATS, Chart
 from nacd.report.folder import Run
-from nacd.segments import matched_steps, pair_generator, pair_number
+from nacd.segments import matched_steps, segment_generator
 
 COLOURS = ("$accent", "$second", "$third", "$baseline")
 
@@ -28,7 +28,6 @@ def matched(run: Run) -> list[tuple[int, int, int]]:
                 steps,
                 latest=run.setting("outer.expert_start", 0),
                 ahead=run.setting("outer.expert_ahead", 0),
-                shuffles=run.setting("outer.shuffles", 1),
             )
             for number in range(count)
         }
@@ -36,7 +35,7 @@ def matched(run: Run) -> list[tuple[int, int, int]]:
 
 
 def segment(
-    number: int, steps: Sequence[Sequence[int]], *, latest: int, ahead: int, shuffles: int
+    number: int, steps: Sequence[Sequence[int]], *, latest: int, ahead: int
 ) -> tuple[int, int, int]:
     """Expert, first step and goal's step of the segment of that number.
 
@@ -45,11 +44,9 @@ def segment(
         steps: of every expert, the steps that have a snapshot.
         latest: latest step that a segment starts from.
         ahead: steps from start to goal; 0: to the expert's end.
-        shuffles: distinct draws, which the numbers take in turn; 0: a new one each.
     """
     expert = number % len(steps)
-    generator = pair_generator(pair_number(number, shuffles))
-    return expert, *matched_steps(steps[expert], latest, ahead, generator)
+    return expert, *matched_steps(steps[expert], latest, ahead, segment_generator(number))
 
 
 def chart(run: Run) -> Chart | None:
