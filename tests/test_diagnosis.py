@@ -200,6 +200,29 @@ def test_an_engine_asked_for_is_held_to_its_own_figures() -> None:
         diagnosis.require("one-sided")
 
 
+def test_the_engine_asked_for_is_measured(tiny_folder: Folder) -> None:
+    model, batches, vectors = case(tiny_folder("gpt2"), "float32")
+    for eps, good in ((2e-3, True), (30.0, False)):
+        diagnosis = diagnose(
+            model, Recipe(), batches, vectors, thorough=False, asked=("one-sided", eps)
+        )
+        assert [row.eps for row in diagnosis.rows if row.engine == "one-sided"] == [eps]
+        if good:
+            diagnosis.require("one-sided", eps)
+            continue
+        with pytest.raises(UserError, match=r"--engine one-sided --fd-eps 30: .* cosine"):
+            diagnosis.require("one-sided", eps)
+
+
+def test_a_double_backward_that_cannot_be_had_is_refused(tiny_folder: Folder) -> None:
+    model, batches, vectors = case(tiny_folder("gpt2"), "float32", gradient_checkpointing=True)
+    diagnosis = diagnose(model, Recipe(), batches, vectors, thorough=False)
+    diagnosis.require("first-order")
+    for engine in ("exact", "tesla"):
+        with pytest.raises(UserError, match=f"--engine {engine}: .* gradient checkpointing"):
+            diagnosis.require(engine)
+
+
 def test_not_a_number_is_no_agreement() -> None:
     assert Row("exact", None, math.nan, math.nan, 1.0, 4.0).agreement == -1.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -109,3 +110,26 @@ def test_every_stage_on_tiny_models(
     text = [row for row in result.table if row["method"] == "text"]
     assert len(text) == 2, "the source and the other architecture"
     assert all(row["boundaries_kept"] is not None for row in text)
+
+
+@pytest.mark.slow
+def test_which_objective_predicts_goes_on_where_it_stopped(
+    data: Path, tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    here, out = tmp_path / "data", tmp_path / "out"
+    here.mkdir()
+    shutil.copy(data / "train.jsonl", here / "train.jsonl")
+    shutil.copy(data / "heldout.jsonl", here / "validation.jsonl")
+    command = [sys.executable, str(FOLDER / "predict.py"), "--data", str(here), "--out", str(out)]
+    command += ["--model", str(tiny_folder("llama")), "--rows", "4"]
+    for draws in ("3", "5"):
+        before = {file: file.stat().st_mtime_ns for file in out.glob("**/*.json")}
+        done = subprocess.run(
+            [*command, "--draws", draws], check=True, capture_output=True, text=True
+        )
+        assert f"{draws} draws of 4" in done.stdout
+        assert all(file.stat().st_mtime_ns == then for file, then in before.items())
+    names = [line.split("  ")[0] for line in done.stdout.splitlines()[1:-1]]
+    assert names[0] == "target"
+    assert len(names) > 1
+    assert all(name.startswith("matching ") for name in names[1:])

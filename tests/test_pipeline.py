@@ -94,7 +94,7 @@ def test_from_a_file_to_text_and_a_table(
 
 
 @pytest.mark.parametrize("projection", ["nearest", "straight-through", "simplex"])
-@pytest.mark.parametrize("objective", ["target-loss", "trajectory"])
+@pytest.mark.parametrize("objective", ["target-loss", "train-loss", "trajectory"])
 def test_objectives_and_projections(
     objective: str, projection: str, tiny_folder: Folder, rows: Path, tmp_path: Path
 ) -> None:

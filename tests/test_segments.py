@@ -8,9 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from nacd.config import OuterLoopConfig
+from nacd.data import Encoded
+from nacd.evaluation import response_nll
 from nacd.meta import Start, initial_state
 from nacd.models import ModelConfig, load_model
 from nacd.recipe import Recipe
@@ -56,3 +59,25 @@ def test_short_matches_in_order_are_windows_of_it(tiny_folder: Folder) -> None:
     windows = [[[k, k + 1], [k + 2, k + 3]] for k in (0, 2, 4, 6)]
     assert all(segment.order in windows for segment in found)
     assert len({str(segment.order) for segment in found}) > 1
+
+
+def test_the_loss_on_training_rows_is_one_on_other_rows_each_time(tiny_folder: Folder) -> None:
+    model = load_model(ModelConfig(model=str(tiny_folder("gpt2")), lora_rank=1, device="cpu"))
+    pool = [Encoded((5, 6, 7, 8 + i), (False, False, False, True), (0, 2)) for i in range(30)]
+    prepared: Any = SimpleNamespace(model=model, target=SimpleNamespace(rows=pool[:3]))
+    recipe = Recipe(batch_size=4, epochs=1, shuffle=False)
+    theta = model.fresh_theta(0)
+
+    def values(outer: OuterLoopConfig) -> list[float]:
+        make = segment_maker(prepared, recipe, outer, ROWS, [], pool)
+        return [make(step, 0).objective(theta)[0] for step in (0, 1, 0)]
+
+    first, second, again = values(OuterLoopConfig(objective="train-loss", objective_rows=5))
+    assert first == again
+    assert first != second
+    everything = values(OuterLoopConfig(objective="train-loss", objective_rows=99))
+    assert everything[0] == pytest.approx(response_nll(model, theta, pool).mean, rel=1e-5)
+    fixed = values(OuterLoopConfig(objective="target-loss"))
+    assert (
+        fixed[0] == fixed[1] == pytest.approx(response_nll(model, theta, pool[:3]).mean, rel=1e-5)
+    )

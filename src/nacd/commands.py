@@ -62,6 +62,9 @@ def doctor(
         / config.expert.snapshot_every
     )
     trajectory = config.outer.objective == "trajectory"
+    judged = len(prepared.target)
+    if config.outer.objective == "train-loss":
+        judged = config.outer.objective_rows
     planned = estimate(
         prepared.model,
         config.recipe,
@@ -76,9 +79,7 @@ def doctor(
         eps=diagnosis.verdict.eps or config.outer.fd_eps,
         window=config.outer.window,
         segments=config.outer.segments,
-        target_batches=0
-        if trajectory
-        else math.ceil(len(prepared.target) / config.recipe.batch_size),
+        target_batches=0 if trajectory else math.ceil(judged / config.recipe.batch_size),
         snapshots=config.expert.experts * (steps + 1) if trajectory else 0,
     )
     return diagnosis, planned

@@ -124,8 +124,10 @@ class ExpertConfig:
 class OuterLoopConfig:
     """How the pseudo-prompts are learned."""
 
-    objective: Literal["target-loss", "trajectory"] = "target-loss"
-    """`target-loss`: loss on target rows after training; `trajectory`: the paper's matching."""
+    objective: Literal["target-loss", "train-loss", "trajectory"] = "target-loss"
+    """Loss after training on target rows, or on training rows; or the paper's `trajectory`."""
+    objective_rows: int = 64
+    """`train-loss`: rows of it, other training rows (never seeds) at every outer step."""
     outer_steps: int = 40
     """Outer steps."""
     learn: str = "prompt"
@@ -235,6 +237,7 @@ class DistillConfig:
         for flag, value, least in (
             ("--outer-steps", self.outer.outer_steps, 0),
             ("--segments", self.outer.segments, 1),
+            ("--objective-rows", self.outer.objective_rows, 1),
             ("--check-every", self.outer.check_every, 1),
             ("--check-seeds", self.outer.check_seeds, 1),
             ("--candidates", self.outer.candidates, 2),
@@ -354,7 +357,7 @@ def _fields(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]
     if unknown:
         raise UserError(f"{where}: unknown key {', '.join(unknown)}; known: {', '.join(hints)}.")
     built: dict[str, Any] = {}
-    factories = {field.name: field.default_factory for field in dataclasses.fields(kind)}
+    factories: dict[str, Any] = {f.name: f.default_factory for f in dataclasses.fields(kind)}
     for key, value in values.items():
         hint = hints[key]
         if dataclasses.is_dataclass(hint):  # what it leaves out is as this configuration has it

@@ -38,6 +38,7 @@ from nacd.meta import (
     MetaGradient,
     Start,
     initial_state,
+    make_engine,
     meta_gradient,
 )
 from nacd.models import LoraModel, load_model
@@ -107,6 +108,8 @@ class Diagnosis:
     """Largest |lambda| of the sweep over |lambda_N|."""
     step_seconds: float
     """One ordinary training step."""
+    no_double: str = ""
+    """Why engines with a double backward cannot run here; empty: they can, or were not tried."""
 
     def describe(self) -> str:
         """The table and the verdict, at 80 columns."""
@@ -136,24 +139,30 @@ class Diagnosis:
             f"{self.attention}: {self.reason}"
         )
 
-    def require(self, engine: EngineName | None = None) -> None:
+    def require(self, engine: EngineName | None = None, eps: float | None = None) -> None:
         """Refuse to go on where nothing is right.
 
         Args:
             engine: one that the user insists on, instead of any. `tesla` is an approximation by
                 choice and passes wherever another engine is right.
+            eps: its step length; None: any that was measured.
 
         Raises:
             UserError: no engine, or not that one; with the flag that mends it.
         """
         if self.verdict is None:
             raise UserError(f"meta-gradients cannot be trusted here: {self.reason}")
-        own = [row for row in self.rows if row.engine == engine]
+        if engine in ("exact", "tesla") and self.no_double:
+            raise UserError(
+                f"--engine {engine}: {self.no_double}; use --engine {self.verdict.engine}."
+            )
+        own = [row for row in self.rows if row.engine == engine and eps in (None, row.eps)]
         if engine not in (None, "tesla") and own and max(r.agreement for r in own) < COSINE:
             best = max(r.agreement for r in own)
+            step = "" if eps is None else f" --fd-eps {eps:g}"
             raise UserError(
-                f"--engine {engine}: its meta-gradient has cosine {best:.2f} to {self.reference}; "
-                f"use --engine {self.verdict.engine}."
+                f"--engine {engine}{step}: its meta-gradient has cosine {best:.2f} to "
+                f"{self.reference}; use --engine {self.verdict.engine}."
             )
 
 
@@ -235,9 +244,9 @@ def _compare(
     reference: MetaGradient,
     steps: float,
 ) -> Row:
-    a, b = found.vectors.double().flatten().cpu(), reference.vectors.double().flatten().cpu()
+    a, b = found.vectors.cpu().double().flatten(), reference.vectors.cpu().double().flatten()
     error = float((a - b).norm() / b.norm()) if float(b.norm()) > 0 else math.nan
-    passed = _cosine(found.theta.double().cpu(), reference.theta.double().cpu())
+    passed = _cosine(found.theta.cpu().double(), reference.theta.cpu().double())
     return Row(engine, eps, error, _cosine(a, b), passed, steps)
 
 
@@ -273,6 +282,7 @@ def diagnose(
     vectors: Tensor,
     *,
     thorough: bool,
+    asked: tuple[EngineName, float] | None = None,
 ) -> Diagnosis:
     """Compare the engines on the user's own model and rows.
 
@@ -284,6 +294,7 @@ def diagnose(
         thorough: False: one inner step, one engine against one reference, the work of about nine
             ordinary training steps. True: N = 2, every engine and step length; in a 16-bit format
             a float32 copy of the model is loaded beside it.
+        asked: a finite-difference engine and its eps that are measured in any case.
 
     Raises:
         UserError: the model cannot be loaded in float32.
@@ -317,6 +328,10 @@ def diagnose(
         rows.append(
             _compare("one-sided", best.eps, one_sided, against, seconds / trial.step_seconds)
         )
+    if asked is not None and not any((row.engine, row.eps) == asked for row in rows):
+        against = truth or central[0][1]
+        found, seconds = trial.gradient(make_engine(*asked))
+        rows.append(_compare(*asked, found, against, seconds / trial.step_seconds))
     if exact is not None and truth is not None:
         rows.append(_compare("exact", None, exact[0], truth, exact[1] / trial.step_seconds))
     anchor = truth or central[0][1]
@@ -333,6 +348,7 @@ def diagnose(
         reason=reason,
         growth=growth,
         step_seconds=trial.step_seconds,
+        no_double="" if exact is not None or low else why_not,
     )
 
 

@@ -17,6 +17,7 @@ from nacd.distillation.pseudo import PseudoData
 from nacd.distillation.text import TextRow
 from nacd.experts import Expert
 from nacd.export import (
+    LORA,
     Card,
     DatasetRow,
     render_learned_card,
@@ -208,6 +209,7 @@ def _card(config: DistillConfig, outcome: Outcome) -> Card:
         template=outcome.prepared.template.describe(),
         recipe=outcome.final,
         projection=config.outer.projection,
+        lora={name: getattr(config.model, name) for name in LORA},
         settings={
             "objective": config.outer.objective,
             "outer steps": config.outer.outer_steps,

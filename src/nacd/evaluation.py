@@ -62,7 +62,7 @@ def response_nll(
     for where in length_buckets(rows, batch_size, seed=None):
         batch = collate([rows[i] for i in where], model.tokenizer.pad_token_id)
         sums, counts = model.row_nll(theta, batch)
-        nll[where] = sums.double().cpu().numpy()
+        nll[where] = sums.cpu().double().numpy()
         tokens[where] = counts.cpu().numpy()
     return RowNll(nll, tokens)
 

@@ -68,7 +68,10 @@ def write_tensors(
     cpu = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     with whole(path) as partial:
         header = {"nacd": json.dumps(dict(metadata), sort_keys=True)} if metadata else None
+        partial.touch()
+        mode = partial.stat().st_mode  # what any other new file gets: safetensors' own is 0600
         save_file(cpu, partial, metadata=header)
+        partial.chmod(mode)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

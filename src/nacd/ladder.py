@@ -27,7 +27,7 @@ from nacd.prepare import Part
 from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.run import RunFolder
-from nacd.student import train_student
+from nacd.student import train_student, visited
 
 
 @dataclass(frozen=True)
@@ -98,18 +98,18 @@ def _measure(
     used = entry.recipe or recipe
     data = entry.data(seed)
     if data is None:
-        theta, tokens, steps = model.zero_theta(), 0, 0
+        theta, rows, tokens, steps = model.zero_theta(), 0, 0, 0
     else:
         steps = used.total_steps(len(data.rows)) if entry.steps is None else entry.steps
         theta = train_student(model, used, data, seed, vectors=entry.vectors, steps=steps)
-        tokens = sum(len(row) for row in data.rows)
+        rows, tokens = visited(data, used, steps, seed)
     trained = time.perf_counter() - began
     found = response_nll(model, theta, report.rows)
     return {
         "method": entry.name,
         "seed": seed,
         "report_nll": found.mean,
-        "rows": 0 if data is None else len(data.rows),
+        "rows": rows,
         "tokens": tokens,
         "steps": steps,
         "learning_rate": used.learning_rate,

@@ -171,7 +171,10 @@ class Distiller:
             recipe.learning_rate,
             self.config.outer_steps,
         )
-        self.segments = segment_maker(prepared, recipe, self.config, len(seeds.rows), experts)
+        own = {example.digest for example in seeds.examples}
+        train = zip(prepared.train.examples, prepared.train.rows, strict=True)
+        pool = [row for example, row in train if example.digest not in own]
+        self.segments = segment_maker(prepared, recipe, self.config, len(seeds.rows), experts, pool)
         template = prepared.template
         self.trips = [
             RoundTrip(template, self.model.tokenizer, example, row)
@@ -293,7 +296,7 @@ class Distiller:
                 number = outer.done
                 segments = [
                     windowed(self.segments(number, part), config.window, number, outer)
-                    if config.objective == "target-loss"
+                    if config.objective != "trajectory"
                     else self.segments(number, part)
                     for part in range(config.segments)
                 ]

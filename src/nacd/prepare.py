@@ -57,16 +57,13 @@ def read_splits(config: DataConfig) -> Splits:
     """Read the data and split it by hash, or take the files that --target and --heldout name."""
     columns = config.mapping() or None
 
-    def read(data: str) -> list[Example]:
+    def read(data: str, flag: str, group: str = "") -> list[Example]:
         return read_examples(
-            data, choice_form=config.choices, columns=columns, group=config.group_column
+            data, choice_form=config.choices, columns=columns, group=group, flag=flag
         )
 
-    def read_heldout(data: str) -> list[Example]:
-        return read_examples(data, choice_form=config.choices, columns=columns)
-
-    examples = read(config.data)
-    held = split_heldout(read_heldout(config.heldout)) if config.heldout else None
+    examples = read(config.data, "--data", config.group_column)
+    held = split_heldout(read(config.heldout, "--heldout")) if config.heldout else None
     splits = split_by_hash(
         examples,
         target=0 if config.target else config.target_rows,
@@ -75,7 +72,7 @@ def read_splits(config: DataConfig) -> Splits:
     if held is not None:
         splits = replace(splits, development=held[0], report=held[1])
     if config.target:
-        splits = replace(splits, target=read(config.target))
+        splits = replace(splits, target=read(config.target, "--target", config.group_column))
     return splits
 
 

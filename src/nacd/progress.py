@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Iterator
 from typing import Protocol
@@ -49,7 +48,10 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line for the user."""
-        self.console.print(line, soft_wrap=True, markup=False)
+        if self.console.is_terminal:  # between words; a long path is left whole
+            self.console.print(line, markup=False, overflow="ignore", crop=False)
+        else:
+            self.console.print(line, markup=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int, done: int = 0) -> Iterator[Tick]:
@@ -57,7 +59,7 @@ class Progress:
         began = time.perf_counter()
         last = float("nan")
 
-        if sys.stderr.isatty():
+        if self.console.is_terminal:
             bar = RichProgress(
                 TextColumn("{task.description:<18}"),
                 BarColumn(bar_width=16),

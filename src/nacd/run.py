@@ -80,7 +80,7 @@ class RunFolder:
                     + "\n".join(differing)
                     + "\nChoose another --out, or give the same flags to go on with that run."
                 )
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif any(".partial-" not in entry.name for entry in self.path.glob("*")):
             raise UserError(
                 f"--out {self.path}: not empty and not a run folder; choose another --out."
             )

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from nacd.config import OuterLoopConfig
-from nacd.data import bucketed, training_order
+from nacd.data import Batch, Encoded, bucketed, training_order
 from nacd.distillation.objectives import target_objective, trajectory_objective
 from nacd.distillation.outer import OuterLoop, Segment
 from nacd.experts import Expert
@@ -23,7 +23,7 @@ from nacd.student import LEARNING_SEED
 
 
 def segment_generator(number: int) -> np.random.Generator:
-    """What draws a segment's stretch of an expert's trajectory, and its shuffle."""
+    """What draws a segment's stretch of an expert's trajectory and its shuffle, or its rows."""
     return np.random.default_rng((number, 5))
 
 
@@ -48,13 +48,30 @@ def segment_maker(
     config: OuterLoopConfig,
     rows: int,
     experts: Sequence[Expert],
+    pool: Sequence[Encoded] = (),
 ) -> Callable[[int, int], Segment]:
-    """A function (outer step, segment number) -> segment, the same at every run."""
+    """A function (outer step, segment number) -> segment, the same at every run.
+
+    Args:
+        prepared: the model and the target rows.
+        recipe: of the trainings.
+        config: the objective and its settings.
+        rows: rows that are trained on.
+        experts: for `trajectory`.
+        pool: for `train-loss`, the rows that its objective draws from.
+    """
     model = prepared.model
     total = recipe.total_steps(rows)
     window = min(config.window or total, total)
     pad = model.tokenizer.pad_token_id
     target = bucketed(prepared.target.rows, recipe.batch_size, pad, model.device)
+
+    def judged(number: int) -> list[Batch]:
+        if config.objective == "target-loss":
+            return target
+        count = min(config.objective_rows, len(pool))
+        drawn = segment_generator(number).choice(len(pool), count, replace=False)
+        return bucketed([pool[i] for i in drawn], recipe.batch_size, pad, model.device)
 
     def trajectory(number: int, generator: np.random.Generator) -> Segment:
         expert = experts[number % len(experts)]
@@ -90,7 +107,7 @@ def segment_maker(
             loop,
             Start(theta, initial_state(recipe, theta)),
             order,
-            target_objective(model, target),
+            target_objective(model, judged(number)),
         )
 
     return make
@@ -106,7 +123,7 @@ def windowed(segment: Segment, window: int, step: int, outer: OuterLoop) -> Segm
     at, _ = segment.loop.run(
         segment.start,
         [pseudo.batch(rows) for rows in segment.order[:first]],
-        outer.log_rate.to(vectors.device),
+        outer.log_rate.to(vectors),
         vectors,
     )
     return replace(segment, start=at, order=segment.order[first : first + window])

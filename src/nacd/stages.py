@@ -19,7 +19,7 @@ from nacd.data import Splits
 from nacd.diagnosis import diagnose
 from nacd.distillation.pseudo import PseudoData
 from nacd.errors import UserError
-from nacd.experts import Expert, import_checkpoints, open_expert, plan_experts, record_expert
+from nacd.experts import Expert, import_checkpoints, plan_experts, record_expert
 from nacd.learn import Seeds, draw
 from nacd.meta import Engine, make_engine
 from nacd.prepare import Prepared
@@ -151,8 +151,9 @@ def checked_engine(
             seeds.pseudo.batches(min(recipe.batch_size, CHECKED), 2, seed=1),
             prepared.model.embed(seeds.pseudo.ids).to(torch.float32),
             thorough=config.model.dtype in ("bfloat16", "float16"),  # those have to be proved
+            asked=(asked, outer.fd_eps) if asked in ("first-order", "one-sided") else None,
         )
-        diagnosis.require(asked)
+        diagnosis.require(asked, outer.fd_eps if asked in ("first-order", "one-sided") else None)
         assert diagnosis.verdict is not None  # `require` has raised otherwise
         return {
             "engine": asked or diagnosis.verdict.engine,
@@ -219,8 +220,5 @@ def _imported(
     found = []
     for number, source in enumerate(config.expert.expert_from):
         place = folder.path / "experts" / str(number)
-        if (place / "manifest.json").is_file():
-            found.append(open_expert(place))
-        else:
-            found.append(import_checkpoints(prepared.model, Path(source), place, recipe))
+        found.append(import_checkpoints(prepared.model, Path(source), place, recipe))
     return found

@@ -74,6 +74,13 @@ def train_student(
     return at.theta
 
 
+def visited(data: PseudoData, recipe: Recipe, steps: int, seed: int) -> tuple[int, int]:
+    """How many rows, and tokens of them, such a training sees at least once."""
+    order = training_order(len(data.rows), recipe.batch_size, steps, recipe.order_seed(seed))
+    seen = {row for batch in order for row in batch}
+    return len(seen), sum(len(data.rows[row]) for row in seen)
+
+
 @dataclass(frozen=True)
 class Tuned:
     """A learning rate chosen on development rows."""

@@ -62,9 +62,14 @@ def grid(model: Path, data: Path, out: Path, **changes: object) -> CompareConfig
     return replace(config, **changes)  # pyright: ignore[reportArgumentType]
 
 
-def test_the_grid_and_its_resuming(tiny_folder: Folder, rows: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("source", "target"), [("opt", "llama"), pytest.param("llama", "opt", marks=pytest.mark.slow)]
+)
+def test_the_grid_and_its_resuming(
+    source: str, target: str, tiny_folder: Folder, rows: Path, tmp_path: Path
+) -> None:
     config = grid(
-        tiny_folder("opt"), rows, tmp_path / "grid", target_models=(str(tiny_folder("llama")),)
+        tiny_folder(source), rows, tmp_path / "grid", target_models=(str(tiny_folder(target)),)
     )
     result = compare(config, progress=QUIET)
     found = {(Path(row["target"]).name, row["method"]): row for row in result.table}
@@ -72,6 +77,9 @@ def test_the_grid_and_its_resuming(tiny_folder: Folder, rows: Path, tmp_path: Pa
     assert len(found) == 2 * len(methods)
     assert {row["method"] for row in result.table} == set(methods)
     assert all(np.isfinite(row["report_nll"]) for row in result.table)
+    for row in result.table:  # rows that a training has seen, not those it could have
+        seen = {"zero-shot": (0, 0), "full-equal-steps": (5, 8)}.get(row["method"], (4, 99))
+        assert seen[0] <= row["rows"] <= seen[1]
     text = [row for row in result.table if row["method"] == "text"]
     assert all(0 < row["boundaries_kept"] <= 1 for row in text)
     assert text[0]["boundaries_kept"] == 1.0, "the source's own tokenizer keeps all"
@@ -315,5 +323,16 @@ def test_the_command(
     shown = capsys.readouterr().out.splitlines()
     assert max(map(len, shown[1:])) <= 80
     assert [line.split()[0] for line in shown[-2:]] == ["zero-shot", "random"]
+
+    general = tmp_path / "general.jsonl"
+    general.write_text('{"prompt": "Say the word ", "completion": "blue"}\n' * 3)
+    assert main(["compare", *flags.split(), "--elsewhere", str(general)]) == 0
+    shown = capsys.readouterr().err
+    assert re.search(r"on general.jsonl .*, NLL: zero-shot \d\.\d+, random \d", shown)
+    cell = next((tmp_path / "grid").glob("cells/*/4/random/0/result.json"))
+    made = cell.stat().st_mtime_ns
+    assert main(["compare", *flags.split(), "--elsewhere", str(general)]) == 0
+    assert cell.stat().st_mtime_ns == made, "measured once"
+    assert "NLL on general.jsonl" in (tmp_path / "grid" / "report.html").read_text()
     assert main(["show", str(tmp_path / "grid"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["table"][0]["method"] == "zero-shot"

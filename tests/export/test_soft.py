@@ -7,7 +7,7 @@ import torch
 
 from nacd.errors import UserError
 from nacd.export import read_soft_prompts, write_soft_prompts
-from nacd.files import write_tensors
+from nacd.files import write_tensors, write_text
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -35,3 +35,10 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"nonsense")
     with pytest.raises(UserError, match="damaged"):
         read_soft_prompts(path)
+
+
+def test_a_tensor_file_may_be_read_by_whom_a_text_file_may(tmp_path: Path) -> None:
+    tensors, text = tmp_path / "a.safetensors", tmp_path / "a.txt"
+    write_tensors(tensors, {"a": torch.zeros(2)})
+    write_text(text, "a")
+    assert tensors.stat().st_mode == text.stat().st_mode

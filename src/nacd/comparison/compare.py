@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from nacd.comparison.rowsets import (
     tuning_data,
 )
 from nacd.comparison.table import lines, summarise, write_parquet
-from nacd.data import Splits
+from nacd.data import Encoded, Example, Splits, encode_all, make_template, read_examples
 from nacd.errors import UserError
 from nacd.evaluation import choice_accuracy, response_nll
 from nacd.files import write_json
@@ -42,7 +42,7 @@ from nacd.recipe import Recipe
 from nacd.report.page import ReportConfig, write_report
 from nacd.run import RunFolder
 from nacd.stages import open_run, tuned
-from nacd.student import train_student
+from nacd.student import train_student, visited
 
 ORDER = (*ROWS[:-1], "full-equal-steps", "full")
 
@@ -76,6 +76,7 @@ def compare(
     progress = progress or Progress()
     config.check()
     check_runs(config)
+    elsewhere = read_examples(config.elsewhere, flag="--elsewhere") if config.elsewhere else []
     splits = read_splits(config.data) if splits is None else splits
     folder = open_run(config, splits, free=FREE)
     source = prepare(config.model, config.data, progress.say, splits)
@@ -103,11 +104,12 @@ def compare(
             progress.say(f"target model {target}")
             model = replace(config.model, model=target)
             prepared = prepare(model, config.data, progress.say, splits)
+        others = _encoded(elsewhere, config, prepared, progress)
         for budget in config.budgets:
             recipe = recipes[budget]
             if prepared is not source:
                 recipe = _recipe(config, budget, prepared, source, folder, progress)
-            grid = Grid(config, folder, prepared, target, budget, recipe)
+            grid = Grid(config, folder, prepared, target, budget, recipe, others)
             cells += grid.run([s for s in sets[budget] if _trains(s, prepared, source)], progress)
     table = summarise(cells, ORDER)
     write_parquet(cells, folder.path / "results.parquet")
@@ -117,6 +119,21 @@ def compare(
 
 def _trains(rowset: RowSet, target: Prepared, source: Prepared) -> bool:
     return target is source or not rowset.source_only
+
+
+def _encoded(
+    examples: Sequence[Example], config: CompareConfig, target: Prepared, progress: Progress
+) -> list[Encoded]:
+    """The rows of --elsewhere, in the form that is natural to them."""
+    if not examples:
+        return []
+    template = make_template("auto", target.model.tokenizer, examples)
+    rows, _, dropped = encode_all(template, examples, config.data.max_tokens)
+    if dropped.message:
+        progress.say(f"elsewhere: {dropped.message}")
+    if not rows:
+        raise UserError(f"--elsewhere {config.elsewhere}: no rows are left; raise --max-tokens.")
+    return rows
 
 
 def _overlap(source: Prepared) -> list[dict[str, Any]]:
@@ -176,6 +193,8 @@ class Grid:
     target: str
     budget: str
     recipe: Recipe
+    elsewhere: Sequence[Encoded] = ()
+    """Rows of other data that every trained model is measured on too."""
 
     def run(self, sets: list[RowSet], progress: Progress) -> list[dict[str, Any]]:
         """Every cell, made or read."""
@@ -212,9 +231,10 @@ class Grid:
             return key | {"failed": reason(error)}
         failed.unlink(missing_ok=True)
         made.setdefault(cell["content"], cell)
-        if answers and not cell.get("accuracy"):  # asked for after it was made
+        missing = self._missing(cell, answers)
+        if missing:  # asked for after the cell was made
             theta, _, _ = self._train(rowset.training(self.prepared, seed), seed)
-            cell = cell | {"accuracy": self._accuracy(theta)}
+            cell = cell | {name: measure(theta) for name, measure in missing.items()}
             write_json(self.folder.path / place / "result.json", cell)
         cost = {
             "choosing_seconds": rowset.choosing_seconds,
@@ -252,11 +272,13 @@ class Grid:
         theta, steps, recipe = self._train(training, seed)
         trained = time.perf_counter() - began
         found = response_nll(self.prepared.model, theta, self.prepared.report.rows)
-        rows = () if training.data is None else training.data.rows
+        rows, tokens = 0, 0
+        if training.data is not None:
+            rows, tokens = visited(training.data, recipe, steps, seed)
         return about | {
             "report_nll": found.mean,
-            "rows": len(rows),
-            "tokens": sum(len(row) for row in rows),
+            "rows": rows,
+            "tokens": tokens,
             "steps": steps,
             "learning_rate": recipe.learning_rate,
             "training_seconds": trained,
@@ -265,7 +287,25 @@ class Grid:
             "row_nll": [round(float(x), 5) for x in found.nll],
             "row_tokens": [int(n) for n in found.tokens],
             "accuracy": self._accuracy(theta) if answers else None,
+            "elsewhere": self._harm(theta) if self.elsewhere else None,
         }
+
+    def _missing(
+        self, cell: dict[str, Any], answers: bool
+    ) -> dict[str, Callable[[Any], dict[str, Any]]]:
+        """What a cell is to be measured by, and is not yet."""
+        missing: dict[str, Callable[[Any], dict[str, Any]]] = {}
+        if answers and not cell.get("accuracy"):
+            missing["accuracy"] = self._accuracy
+        known = (cell.get("elsewhere") or {}).get("data")
+        if self.elsewhere and known != self.config.elsewhere:
+            missing["elsewhere"] = self._harm
+        return missing
+
+    def _harm(self, theta: Any) -> dict[str, Any]:
+        """Response NLL on other data than what was trained for."""
+        found = response_nll(self.prepared.model, theta, list(self.elsewhere))
+        return {"data": self.config.elsewhere, "nll": found.mean, "rows": len(self.elsewhere)}
 
     def _accuracy(self, theta: Any) -> dict[str, Any]:
         """Accuracy on the report questions, with what it depends on."""

@@ -31,7 +31,16 @@ ROWS = (
     "full",
 )
 """Every row, in the table's order."""
-FREE = ("out", "methods", "budgets", "target_models", "seeds", "accuracy")
+FREE = (
+    "out",
+    "methods",
+    "budgets",
+    "target_models",
+    "seeds",
+    "full_seeds",
+    "accuracy",
+    "elsewhere",
+)
 """Keys that may differ when a comparison goes on: they add cells, and change none."""
 
 
@@ -57,10 +66,14 @@ class CompareConfig:
     """Run folders of `nacd distill` to take seeds and text from, instead of distilling anew."""
     accuracy: tuple[str, ...] = ()
     """Rows whose trained models also answer the report questions (lm-eval, multiple choice)."""
+    elsewhere: str = ""
+    """Other data (file or hub id): its response NLL shows what a training harms; empty: none."""
     tune_rates: tuple[float, ...] = ()
     """Learning rates to try for each model and budget, on development rows, with seed rows."""
     full_epochs: float = 1.0
     """Epochs of the row `full` (also shown at equal steps)."""
+    full_seeds: int = 1
+    """Trainings behind the row `full`."""
     seed: int = 0
     """Seed of everything that is drawn."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -88,7 +101,11 @@ class CompareConfig:
             raise UserError("--budgets: name at least one budget.")
         for budget in self.budgets:
             parse_budget(budget)
-        for flag, value in (("--seeds", self.seeds), ("--distillations", self.distillations)):
+        for flag, value in (
+            ("--seeds", self.seeds),
+            ("--full-seeds", self.full_seeds),
+            ("--distillations", self.distillations),
+        ):
             if value < 1:
                 raise UserError(f"{flag} {value}: must be at least 1.")
         for name in self.methods:

@@ -108,7 +108,7 @@ def forecast(
         if not config.runs and any(method in LEARNED for method in config.methods):
             outer = config.outer.outer_steps * config.outer.segments * (ONE_SIDED * one + targets)
             choosing[f"{budget} distilling"] = (
-                own * config.distillations * (outer + looks * 2 * one)
+                own * config.distillations * (outer + looks * 2 * config.outer.check_seeds * one)
             )
         for name, speed in per_token.items():
             for method in config.methods:
@@ -119,6 +119,7 @@ def forecast(
                 training[name] += speed * count * (work + measuring)
                 trainings += count
                 if method == "full":
-                    training[name] += speed * (config.full_epochs * tokens + measuring)
-                    trainings += 1
+                    work = config.full_epochs * tokens + measuring
+                    training[name] += speed * config.full_seeds * work
+                    trainings += config.full_seeds
     return Forecast(choosing, training, trainings)

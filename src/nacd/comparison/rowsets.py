@@ -153,7 +153,10 @@ def _plain(
             return Training(data, steps=steps, epochs=None if steps else config.full_epochs)
 
         equal = partial(full, steps=steps)
-        return [RowSet("full-equal-steps", equal, config.seeds), RowSet("full", full, 1)]
+        return [
+            RowSet("full-equal-steps", equal, config.seeds),
+            RowSet("full", full, config.full_seeds),
+        ]
     place = folder.path / "choosing" / budget / method
     progress.say(f"budget {budget}: choosing by {method}")
     task = Task(source, recipe, config.selection, config.seed, place, progress, budget)
@@ -213,8 +216,9 @@ def check_runs(config: CompareConfig) -> None:
     """
     if config.runs and len(config.budgets) > 1:
         raise UserError("--runs is for one budget: give --budgets that of the runs.")
-    for run in config.runs:
-        _of_run(config, config.budgets[0], Path(run))
+    for budget in config.budgets:
+        for run in config.runs:
+            _of_run(config, budget, Path(run))
 
 
 def _of_run(config: CompareConfig, budget: str, run: Path) -> DistillConfig:
@@ -312,6 +316,9 @@ def _learning_flops(outcome: Outcome) -> float:
     passes = outer.segments * steps * batch * PASSES[engine]
     if outer.objective == "target-loss":
         passes += outer.segments * sum(len(row) for row in prepared.target.rows)
+    elif outer.objective == "train-loss":
+        mean = sum(len(row) for row in prepared.train.rows) / len(prepared.train)
+        passes += outer.segments * outer.objective_rows * mean
     done = outcome.learned.metrics[-1]["outer_step"] if outcome.learned.metrics else 0
     return 2 * forward_flops(prepared.model, done * passes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,9 @@ def _row(
         row[key] = statistics.fmean(known) if known else None
     accuracies = [cell["accuracy"]["acc"] for cell in cells if cell.get("accuracy")]
     row["accuracy"] = statistics.fmean(accuracies) if accuracies else None
+    harms = [cell["elsewhere"] for cell in cells if cell.get("elsewhere")]
+    row["elsewhere_nll"] = statistics.fmean(harm["nll"] for harm in harms) if harms else None
+    row["elsewhere"] = harms[0]["data"] if harms else None
     for rival in RIVALS:
         if rival != method and rival in rows:
             row[f"minus_{rival}"] = difference(cells, rows[rival])
@@ -156,6 +160,20 @@ def lines(summary: Sequence[Mapping[str, Any]], rival: str = "seeds") -> list[st
         )
         if "failed" in row:
             out.append(f"  {row['failed']} of its trainings failed: {row['why']}"[:80])
+    return out + _elsewhere(summary)
+
+
+def _elsewhere(summary: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The rows' NLL on other data, at most 80 columns wide; nothing where there is none."""
+    out: list[str] = []
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for row in summary:
+        if row.get("elsewhere"):
+            key = (Path(row["target"]).name, row["budget"], Path(row["elsewhere"]).name)
+            groups.setdefault(key, []).append(f"{row['method']} {row['elsewhere_nll']:.3f}")
+    for (target, budget, data), figures in groups.items():
+        text = f"on {data} ({target}, budget {budget}), NLL: {', '.join(figures)}"
+        out += ["", *textwrap.wrap(text, 80)]
     return out
 
 
@@ -168,4 +186,7 @@ def write_parquet(cells: Sequence[Cell], path: Path) -> None:
 
 
 def _plain(value: Any) -> Any:
-    return value if not isinstance(value, dict) else value["acc"]
+    """A measurement's own figure, without what it depends on."""
+    if not isinstance(value, dict):
+        return value
+    return value["acc"] if "acc" in value else value["nll"]

@@ -29,6 +29,7 @@ def read_examples(
     columns: Mapping[str, str] | None = None,
     group: str = "",
     split: str = "train",
+    flag: str = "--data",
 ) -> list[Example]:
     """Read every row of a file, of a folder's split file, or of a hub data set.
 
@@ -40,6 +41,7 @@ def read_examples(
         columns: canonical column name -> the file's own name, `{"prompt": "q", "completion": "a"}`.
         group: column that names a row's group, if any.
         split: the hub data set's (or folder's) split.
+        flag: the flag that named the data, for error messages.
 
     Raises:
         UserError: nothing there, nothing in it, or a row that cannot be used; names file and line.
@@ -53,7 +55,7 @@ def read_examples(
         rows = _rows_of_file(path, name)
     elif path.suffix.lower() in SUFFIXES or name.startswith((".", "/", "~")):
         raise UserError(
-            f"no such file: {name}. Give --data the path of a {_suffixes()} file, or a hub id."
+            f"no such file: {name}. Give {flag} the path of a {_suffixes()} file, or a hub id."
         )
     else:
         rows = _hub(name, split)
@@ -61,7 +63,7 @@ def read_examples(
     first = next(rows, None)
     if first is None:
         raise UserError(
-            f"{name} is empty: expected at least one row. Give --data a file with rows."
+            f"{name} is empty: expected at least one row. Give {flag} a file with rows."
         )
     schema = recognise(*first, columns=columns, group=group)
     examples = [schema.example(*first, choice_form=choice_form)]

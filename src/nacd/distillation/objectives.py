@@ -3,6 +3,7 @@
 - `trajectory` (NACD, arXiv 2504.09818; MTT, arXiv 2203.11932):
   |theta_N - theta*_(t+M)|^2 / |theta*_t - theta*_(t+M)|^2
 - `target-loss`: mean response NLL per token on the target rows at theta_N.
+- `train-loss`: the same on training rows, others at every outer step.
 """
 
 from __future__ import annotations

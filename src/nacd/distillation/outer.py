@@ -106,7 +106,9 @@ class OuterLoop:
         self.config = config
         self.table = table
         self.allowed = allowed
-        self.scale = float((table.float() ** 2).sum(1).mean())
+        self.scale = float(
+            torch.linalg.vector_norm(table, dim=1, dtype=torch.float32).square().mean()
+        )
         self.outer_steps = outer_steps
         self.log_rate = torch.tensor(math.log(learning_rate), dtype=torch.float64)
         self.first_log_rate = float(self.log_rate)
@@ -146,7 +148,7 @@ class OuterLoop:
                 segment.loop,
                 segment.start,
                 [self.pseudo.batch(rows) for rows in segment.order],
-                self.log_rate.to(vectors.device),
+                self.log_rate.to(vectors),
                 vectors,
                 segment.objective,
                 self.engine,

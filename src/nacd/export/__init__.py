@@ -1,6 +1,6 @@
 """What a run hands out: the text data set with its card and trainers' files, and soft prompts."""
 
-from nacd.export.card import Card
+from nacd.export.card import LORA, Card
 from nacd.export.chosen_card import render_chosen_card
 from nacd.export.dataset import DatasetRow, write_dataset
 from nacd.export.learned_card import render_learned_card
@@ -8,6 +8,7 @@ from nacd.export.soft import SoftPrompts, read_soft_prompts, write_soft_prompts
 from nacd.export.trainers import made_in_order, write_trainers
 
 __all__ = [
+    "LORA",
     "Card",
     "DatasetRow",
     "SoftPrompts",

@@ -18,6 +18,9 @@ from huggingface_hub import DatasetCardData
 
 from nacd.recipe import Recipe
 
+LORA = ("lora_rank", "lora_alpha", "lora_targets")
+"""What of a model's settings belongs to the training that rows are for."""
+
 
 @dataclass(frozen=True)
 class Card:
@@ -37,6 +40,8 @@ class Card:
     """How vectors became tokens: `nearest`, `straight-through`, `simplex`, or `none`."""
     results: Sequence[Mapping[str, Any]] | None = None
     """Rows of the results table, each with the same keys; None: not measured."""
+    lora: Mapping[str, Any] = field(default_factory=dict)
+    """The settings named in `LORA`, of the training that the rows are for."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Other settings of the run, by name (objective, engine, outer steps, seed, ...)."""
     title: str = "Distilled instruction data"

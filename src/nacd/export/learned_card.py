@@ -15,6 +15,7 @@ from nacd.export.card import (
     trainers_section,
 )
 from nacd.export.dataset import DatasetRow
+from nacd.models import ModelConfig
 from nacd.recipe import Recipe
 
 CITATION = """\
@@ -51,6 +52,8 @@ def render_learned_card(card: Card, rows: Sequence[DatasetRow]) -> str:
   ungrammatical, false or meaningless. Nobody has checked the text.
 - Not anonymous: the responses, and what is left of the prompts, are the source data's own, with
   its licence, its mistakes and its personal data.
+- Not private: a prompt was learned from what training on it does, and may encode training rows
+  other than its seed.
 - Not bound to help another training: they were learned for the recipe below.
 
 {license_section(card.license)}
@@ -61,7 +64,7 @@ def render_learned_card(card: Card, rows: Sequence[DatasetRow]) -> str:
 
 ## The recipe to train with
 
-    nacd train --model {card.model} --data train.jsonl {_flags(card.recipe)}
+    nacd train --model {card.model} --data train.jsonl {_flags(card)}
 
 {table([{"field": f"`{k}`", "value": v} for k, v in asdict(card.recipe).items()])}
 
@@ -112,16 +115,18 @@ def _order(recipe: Recipe) -> str:
     )
 
 
-def _flags(recipe: Recipe) -> str:
-    """The recipe as flags, where it differs from the defaults."""
-    plain = asdict(Recipe())
+def _flags(card: Card) -> str:
+    """Recipe and LoRA as flags, where they differ from the defaults."""
+    plain = asdict(Recipe()) | {name: getattr(ModelConfig(), name) for name in card.lora}
     flags = []
-    for name, value in asdict(recipe).items():
+    for name, value in (asdict(card.recipe) | dict(card.lora)).items():
         flag = name.replace("_", "-")
         if value == plain[name]:
             continue
         if isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, tuple):
+            flags.append(f"--{flag} {' '.join(value)}")
         else:
             flags.append(f"--{flag} {value:g}" if isinstance(value, float) else f"--{flag} {value}")
     return " ".join(flags)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,6 +47,8 @@ class Block:
     rivals: list[str]
     """Rows that the others are held against here, beside the seeds."""
     sentence: str
+    elsewhere: str | None
+    """Name of other data that the models were measured on."""
 
 
 def comparison_context(folder: Path) -> dict[str, Any]:
@@ -77,7 +80,9 @@ def comparison_context(folder: Path) -> dict[str, Any]:
         "sizes": found["sizes"],
         "data": Path(config["data"]["data"]).name,
         "overlap": json.loads(overlap.read_text())["rows"] if overlap.is_file() else [],
-        "command": f"nacd compare --config {folder / 'run.yaml'} --out {folder}-again",
+        "command": shlex.join(
+            ["nacd", "compare", "--config", str(folder / "run.yaml"), "--out", f"{folder}-again"]
+        ),
         "figures": [block.chart.figure() for block in blocks],
     }
 
@@ -99,6 +104,7 @@ def _blocks(
             failed=[(row["method"], row["why"]) for row in own if "failed" in row],
             rivals=[r for r in RIVALS[1:] if any(row["method"] == r for row in made)],
             sentence=_sentence(Path(target).name, budget, made),
+            elsewhere=next((Path(row["elsewhere"]).name for row in made if row["elsewhere"]), None),
         )
 
 

@@ -44,6 +44,13 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+GOALS = {
+    "trajectory": "matching expert trajectories",
+    "target-loss": "lowering the loss on target rows after a whole training",
+    "train-loss": "lowering the loss on other training rows after a whole training",
+}
+
+
 def recipe_of(run: Run) -> Recipe:
     """The recipe of the run's trainings, with the learning rate that was found, if one was."""
     known = {key: value for key, value in run.setting("recipe", {}).items() if key in _RECIPE}
@@ -84,11 +91,7 @@ def lead(run: Run, rungs: Sequence[Rung]) -> str:
         what += f", {percent(rows / source)} of the {number(source)} training rows of {name}."
     else:
         what += f" of {name}."
-    goal = (
-        "matching expert trajectories"
-        if run.setting("outer.objective") == "trajectory"
-        else "lowering the loss on target rows after a whole training"
-    )
+    goal = GOALS.get(run.setting("outer.objective"), GOALS["target-loss"])
     steps = f"{recipe.total_steps(rows)} steps of " if rows else ""
     return (
         f"{what} Responses are the seed rows' own; prompts were learned on "

@@ -13,14 +13,16 @@ COLOURS = ("$accent", "$second", "$third", "$baseline")
 
 
 def matched(run: Run) -> list[tuple[int, int, int]]:
-    """Distinct segments (expert, first step, goal's step) that the outer steps match.
+    """Distinct segments (expert, first step, goal's step) that the outer steps have matched.
 
-    They are those of `nacd.segments.segment_maker`.
+    They are those of `nacd.segments.segment_maker`; without metrics, those that are planned.
     """
     if run.setting("outer.objective") != "trajectory" or not run.experts:
         return []
     steps = [[snapshot["step"] for snapshot in expert["snapshots"]] for expert in run.experts]
-    count = run.setting("outer.outer_steps", 0) * run.setting("outer.segments", 1)
+    planned = run.setting("outer.outer_steps", 0)
+    taken = run.metrics[-1]["outer_step"] if run.metrics else planned
+    count = taken * run.setting("outer.segments", 1)
     return sorted(
         {
             segment(

@@ -72,7 +72,7 @@ def trajectory(task: Task) -> Ranking:
             )
             worth = np.zeros(len(group))
             for where, derivative in zip(order, found, strict=True):
-                np.subtract.at(worth, where, derivative.double().cpu().numpy())
+                np.subtract.at(worth, where, derivative.cpu().double().numpy())
             scores[group] += (worth - worth.mean()) / (worth.std() + 1e-12)
             tokens = 2 * sum(b.tokens for b in batches) + sum(b.tokens for b in targets)
             flops += 2 * forward_flops(model, tokens)

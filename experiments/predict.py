@@ -1,0 +1,102 @@
+"""Does an objective predict the outcome? Rank correlations over random draws of real rows.
+
+    python experiments/predict.py --data FOLDER [--draws 20] [--out FOLDER]
+
+Every draw of rows is trained on once, from one expert's own initial values. Before anything is
+learned, each objective ranks the draws: the target loss after training, and the matching loss to
+the expert at several steps. How well does each ranking agree with the loss on development rows
+(Spearman)? Each training is one JSON file, so that the same command goes on. FOLDER holds
+ARC-Easy's train.jsonl and validation.jsonl; report rows are not read.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import spearmanr
+
+import nacd
+from nacd.distillation.objectives import matching
+from nacd.experts import record_expert
+from nacd.learn import draw
+from nacd.prepare import prepare
+from nacd.progress import Progress
+from nacd.run import RunFolder
+from nacd.student import mean_nll, plain, train_student
+
+SEED = 0
+"""LoRA's initial values, of the expert and of every student."""
+DRAW = 500
+"""Rows are drawn by seeds 500, 501, ..."""
+GOALS = (8, 16, 32, 64)
+"""Steps of the expert that students are held against, beside its last."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--rows", default="112")
+    parser.add_argument("--draws", type=int, default=20)
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--out", type=Path, default=Path("runs/predict"))
+    options = parser.parse_args()
+    data = nacd.DataConfig(
+        data=str(options.data / "train.jsonl"),
+        heldout=str(options.data / "validation.jsonl"),
+        max_tokens=options.max_tokens,
+    )
+    progress = Progress()
+    prepared = prepare(nacd.ModelConfig(model=options.model), data, progress.say)
+    model, pad = prepared.model, prepared.model.tokenizer.pad_token_id
+    recipe = nacd.Recipe(batch_size=8, epochs=1, learning_rate=2e-3)
+    full = nacd.ExpertConfig().recipe(recipe)
+    with progress.stage("expert", full.total_steps(len(prepared.train))) as tick:
+        expert = record_expert(
+            model,
+            prepared.train.rows,
+            [example.digest for example in prepared.train.examples],
+            full,
+            seed=SEED,
+            every=8,
+            folder=options.out / "expert",
+            pad_id=pad,
+            progress=lambda done, _, loss: tick(done, loss),
+        )
+    start = expert.snapshot(0, model.device).theta
+    last = expert.steps[-1]
+    goals = {s: expert.snapshot(s, model.device).theta for s in (*GOALS, last) if s in expert.steps}
+
+    def trained(number: int) -> dict[str, Any]:
+        rows = [prepared.train.rows[i] for i in draw(prepared.train, options.rows, DRAW + number)]
+        theta = train_student(model, recipe, plain(rows, pad), SEED)
+        return {
+            "development": mean_nll(model, theta, prepared.development.rows),
+            "target": mean_nll(model, theta, prepared.target.rows),
+            **{f"matching {s}": float(matching(theta, start, goals[s])) for s in goals},
+        }
+
+    folder = RunFolder(options.out)
+    with progress.stage("draws", options.draws) as tick:
+        found = []
+        for number in range(options.draws):
+            found.append(folder.once(f"draws/{number}", lambda number=number: trained(number)))
+            tick(number + 1, found[-1]["development"])
+    outcome = [row["development"] for row in found]
+    print(f"{'objective':<24}{'Spearman':>9}{'p':>9}{'lowest':>9}{'highest':>9}")
+    for name in found[0]:
+        if name != "development":
+            values = [row[name] for row in found]
+            result = spearmanr(values, outcome)
+            figures = (result.statistic, result.pvalue, min(values), max(values))
+            print(f"{name:<24}" + "".join(f"{x:9.3f}" for x in figures))
+    print(
+        f"{len(found)} draws of {options.rows}; development {min(outcome):.3f} to "
+        f"{max(outcome):.3f}; expert: {last} steps"
+    )
+
+
+if __name__ == "__main__":
+    main()

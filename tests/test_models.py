@@ -1,0 +1,79 @@
+"""Models that cannot be distilled, and model files that are not what they should be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from nacd import checkpoints
+from nacd.errors import UserError
+from nacd.models import LoraModel, ModelConfig
+
+Folder = Callable[[str], Path]
+
+
+@pytest.mark.parametrize("arch", ["llama", "opt"])
+def test_a_model_that_needs_ids_is_refused_by_name(arch: str, tiny_folder: Folder) -> None:
+    config = ModelConfig(model="owner/per-layer-embeddings")
+    hf: Any = AutoModelForCausalLM.from_pretrained(tiny_folder(arch))
+    LoraModel._probe(hf, config)
+    plain = hf.forward
+
+    def needs_ids(input_ids: Any = None, inputs_embeds: Any = None, **more: Any) -> Any:
+        if input_ids is None:
+            raise ValueError("give input_ids")
+        return plain(input_ids=input_ids, inputs_embeds=inputs_embeds, **more)
+
+    hf.forward = needs_ids
+    with pytest.raises(UserError, match=r"owner/per-layer-embeddings: .* inputs_embeds alone"):
+        LoraModel._probe(hf, config)
+
+    def reads_ids_too(input_ids: Any = None, inputs_embeds: Any = None, **more: Any) -> Any:
+        found = plain(input_ids=input_ids, inputs_embeds=inputs_embeds, **more)
+        if input_ids is not None:
+            found.logits = found.logits + 0.1 * found.logits.abs().max()
+        return found
+
+    hf.forward = reads_ids_too
+    with pytest.raises(UserError, match=r"owner/per-layer-embeddings: .* reads the ids elsewhere"):
+        LoraModel._probe(hf, config)
+
+
+def test_a_gguf_file_is_converted_once_and_its_checksum_held(
+    tiny_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gguf = tmp_path / "a.gguf"
+    gguf.write_bytes(b"GGUF")
+    monkeypatch.setattr(checkpoints, "cache_folder", lambda: tmp_path / "cache")
+    with pytest.raises(UserError, match=r"a\.gguf: SHA-256 is .* expected 000000000000"):
+        checkpoints._convert(gguf, "0" * 64)
+    with pytest.raises(UserError, match="cannot read this GGUF file"):
+        checkpoints._convert(gguf)
+
+    converted: list[str] = []
+
+    def load(kind: Any) -> Any:
+        def from_pretrained(folder: str, gguf_file: str, **_: Any) -> Any:
+            converted.append(gguf_file)
+            return kind.from_pretrained(tiny_folder("llama"))
+
+        return from_pretrained
+
+    with monkeypatch.context() as patch:
+        for kind in (AutoModelForCausalLM, AutoTokenizer):
+            stand_in = SimpleNamespace(from_pretrained=load(kind))
+            patch.setattr(checkpoints, kind.__name__, stand_in)
+        folder = checkpoints._convert(gguf)
+        assert checkpoints._convert(gguf) == folder
+        assert converted == ["a.gguf"] * 2, "the model and the tokenizer, once"
+        whole = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(whole[:-1])
+        assert checkpoints._convert(gguf) == folder
+        assert converted == ["a.gguf"] * 4, "a damaged copy is made anew"
+    assert (folder / "model.safetensors").read_bytes() == whole
+    assert AutoModelForCausalLM.from_pretrained(folder).config.model_type == "llama"
