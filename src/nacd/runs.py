@@ -24,11 +24,14 @@ from nacd.report.folder import (
     Run,
     is_comparison,
     is_run,
+    is_selection,
     read_comparison,
     read_run,
+    read_selection,
 )
 from nacd.report.rows import all_rows
 
+KINDS = (is_run, is_comparison, is_selection)
 WIDTH = 80
 DEPTH = 3
 """Folders below the given one that are looked into."""
@@ -46,10 +49,10 @@ class RunsConfig:
 
 @dataclass(frozen=True)
 class ShowConfig:
-    """Figures and distilled rows of one run, or the table of one comparison."""
+    """Figures and rows of one run: distilled, chosen, or the table of a comparison."""
 
     run: tyro.conf.Positional[Path]
-    """Run folder: the --out of `nacd distill` or `nacd compare`."""
+    """Run folder: the --out of `nacd distill`, `nacd select` or `nacd compare`."""
     rows: int = 5
     """Most rows shown, the most changed ones; 0: none."""
     json: bool = False
@@ -66,7 +69,7 @@ def find_runs(folder: Path) -> list[Path]:
         raise UserError(f"{folder}: no such folder; give the one that holds your run folders.")
     patterns = ("/".join(["*"] * depth + ["run.yaml"]) for depth in range(DEPTH + 1))
     found = {file.parent for pattern in patterns for file in folder.glob(pattern)}
-    return sorted(path for path in found if is_run(path) or is_comparison(path))
+    return sorted(path for path in found if any(is_kind(path) for is_kind in KINDS))
 
 
 def summary(run: Run) -> dict[str, Any]:
@@ -102,6 +105,23 @@ def comparison_summary(found: Comparison) -> dict[str, Any]:
     }
 
 
+def selection_summary(path: Path) -> dict[str, Any]:
+    """State and rows of a selection, as plain values."""
+    config, results = read_selection(path)
+    rows = [] if results is None else results["rows"]
+    return {
+        "run": str(path),
+        "state": f"{len(rows)} rows by {config['method']}" if rows else "choosing",
+        "model": config.get("model", {}).get("model"),
+        "data": config.get("data", {}).get("data"),
+        "budget": config["budget"],
+        "method": config["method"],
+        "tokens": None if results is None else results["tokens"],
+        "seconds": None if results is None else results["seconds"],
+        "rows": rows,
+    }
+
+
 def runs_text(config: RunsConfig) -> str:
     """What `nacd runs` prints.
 
@@ -113,6 +133,8 @@ def runs_text(config: RunsConfig) -> str:
         try:
             if is_comparison(path):
                 found.append(comparison_summary(read_comparison(path)))
+            elif is_selection(path):
+                found.append(selection_summary(path))
             else:
                 found.append(summary(read_run(path)))
         except UserError as error:
@@ -154,6 +176,8 @@ def show_text(config: ShowConfig) -> str:
     """
     if is_comparison(config.run):
         return _show_comparison(read_comparison(config.run), config.json)
+    if is_selection(config.run):
+        return _show_selection(selection_summary(config.run), config)
     run = read_run(config.run)
     rows = all_rows(run)
     if config.json:
@@ -169,6 +193,18 @@ def _show_comparison(found: Comparison, as_json: bool) -> str:
         return json.dumps(values, indent=2)
     head = [f"{found.path}: {found.state}", _fit(f"{values['model']}, {values['data']}", WIDTH)]
     return "\n".join(head + (["", *grid_lines(values["table"])] if values["table"] else []))
+
+
+def _show_selection(values: dict[str, Any], config: ShowConfig) -> str:
+    kept = values["rows"][: max(0, config.rows)]
+    if config.json:
+        return json.dumps(values | {"rows": kept}, indent=2)
+    out = [f"{values['run']}: {values['state']}"]
+    out.append(_fit(f"{values['model']}, {values['data']}", WIDTH))
+    for row in kept:
+        score = "" if row["score"] is None else f"{row['score']:.4g}"
+        out.append(_fit(f"{score:>10} {row['tokens']:>5} tokens  {visible(row['source'])}", WIDTH))
+    return "\n".join(out)
 
 
 def _show(run: Run, rows: Sequence[dict[str, Any]], most: int) -> Iterator[str]:

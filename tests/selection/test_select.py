@@ -97,7 +97,11 @@ def test_from_a_file_to_chosen_rows(
 
 
 def test_a_killed_choice_goes_on(
-    data: Path, tiny_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path,
+    tiny_folder: Folder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     runs = [
         flags(tiny_folder("gpt2"), data, tmp_path / name, "--method", "kcenter")
@@ -112,6 +116,12 @@ def test_a_killed_choice_goes_on(
         patch.setattr(choice, "take", killed)
         assert main(runs[1]) == 130
     assert list((tmp_path / "killed" / "selection").glob("hidden-train-*"))
+    capsys.readouterr()
+    assert main(["runs", str(tmp_path)]) == 0
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert shown == [["killed", "choosing"], ["whole", "6", "rows", "by", "kcenter"]]
+    assert main(["show", str(tmp_path / "whole"), "--rows", "2"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 2
     assert main(runs[1]) == 0
     a, b = ((tmp_path / n / "dataset" / "train.jsonl").read_bytes() for n in ("whole", "killed"))
     assert a == b

@@ -95,6 +95,21 @@ def is_comparison(path: Path) -> bool:
     return {"methods", "budgets"} <= settings(path).keys()
 
 
+def is_selection(path: Path) -> bool:
+    """Whether a folder is that of rows chosen by `nacd select`."""
+    keys = settings(path).keys()
+    return {"method", "budget", "selection"} <= keys and "outer" not in keys
+
+
+def read_selection(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
+    """Settings and results (None: not chosen yet) of a selection's folder.
+
+    Raises:
+        UserError: a file in it that cannot be read; it is named.
+    """
+    return settings(path), _json(path / "results.json")
+
+
 @dataclass(frozen=True)
 class Comparison:
     """The files of one comparison."""
