@@ -18,6 +18,7 @@ from nacd.data import make_template, read_examples
 from nacd.distillation.outer import OuterLoop
 from nacd.errors import UserError
 from nacd.export import read_soft_prompts
+from nacd.learn import Distiller
 from nacd.models import ModelConfig, load_model
 from nacd.progress import Progress
 from nacd.recipe import Recipe
@@ -193,3 +194,30 @@ def test_a_wrong_budget(
     wrong = replace(config(tiny_folder("gpt2"), rows, tmp_path / "run"), budget=budget)
     with pytest.raises(UserError, match=message):
         nacd.distill(wrong, progress=QUIET)
+
+
+def test_the_text_that_is_best_on_development_rows_is_exported(
+    tiny_folder: Folder, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the objective says: looks are put in by hand, the second of them is the best."""
+    losses = iter([3.0, 2.0, 2.5, 2.6])
+    check, texts = Distiller.check, []
+
+    def looked(self: Distiller) -> tuple[dict[str, float], torch.Tensor]:
+        found, ids = check(self)
+        texts.append(ids)
+        return found | {"development_text": next(losses)}, ids
+
+    monkeypatch.setattr(Distiller, "check", looked)
+    base = config(tiny_folder("llama"), rows, tmp_path / "run")
+    outer = replace(base.outer, check_every=1, step_size=20.0)
+    nacd.distill(replace(base, outer=outer, compare=()), progress=QUIET)
+    learned = json.loads((tmp_path / "run" / "distill" / "learned.json").read_text())
+    assert learned["exported_step"] == 1
+    assert not torch.equal(texts[1], texts[0])
+    assert not torch.equal(texts[1], texts[3])
+    exported = read_examples(str(tmp_path / "run" / "dataset" / "train.jsonl"))
+    model = load_model(base.model)
+    template = make_template("auto", model.tokenizer, exported)
+    ids = [i for row in exported for i in template.encode(row).ids]
+    assert set(texts[1].tolist()) <= set(ids)

@@ -186,6 +186,7 @@ def distill(
             "table": table,
             "tokens_changed": outcome.changed,
             "sizes": prepared.sizes,
+            "template": prepared.template.describe(),
         },
     )
     report = write_report(ReportConfig(folder.path))

@@ -138,6 +138,7 @@ def select(
             "seconds": result.seconds,
             "flops": result.flops,
             "sizes": prepared.sizes,
+            "template": prepared.template.describe(),
         },
     )
     return result
