@@ -132,7 +132,8 @@ def test_the_reference_has_every_flag_of_the_help(
 def test_numbers_named_on_pages_are_the_codes_own() -> None:
     from nacd import diagnosis
     from nacd.distillation import outer
-    from nacd.stages import FREE, INNER_STEP
+    from nacd.meta import PASSES
+    from nacd.stages import FREE
 
     gpu = (DOCS / "how-to" / "gpu.md").read_text()
     assert f"cosine {diagnosis.COSINE} and a relative error of at most {diagnosis.ERROR}" in (
@@ -141,7 +142,9 @@ def test_numbers_named_on_pages_are_the_codes_own() -> None:
     assert outer.PATIENCE == 5  # faq.md, when-not.md: "after five in a row"
     assert outer.JUMP == 1.5  # method.md
     assert outer.OuterConfig(0.1).explode == 1e4  # method.md
-    assert f"The factor {INNER_STEP:g}" in (DOCS / "how-to" / "break-even.md").read_text()
+    assert (
+        f"The factor {PASSES['first-order']:g}" in (DOCS / "how-to" / "break-even.md").read_text()
+    )
     assert set(FREE) == {"out", "compare", "draws"}  # faq.md
 
 

@@ -11,9 +11,14 @@ from nacd.distilling import judge
 
 
 def table(
-    minus: float, spread: float | None, shuffled: float | None = None
+    minus: float, spread: float | None, shuffled: float | None = None, trainings: int = 3
 ) -> list[dict[str, Any]]:
-    text = {"method": "text", "report_nll": 2.5 + minus, "minus_seeds": minus}
+    text: dict[str, Any] = {
+        "method": "text",
+        "report_nll": 2.5 + minus,
+        "minus_seeds": minus,
+        "trainings": trainings,
+    }
     rows = [{"method": "seeds", "report_nll": 2.5}, text]
     if spread is not None:
         text["minus_seeds_95"] = spread
@@ -30,7 +35,8 @@ def table(
         (table(-0.1, 0.05, shuffled=2.4), "the seeds, shuffled, reach 2.400"),
         (table(0.1, 0.05), "is worse than its untouched seeds by 0.100"),
         (table(-0.1, 0.2), "cannot be told apart"),
-        (table(-0.1, None), "too few to judge"),
+        (table(-0.1, None), "One training a row"),
+        (table(-0.1, 0.05, trainings=2), "2 trainings a row: NACD text minus seeds is -0.100"),
         ([], "was not compared on report rows"),
     ],
 )

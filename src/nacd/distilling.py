@@ -40,6 +40,9 @@ from nacd.stages import checked_engine, chosen_rows, open_run, recorded_experts,
 from nacd.student import plain
 from nacd.tracking import tracking
 
+FEW = 3
+"""Trainings below which an interval says too little of chance to be judged by."""
+
 
 @dataclass(frozen=True)
 class Distilled:
@@ -338,6 +341,11 @@ def judge(table: Sequence[dict[str, Any]], changed: float, learned: Learned) -> 
     change = f"{abs(difference):.3f} nats per token"
     if spread is None:
         return f"One training a row: NACD text minus seeds is {difference:+.3f}; too few to judge."
+    if text["trainings"] < FEW:
+        return (
+            f"{text['trainings']} trainings a row: NACD text minus seeds is {difference:+.3f} "
+            f"(95 % interval ±{spread:.3f}); too few to judge."
+        )
     if difference + spread < 0:
         beaten = f"NACD text beats its untouched seeds by {change} (95 % interval ±{spread:.3f})."
         shuffled = next((row for row in table if row["method"] == "seeds-shuffled"), None)

@@ -21,7 +21,7 @@ from nacd.distillation.pseudo import PseudoData
 from nacd.errors import UserError
 from nacd.experts import Expert, import_checkpoints, plan_experts, record_expert
 from nacd.learn import Seeds, draw
-from nacd.meta import Engine, make_engine
+from nacd.meta import PASSES, Engine, make_engine
 from nacd.prepare import Prepared
 from nacd.progress import Progress
 from nacd.recipe import Recipe
@@ -35,8 +35,6 @@ FREE = ("out", "compare", "draws")
 SAID = ("data.license", "data.language", "track")
 """Keys that change nothing in any run but what is said of it."""
 
-INNER_STEP = 3.0
-"""About the price of an inner step with its part of the sweep, in ordinary training steps."""
 CHECKED = 4
 """Rows a batch of the short check before a run."""
 
@@ -188,7 +186,9 @@ def recorded_experts(
             settings.experts,
             config.recipe,
             rows,
-            config.outer.outer_steps * inner * INNER_STEP,
+            config.outer.outer_steps
+            * inner
+            * PASSES.get(config.outer.engine, PASSES["first-order"]),
         )
         progress.say(plan.describe())
     experts = []

@@ -12,13 +12,11 @@ import torch
 from nacd.comparison.config import LEARNED, CompareConfig
 from nacd.config import budget_rows
 from nacd.data import collate
-from nacd.meta import initial_state, step
+from nacd.meta import PASSES, initial_state, step
 from nacd.prepare import Prepared
 from nacd.recipe import Recipe
 from nacd.units import duration
 
-ONE_SIDED = 2.4
-"""Time of an inner step of the one-sided engine, in ordinary steps: roughly."""
 FORWARD = 0.4
 """Time of a forward pass, in ordinary steps: roughly."""
 
@@ -100,13 +98,16 @@ def forecast(
             "kcenter": FORWARD * tokens,
             "rds": FORWARD * (tokens + targets),
             "less": selection.warmup_epochs * (tokens * (1 + selection.warmup_share) + targets),
-            "trajectory": selection.weight_passes * groups * (ONE_SIDED * one + targets),
+            "trajectory": selection.weight_passes
+            * groups
+            * (PASSES["first-order"] * one + targets),
         }
         for method in config.methods:
             if method in spent:
                 choosing[f"{budget} {method}"] = own * spent[method]
         if not config.runs and any(method in LEARNED for method in config.methods):
-            outer = config.outer.outer_steps * config.outer.segments * (ONE_SIDED * one + targets)
+            inner = PASSES.get(config.outer.engine, PASSES["first-order"]) * one
+            outer = config.outer.outer_steps * config.outer.segments * (inner + targets)
             choosing[f"{budget} distilling"] = (
                 own * config.distillations * (outer + looks * 2 * config.outer.check_seeds * one)
             )

@@ -20,6 +20,7 @@ from nacd.distilling import Outcome, learn_text
 from nacd.errors import UserError
 from nacd.ladder import random_prompts
 from nacd.learn import draw
+from nacd.meta import PASSES
 from nacd.prepare import Prepared
 from nacd.progress import Progress
 from nacd.recipe import Recipe
@@ -28,9 +29,6 @@ from nacd.run import RunFolder, differences
 from nacd.selection import Task, choose_once, forward_flops
 from nacd.stages import SAID
 from nacd.student import plain
-
-PASSES = {"exact": 4.0, "tesla": 3.5, "first-order": 3.0, "one-sided": 2.0}
-"""First-order passes that an engine's inner step is worth, the forward sweep included."""
 
 
 @dataclass(frozen=True)

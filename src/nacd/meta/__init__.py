@@ -11,11 +11,20 @@ from nacd.meta.adjoint import (
     sweep,
     unrolled_meta_gradient,
 )
-from nacd.meta.engines import Engine, EngineName, Exact, FirstOrder, Products, make_engine
+from nacd.meta.engines import (
+    PASSES,
+    Engine,
+    EngineName,
+    Exact,
+    FirstOrder,
+    Products,
+    make_engine,
+)
 from nacd.meta.update import State, clip, initial_state, step, step_vjp
 from nacd.meta.weights import weight_gradient
 
 __all__ = [
+    "PASSES",
     "Engine",
     "EngineName",
     "Exact",
