@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from nacd.comparison.config import CompareConfig
+from nacd.comparison.table import summarise, write_parquet
 from nacd.config import DataConfig, DistillConfig, OuterLoopConfig, to_dict
 
 METHODS = ("zero-shot", "random", "seeds", "soft", "text", "full")
@@ -103,6 +105,48 @@ def make_run(
             folder / "stages.json",
             {"device": "cpu", "stages": [stage("learning", 80.0), stage("measuring", 200.0)]},
         )
+    return folder
+
+
+def make_comparison(folder: Path, name: str = "model") -> Path:
+    """Write the folder of a comparison whose target model, data and reasons have this name."""
+    methods = ("zero-shot", "random", "less", "seeds", "text", "full")
+    cells: list[dict[str, Any]] = []
+    for target in ("source", name):
+        for place, method in enumerate(methods):
+            for seed in range(3):
+                row_nll = [6.0 - 0.2 * place + 0.01 * seed * i for i in range(8)]
+                cells.append(
+                    {
+                        "target": target,
+                        "budget": "5%",
+                        "method": method,
+                        "seed": seed,
+                        "report_nll": sum(row_nll) / 16,
+                        "row_nll": row_nll,
+                        "row_tokens": [2] * 8,
+                        "rows": 4,
+                        "tokens": 40,
+                        "steps": 2,
+                        "learning_rate": 1e-3,
+                        "training_seconds": 60.0 if method == "full" else 10.0,
+                        "choosing_seconds": 120.0 if method in ("less", "text") else None,
+                        "boundaries_kept": 0.75 if method == "text" else None,
+                        "template": name,
+                        "accuracy": {"acc": 0.5, "lm_eval": "0.4", "shots": 0, "n": 8},
+                        "elsewhere": {"data": name, "nll": 2.0, "rows": 3},
+                    }
+                )
+        cells.append(
+            {"target": target, "budget": "5%", "method": "rds+", "seed": 0, "failed": name}
+        )
+    config = CompareConfig(out=folder, data=DataConfig(data=name), target_models=(name,))
+    write(folder / "run.yaml", yaml.safe_dump(to_dict(config)))
+    table = summarise(cells, ("rds+", *methods))
+    sizes = {"train": 40, "target": 8, "development": 9, "report": 8}
+    dump(folder / "results.json", {"table": table, "sizes": sizes})
+    dump(folder / "overlap.json", {"rows": [{"train": f"{name}:1", "report": [f"{name}:2"]}]})
+    write_parquet(cells, folder / "results.parquet")
     return folder
 
 

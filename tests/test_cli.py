@@ -213,7 +213,10 @@ def test_distilled_rows_train_another_model(
     data: Path, tiny_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, out = tmp_path / "run", tmp_path / "target"
-    assert main(flags(tiny_folder("llama"), data, run)) == 0
+    assert main(flags(tiny_folder("llama"), data, run, "--json")) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["dataset"] == str(run / "dataset")
+    assert {"seeds", "text"} <= {row["method"] for row in made["table"]}
     other = str(tiny_folder("gpt2"))
     rows = str(run / "dataset" / "train.jsonl")
     recipe = ["--batch-size", "2", "--epochs", "4", "--lora-rank", "4", "--learning-rate", "0.01"]
@@ -221,8 +224,12 @@ def test_distilled_rows_train_another_model(
     capsys.readouterr()
     assert main(train) == 0
     assert "give --no-shuffle" in " ".join(capsys.readouterr().err.split())
-    assert main([*train, "--no-shuffle"]) == 0
-    assert "--no-shuffle" not in capsys.readouterr().err
+    assert main([*train, "--no-shuffle", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert "--no-shuffle" not in shown.err
+    trained = json.loads(shown.out)
+    assert trained["adapter"] == str(out / "adapter")
+    assert len(trained["losses"]) == 8
     questions = tmp_path / "questions.jsonl"
     question = {"question": "Which?", "choices": ["the name 1", "a plant"], "answer": 0}
     questions.write_text((json.dumps(question) + "\n") * 3)
@@ -251,4 +258,8 @@ def test_the_doctor_compares_and_estimates(
     assert "Use --engine" in shown
     assert "memory: about" in shown
     assert max(map(len, shown.splitlines())) <= 80
+    assert main(["doctor", *args[1:], "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["diagnosis"]["verdict"]["engine"] in shown
+    assert found["estimate"]["inner_steps"] > 0
     assert not (tmp_path / "run").exists()

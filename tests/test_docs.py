@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -146,6 +147,20 @@ def test_numbers_named_on_pages_are_the_codes_own() -> None:
         f"The factor {PASSES['first-order']:g}" in (DOCS / "how-to" / "break-even.md").read_text()
     )
     assert set(FREE) == {"out", "compare", "draws"}  # faq.md
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_function_named_exists(page: str) -> None:
+    for name in re.findall(r"`(nacd(?:\.\w+)+)", (ROOT / page).read_text()):
+        assert pkgutil.resolve_name(name) is not None, name
+
+
+def test_every_equation_stands_by_a_function() -> None:
+    """No section of the method that has an equation of its own is without a name from the code."""
+    sections = re.split(r"^#{2,3} ", (DOCS / "method.md").read_text(), flags=re.MULTILINE)[1:]
+    with_equations = [section for section in sections if "$$" in section]
+    assert with_equations
+    assert [s.splitlines()[0] for s in with_equations if "`nacd." not in s] == []
 
 
 def test_one_version_everywhere() -> None:

@@ -113,6 +113,18 @@ def test_every_stage_on_tiny_models(
 
 
 @pytest.mark.slow
+def test_mmlu_in_letters(data: Path, tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    config = small(grid("mmlu"), data, tmp_path / "out", tiny_folder("llama"))
+    config = replace(config, data=replace(config.data, choices="letter", max_tokens=128))
+    table = compare(config, progress=QUIET).table
+    assert not [row for row in table if "failed" in row]
+    rows = (tmp_path / "out" / "distilled" / "4-0" / "seeds.json").read_text()
+    assert len(json.loads(rows)["rows"]) == 4
+    text = next(row for row in table if row["method"] == "text")
+    assert 0 <= text["accuracy"] <= 1
+
+
+@pytest.mark.slow
 def test_which_objective_predicts_goes_on_where_it_stopped(
     data: Path, tiny_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:

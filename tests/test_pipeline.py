@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +15,17 @@ from typing import Any
 import datasets
 import pytest
 import torch
+import yaml
 
 import nacd
-from nacd.config import LADDER, DataConfig, DistillConfig, ExpertConfig, OuterLoopConfig
+from nacd.config import (
+    LADDER,
+    DataConfig,
+    DistillConfig,
+    ExpertConfig,
+    OuterLoopConfig,
+    to_dict,
+)
 from nacd.data import make_template, read_examples
 from nacd.distillation.outer import OuterLoop
 from nacd.errors import UserError
@@ -153,6 +165,36 @@ def test_resume_gives_the_same_bits(
             nacd.distill(stopped, progress=QUIET)
     nacd.distill(stopped, progress=QUIET)
     assert files(tmp_path / "whole") == files(tmp_path / "stopped")
+
+
+@pytest.mark.slow
+def test_killed_by_the_system_it_goes_on_with_the_same_bits(
+    tiny_folder: Folder, rows: Path, tmp_path: Path
+) -> None:
+    """SIGKILL while experts are recorded, while rows are learned, and while the table is made."""
+    base = config(tiny_folder("llama"), rows, tmp_path / "whole")
+    outer = replace(base.outer, objective="trajectory", expert_start=2, check_every=1)
+    base = replace(base, outer=outer, compare=("seeds", "text"))
+    nacd.distill(base, progress=QUIET)
+    out = tmp_path / "killed"
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(to_dict(replace(base, out=out))))
+    command = [sys.executable, "-m", "nacd", "distill", "--config", str(file)]
+    killed = 0
+    for begun in ("experts/0/step-00001*", "distill/metrics.jsonl", "ladder/*.json"):
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None and not [*out.glob(begun)]:
+                time.sleep(0.002)
+            process.kill()
+        killed += process.returncode == -signal.SIGKILL
+    assert killed == 3
+    subprocess.run(command, check=True, capture_output=True)
+    assert files(out) == files(tmp_path / "whole")
+    lines = (out / "distill" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["outer_step"] for line in lines] == [0, 1, 2, 3]
+    tables = [json.loads((run / "results.json").read_text())["table"] for run in (out, base.out)]
+    for killed_row, whole_row in zip(*tables, strict=True):
+        assert killed_row["report_nll"] == whole_row["report_nll"]
 
 
 def test_another_configuration_is_refused_by_its_keys(

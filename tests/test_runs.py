@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import tyro
 
 from made_run import HOSTILE, make_run
 from nacd.errors import UserError
+from nacd.run import RunFolder
 from nacd.runs import RunsConfig, ShowConfig, find_runs, runs_text, show_text, visible
 
 
@@ -47,6 +49,16 @@ def test_a_damaged_run_does_not_hide_the_others(runs: Path) -> None:
     assert "first" in shown
     assert "damaged" in shown
     assert "a-run" in shown
+
+
+def test_damaged_settings_are_named(runs: Path) -> None:
+    file = runs / "first" / "run.yaml"
+    file.write_text("budget: [5%")
+    assert "damaged" in runs_text(RunsConfig(runs))
+    with pytest.raises(UserError, match=rf"{re.escape(str(file))}: damaged, not YAML"):
+        show_text(ShowConfig(runs / "first"))
+    with pytest.raises(UserError, match=r"choose another --out"):
+        RunFolder(runs / "first").open({})
 
 
 def test_no_runs(tmp_path: Path) -> None:

@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     )
     from nacd.distilling import Distilled, distill
     from nacd.errors import UserError
+    from nacd.export.push import PushConfig, push
     from nacd.models import ModelConfig
     from nacd.recipe import Recipe
+    from nacd.report.page import ReportConfig, write_report
     from nacd.selecting import SelectConfig, Selected, select
     from nacd.target import EvaluateConfig, TrainConfig, evaluate, fine_tune
 
@@ -47,8 +49,10 @@ _HOMES = {
         "SelectionConfig",
     ),
     "errors": ("UserError",),
+    "export.push": ("PushConfig", "push"),
     "models": ("ModelConfig",),
     "recipe": ("Recipe",),
+    "report.page": ("ReportConfig", "write_report"),
     "selecting": ("SelectConfig", "Selected", "select"),
     "target": ("EvaluateConfig", "TrainConfig", "evaluate", "fine_tune"),
 }
@@ -63,7 +67,9 @@ __all__ = [
     "ExpertConfig",
     "ModelConfig",
     "OuterLoopConfig",
+    "PushConfig",
     "Recipe",
+    "ReportConfig",
     "SelectConfig",
     "Selected",
     "SelectionConfig",
@@ -74,8 +80,10 @@ __all__ = [
     "doctor",
     "evaluate",
     "fine_tune",
+    "push",
     "record_experts",
     "select",
+    "write_report",
 ]
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
+import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ USAGE = """usage: nacd COMMAND [flags]      (nacd COMMAND --help lists the flags
   train      fine-tune a model on a data set (TRL's SFTTrainer, LoRA)
   push       upload a run's data set to the hub (a dry run without --yes)
   evaluate   held-out response NLL, and multiple-choice accuracy (lm-eval)
+
+  --json     with any command that has a result: the result on stdout, as JSON
 
   nacd distill --model smollm2 --data mine.jsonl --budget 5% --out runs/mine"""
 
@@ -126,13 +130,39 @@ def _parse(kind: type[Any], verb: str, args: Sequence[str]) -> Any:
     )
 
 
+def _for_machines(args: Sequence[str]) -> tuple[bool, list[str]]:
+    """Whether --json stands among the flags, and the others."""
+    return "--json" in args, [arg for arg in args if arg != "--json"]
+
+
+def _dump(result: Any) -> None:
+    """A result on stdout; what is not a finite number is null."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        if isinstance(value, Mapping):
+            return {str(key): plain(inner) for key, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(inner) for inner in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        return value
+
+    print(json.dumps(plain(result), indent=2, default=str))
+
+
 def _distill(args: Sequence[str]) -> int:
     from nacd.config import DistillConfig
     from nacd.distilling import distill, print_result
     from nacd.progress import Progress
 
+    as_json, args = _for_machines(args)
     progress = Progress()
-    print_result(distill(_parse(DistillConfig, "distill", args), progress=progress), progress)
+    result = distill(_parse(DistillConfig, "distill", args), progress=progress)
+    print_result(result, progress)
+    if as_json:
+        _dump(result)
     return 0
 
 
@@ -140,10 +170,13 @@ def _select(args: Sequence[str]) -> int:
     from nacd.progress import Progress
     from nacd.selecting import SelectConfig, select
 
+    as_json, args = _for_machines(args)
     progress = Progress()
     result = select(_parse(SelectConfig, "select", args), progress=progress)
     progress.say(result.summary)
     progress.say(f"{len(result.rows)} rows: {result.dataset / 'train.jsonl'}")
+    if as_json:
+        _dump(result)
     return 0
 
 
@@ -151,7 +184,10 @@ def _demo(args: Sequence[str]) -> int:
     from nacd.demo import demo
     from nacd.demo_config import DemoConfig
 
-    demo(_parse(DemoConfig, "demo", args))
+    as_json, args = _for_machines(args)
+    result = demo(_parse(DemoConfig, "demo", args))
+    if as_json:
+        _dump(result)
     return 0
 
 
@@ -160,9 +196,12 @@ def _compare(args: Sequence[str]) -> int:
     from nacd.comparison.config import CompareConfig
     from nacd.progress import Progress
 
+    as_json, args = _for_machines(args)
     progress = Progress()
-    config = _parse(CompareConfig, "compare", args)
-    print_comparison(compare(config, progress=progress), progress.say)
+    result = compare(_parse(CompareConfig, "compare", args), progress=progress)
+    print_comparison(result, progress.say)
+    if as_json:
+        _dump(result)
     return 0
 
 
@@ -171,10 +210,14 @@ def _experts(args: Sequence[str]) -> int:
     from nacd.config import DistillConfig
     from nacd.progress import Progress
 
+    as_json, args = _for_machines(args)
     progress = Progress()
     config = _parse(DistillConfig, "experts", args)
-    for expert in record_experts(config, progress=progress):
+    found = record_experts(config, progress=progress)
+    for expert in found:
         progress.say(f"{expert.folder}: {len(expert.steps)} snapshots of {expert.total} steps")
+    if as_json:
+        _dump([{"folder": e.folder, "steps": e.steps, "total": e.total} for e in found])
     return 0
 
 
@@ -183,12 +226,13 @@ def _doctor(args: Sequence[str]) -> int:
     from nacd.config import DistillConfig
     from nacd.progress import Progress
 
+    as_json, args = _for_machines(args)
     diagnosis, planned = doctor(_parse(DistillConfig, "doctor", args), progress=Progress())
-    print(diagnosis.describe())
-    if planned is None:
-        return 1
-    print(f"\n{planned.describe()}")
-    return 0
+    if as_json:
+        _dump({"diagnosis": diagnosis, "estimate": planned})
+    else:
+        print("\n\n".join(part.describe() for part in (diagnosis, planned) if part))
+    return 0 if planned else 1
 
 
 def _report(args: Sequence[str]) -> int:
@@ -216,6 +260,7 @@ def _train(args: Sequence[str]) -> int:
     from nacd.progress import Progress
     from nacd.target import TrainConfig, fine_tune
 
+    as_json, args = _for_machines(args)
     progress = Progress()
     config = _parse(TrainConfig, "train", args)
     result = fine_tune(config, progress)
@@ -223,6 +268,9 @@ def _train(args: Sequence[str]) -> int:
         f"{len(result.losses)} steps, loss {result.losses[0]:.3f} to {result.losses[-1]:.3f}; "
         f"adapter: {result.adapter}"
     )
+    if as_json:
+        names = ("adapter", "losses", "rates", "tokens", "seconds", "notes")
+        _dump({name: getattr(result, name) for name in names})
     return 0
 
 
@@ -230,7 +278,8 @@ def _evaluate(args: Sequence[str]) -> int:
     from nacd.progress import Progress
     from nacd.target import EvaluateConfig, evaluate
 
-    print(json.dumps(evaluate(_parse(EvaluateConfig, "evaluate", args), Progress()), indent=2))
+    _, args = _for_machines(args)  # its result is JSON anyway
+    _dump(evaluate(_parse(EvaluateConfig, "evaluate", args), Progress()))
     return 0
 
 

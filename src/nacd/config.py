@@ -22,11 +22,11 @@ class DataConfig:
     """Which rows, how they are read and rendered, and what is held out."""
 
     data: str = ""
-    """JSONL, JSON, CSV or Parquet file, or a hub id."""
+    """JSONL, JSON, CSV or Parquet file, or a hub id (`owner/name`, `owner/name:config:split`)."""
     target: str | None = None
-    """File of target rows; without it, some rows of --data are set aside for them."""
+    """File or hub id of target rows; without it, some rows of --data are set aside for them."""
     heldout: str | None = None
-    """File of held-out rows (a third development, the rest report); without it, rows of --data."""
+    """Held-out file or hub id (a third development, the rest report); else rows of --data."""
     columns: tuple[str, ...] = ()
     """Column names where they are not the usual ones: `prompt=question completion=reply`."""
     choices: Literal["cloze", "letter"] = "cloze"
@@ -40,7 +40,7 @@ class DataConfig:
     group_column: str = ""
     """Column that names a row's group (a subject, a source): strata, and the subtasks of LESS."""
     license: str = ""
-    """Licence of --data by the hub's name (`apache-2.0`), for the data card; empty: unknown."""
+    """Licence of --data by the hub's name (`apache-2.0`), for the card; empty: the hub card's."""
     language: str = ""
     """Languages of --data by the hub's codes (`en`, `en,de`), for the data card; empty: unsaid."""
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nacd.clock import StageClock
 from nacd.config import DistillConfig, to_dict
-from nacd.data import Splits
+from nacd.data import Splits, hub_license
 from nacd.distillation.pseudo import PseudoData
 from nacd.distillation.text import TextRow
 from nacd.experts import Expert
@@ -227,7 +227,7 @@ def _card(config: DistillConfig, outcome: Outcome) -> Card:
             "tokens changed": f"{outcome.changed:.1%}",
             "learning seconds": round(outcome.learned.seconds),
         },
-        license=config.data.license,
+        license=config.data.license or hub_license(config.data.data),
         language=config.data.language,
         provenance=provenance,
     )

@@ -102,10 +102,11 @@ def estimate(
     entry = trial.start.theta.element_size()
     state = 1 + len(trial.start.state)
     if peak is not None:
-        # beside one step's graph: the gradients g_k, and (theta, s) twice at every sqrt(N)-th step
-        stored = inner + 2 * state * math.ceil(math.sqrt(inner))
-        per_step = model.size + (vectors.numel() if engine == "one-sided" else 0)
-        peak += entry * (stored - 1) * per_step
+        # beside one step's graph: the gradients g_k, and (theta, s) at log2(N) steps
+        stored = (inner - 1 + state * math.ceil(math.log2(inner))) * model.size
+        if engine == "one-sided":  # the gradient in the batch's vectors too
+            stored += (inner - 1) * int((batch.slots >= 0).sum()) * vectors.shape[1]
+        peak += entry * stored
     outer = segments * (inner * taken[0] + target_batches * trial.step_seconds)
     disk = 3 * vectors.numel() * vectors.element_size() + snapshots * state * model.size * entry
     return Estimate(peak, outer_steps * outer, disk, outer, segments * inner, engine)

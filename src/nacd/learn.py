@@ -249,11 +249,12 @@ class Distiller:
     # --- state ------------------------------------------------------------------------------
 
     def _save(self, metrics: list[dict[str, Any]], best: dict[str, Tensor]) -> None:
+        # metrics first: killed in between, the line too many is dropped by `restore`
+        write_metrics(self.folder / "metrics.jsonl", metrics)
         write_tensors(
             self.folder / "state.safetensors",
             self.outer.state() | {f"best.{name}": tensor for name, tensor in best.items()},
         )
-        write_metrics(self.folder / "metrics.jsonl", metrics)
 
     def restore(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]] | None:
         """Go back to the saved state: its metrics and the best so far, or None without one."""

@@ -57,13 +57,15 @@ def read_splits(config: DataConfig) -> Splits:
     """Read the data and split it by hash, or take the files that --target and --heldout name."""
     columns = config.mapping() or None
 
-    def read(data: str, flag: str, group: str = "") -> list[Example]:
+    def read(data: str, flag: str, group: str = "", split: str = "train") -> list[Example]:
         return read_examples(
-            data, choice_form=config.choices, columns=columns, group=group, flag=flag
+            data, choice_form=config.choices, columns=columns, group=group, split=split, flag=flag
         )
 
     examples = read(config.data, "--data", config.group_column)
-    held = split_heldout(read(config.heldout, "--heldout")) if config.heldout else None
+    held = None
+    if config.heldout:
+        held = split_heldout(read(config.heldout, "--heldout", split="validation"))
     splits = split_by_hash(
         examples,
         target=0 if config.target else config.target_rows,
@@ -97,14 +99,20 @@ def prepare(
     model = load_model(model_config)
     template = make_template(data_config.template, model.tokenizer, splits.train)
     parts = {}
+    flags = {"target": data_config.target and "--target"}
+    flags |= dict.fromkeys(("development", "report"), data_config.heldout and "--heldout")
     for name in ("train", "target", "development", "report"):
         examples = getattr(splits, name)
         if not examples:
             if name == "target" and data_config.target_rows == 0:
                 parts[name] = Part((), ())
                 continue
-            raise UserError(f"no {name} rows are left; give a longer --data file.")
-        rows, kept, dropped = encode_all(template, examples, data_config.max_tokens)
+            raise UserError(
+                f"no {name} rows are left; give a longer {flags.get(name) or '--data'} file."
+            )
+        rows, kept, dropped = encode_all(
+            template, examples, data_config.max_tokens, flags.get(name) or "--data"
+        )
         if dropped.message:
             say(f"{name}: {dropped.message}")
         parts[name] = Part(tuple(kept), tuple(rows))

@@ -51,6 +51,25 @@ def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[
     return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
 
 
+def settings(path: Path) -> Mapping[str, Any]:
+    """A folder's `run.yaml`; empty where there is none, or where it is no mapping.
+
+    Raises:
+        UserError: it cannot be read as YAML; it is named.
+    """
+    file = path / "run.yaml"
+    if not file.is_file():
+        return {}
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        why = " ".join(str(error).split())
+        raise UserError(
+            f"{file}: damaged, not YAML ({why}); bring it back, or choose another --out."
+        ) from error
+    return config if isinstance(config, dict) else {}
+
+
 class RunFolder:
     """One run on disk."""
 
@@ -67,7 +86,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out {self.path}: a file, not a folder; choose another --out.")
         if file.is_file():
-            known = yaml.safe_load(file.read_text(encoding="utf-8"))
+            known = settings(self.path)
             free = set(may_differ)
             differing = [
                 f"  {key}: {old!r} there, {new!r} now"

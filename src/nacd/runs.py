@@ -69,7 +69,14 @@ def find_runs(folder: Path) -> list[Path]:
         raise UserError(f"{folder}: no such folder; give the one that holds your run folders.")
     patterns = ("/".join(["*"] * depth + ["run.yaml"]) for depth in range(DEPTH + 1))
     found = {file.parent for pattern in patterns for file in folder.glob(pattern)}
-    return sorted(path for path in found if any(is_kind(path) for is_kind in KINDS))
+    return sorted(path for path in found if _is_run_folder(path))
+
+
+def _is_run_folder(path: Path) -> bool:
+    try:
+        return any(is_kind(path) for is_kind in KINDS)
+    except UserError:
+        return True  # damaged: shown as that
 
 
 def summary(run: Run) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nacd.config import DataConfig, DistillConfig, SelectionConfig
-from nacd.data import Splits
+from nacd.data import Splits, hub_license
 from nacd.export import Card, DatasetRow, render_chosen_card, write_dataset, write_trainers
 from nacd.files import write_json
 from nacd.models import ModelConfig
@@ -28,8 +28,8 @@ class SelectConfig:
 
     out: Path = Path("runs/select")
     """Run folder; the same command again goes on where it stopped."""
-    method: str = "rds"
-    """`random`, `longest`, `kcenter`, `bm25`, `rds`, `less` or `trajectory`."""
+    method: str = "rds+"
+    """`random`, `longest`, `kcenter`, `bm25`, `rds+`, `less` or `trajectory`."""
     budget: str = "5%"
     """What is chosen: rows (`112`), a percentage (`5%`) or tokens (`20000t`)."""
     seed: int = 0
@@ -159,7 +159,7 @@ def _export(config: SelectConfig, prepared: Prepared, result: Selected) -> None:
         projection="none",
         settings=_settings(config, result),
         title=f"Instruction data chosen by {config.method}",
-        license=config.data.license,
+        license=config.data.license or hub_license(config.data.data),
         language=config.data.language,
         provenance=json.loads((result.folder / "provenance.json").read_text(encoding="utf-8")),
     )

@@ -140,6 +140,7 @@ def checked_engine(
     """The engine asked for, or the one that the doctor's short check finds right."""
     outer = config.outer
     asked = None if outer.engine == "auto" else outer.engine
+    eps = outer.fd_eps if asked in ("first-order", "one-sided") else None
 
     def check() -> dict[str, Any]:
         progress.say("checking the meta-gradient on two batches ...")
@@ -149,9 +150,9 @@ def checked_engine(
             seeds.pseudo.batches(min(recipe.batch_size, CHECKED), 2, seed=1),
             prepared.model.embed(seeds.pseudo.ids).to(torch.float32),
             thorough=config.model.dtype in ("bfloat16", "float16"),  # those have to be proved
-            asked=(asked, outer.fd_eps) if asked in ("first-order", "one-sided") else None,
+            asked=(asked, eps) if asked and eps else None,
         )
-        diagnosis.require(asked, outer.fd_eps if asked in ("first-order", "one-sided") else None)
+        diagnosis.require(asked, eps)
         assert diagnosis.verdict is not None  # `require` has raised otherwise
         return {
             "engine": asked or diagnosis.verdict.engine,
@@ -186,9 +187,7 @@ def recorded_experts(
             settings.experts,
             config.recipe,
             rows,
-            config.outer.outer_steps
-            * inner
-            * PASSES.get(config.outer.engine, PASSES["first-order"]),
+            config.outer.outer_steps * inner * PASSES[config.outer.engine],
         )
         progress.say(plan.describe())
     experts = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,13 +17,15 @@ import nacd
 from nacd.cli import main
 from nacd.comparison.compare import compare
 from nacd.comparison.config import ROWS, CompareConfig
+from nacd.comparison.cost import Forecast, forecast
 from nacd.comparison.rowsets import Training, of_training
-from nacd.comparison.table import difference, lines, summarise, verdict
+from nacd.comparison.table import difference, lines, notes, summarise, verdict
 from nacd.comparison.transfer import other_prompts, surviving_boundaries
-from nacd.config import DataConfig, OuterLoopConfig, SelectionConfig
+from nacd.config import DataConfig, ExpertConfig, OuterLoopConfig, SelectionConfig
 from nacd.data import read_examples
 from nacd.errors import UserError
 from nacd.models import ModelConfig
+from nacd.prepare import prepare
 from nacd.progress import Progress
 from nacd.recipe import Recipe
 from tiny import tiny_tokenizer
@@ -140,7 +143,7 @@ def test_every_row_of_the_table(tiny_folder: Folder, rows: Path, tmp_path: Path)
     assert set(found) == {*ROWS, "full-equal-steps"}
     assert not [row for row in result.table if "failed" in row]
     assert 0 <= found["seeds"]["accuracy"] <= 1
-    for method in ("less", "rds", "kcenter", "trajectory", "text"):
+    for method in ("less", "rds+", "kcenter", "trajectory", "text"):
         assert found[method]["choosing_flops"] > 0
     assert found["random"]["choosing_flops"] == 0
 
@@ -178,6 +181,31 @@ def test_a_failing_row_is_shown_and_the_others_go_on(
     mended = {row["method"]: row for row in compare(config, progress=QUIET).table}
     assert "failed" not in mended["longest"]
     assert not list(config.out.glob("cells/**/failed.json"))
+
+
+def test_a_target_model_that_fails_is_shown_and_the_others_go_on(
+    tiny_folder: Folder, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    config = grid(
+        tiny_folder("llama"),
+        rows,
+        tmp_path / "grid",
+        methods=("zero-shot", "random", "soft"),
+        target_models=(str(broken), str(tiny_folder("opt"))),
+    )
+    table = compare(config, progress=Progress()).table
+    shown = capsys.readouterr().err
+    assert re.search(rf"target model {broken} cannot be used: .*\n(?s:.*)the grid: ", shown)
+    found = {(Path(row["target"]).name, row["method"]): row for row in table}
+    assert {method for name, method in found if name == "broken"} == {"zero-shot", "random"}
+    assert found["broken", "random"]["failed"] == 2
+    assert "no config.json" in found["broken", "random"]["why"]
+    others = [row for (name, _), row in found.items() if name != "broken"]
+    assert len(others) == 3 + 2
+    assert all(np.isfinite(row["report_nll"]) for row in others)
+    assert any(line.startswith("random           failed: ") for line in lines(table))
 
 
 def test_rows_shared_with_the_report_are_named(
@@ -275,6 +303,67 @@ def test_gaps_recovered() -> None:
     assert table["text"]["recovered_from_random"] == pytest.approx(0.5)
 
 
+def test_what_the_table_has_no_column_for() -> None:
+    cells = [
+        cell("random", 0, [6.0, 6.0]),
+        cell("text", 0, [5.0, 5.0]),
+        cell("full", 0, [4.0, 4.0]),
+    ]
+    cells[1] |= {
+        "choosing_seconds": 10.0,
+        "boundaries_kept": 0.912,
+        "template": "qa",
+        "accuracy": {"acc": 0.5, "lm_eval": "0.4.9", "shots": 0, "n": 2},
+    }
+    cells[2] |= {"training_seconds": 4.0}
+    table = summarise(cells, ("random", "text", "full"))
+    assert notes(table, {"text": "NACD text"}) == [
+        "accuracy by lm-eval 0.4.9: 2 questions, 0 shots, template qa",
+        "of the way from random rows to the full data: NACD text 50%",
+        "token boundaries that this model's tokenizer keeps: NACD text 91%",
+        "trainings after which the time to choose is repaid: NACD text 4",
+    ]
+    shown = lines(table)
+    assert max(map(len, shown)) <= 80
+    assert "m, budget 4: accuracy by lm-eval 0.4.9: 2 questions, 0 shots, template qa" in shown
+    cells[2] |= {"training_seconds": 1.0}
+    assert summarise(cells, ("random", "text", "full"))[1]["repaid_after"] is None
+
+
+def test_the_forecast_counts_every_stage(tiny_folder: Folder, rows: Path, tmp_path: Path) -> None:
+    config = grid(tiny_folder("llama"), rows, tmp_path / "grid")
+    source = prepare(config.model, config.data)
+    per_token = {config.model.model: 2.0, "other": 4.0}
+
+    def of(**changes: object) -> Forecast:
+        changed = replace(config, **changes)  # pyright: ignore[reportArgumentType]
+        return forecast(changed, source, per_token, changed.recipe)
+
+    plain = of()
+    assert set(plain.before) == {"distilling, budget 4"}
+    assert plain.training["other"] == pytest.approx(2 * plain.training[config.model.model])
+    distilling = plain.before["distilling, budget 4"]
+    assert of(distillations=3).before["distilling, budget 4"] == pytest.approx(3 * distilling)
+    assert of(seeds_by="less").before["distilling, budget 4"] == pytest.approx(
+        distilling + of(methods=("less",)).before["choosing by less, budget 4"]
+    )
+    tuned = of(tune_rates=(1e-3, 2e-3)).before
+    name = Path(config.model.model).name
+    assert tuned["tuning other, budget 4"] == pytest.approx(2 * tuned[f"tuning {name}, budget 4"])
+    matching = replace(config.outer, objective="trajectory")
+    few, more = (
+        of(outer=matching, expert=ExpertConfig(experts=k)).before["distilling, budget 4"]
+        for k in (1, 3)
+    )
+    steps = math.ceil(len(source.train) / ExpertConfig().expert_batch)
+    mean = sum(map(len, source.train.rows)) / len(source.train)
+    assert more - few > 2 * 2.0 * steps * ExpertConfig().expert_batch * mean
+    measured = of(accuracy=config.methods).training["other"]
+    assert measured > plain.training["other"]
+    text = plain.describe()
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_boundaries_that_survive() -> None:
     class Letters:
         def __call__(self, text: str, **_: object) -> dict[str, object]:
@@ -311,8 +400,9 @@ def test_the_command(
         f"data: {{data: {rows}, target_rows: 6}}\nrecipe: {{batch_size: 2}}\n"
     )
     flags = f"--config {file} --model {tiny_folder('llama')} --seeds 2 --out {tmp_path / 'grid'}"
-    assert main(["compare", *flags.split()]) == 0
-    shown = capsys.readouterr().err
+    assert main(["compare", *flags.split(), "--json"]) == 0
+    out, shown = capsys.readouterr()
+    assert [row["method"] for row in json.loads(out)["table"]] == ["zero-shot", "random"]
     assert "the grid: 3 trainings, about" in shown, "the cost, before anything runs"
     assert "learning rate 0.00" in shown
     assert "zero-shot" in shown
@@ -328,7 +418,7 @@ def test_the_command(
     general.write_text('{"prompt": "Say the word ", "completion": "blue"}\n' * 3)
     assert main(["compare", *flags.split(), "--elsewhere", str(general)]) == 0
     shown = capsys.readouterr().err
-    assert re.search(r"on general.jsonl .*, NLL: zero-shot \d\.\d+, random \d", shown)
+    assert re.search(r"NLL on general.jsonl: zero-shot \d\.\d+, random \d", shown)
     cell = next((tmp_path / "grid").glob("cells/*/4/random/0/result.json"))
     made = cell.stat().st_mtime_ns
     assert main(["compare", *flags.split(), "--elsewhere", str(general)]) == 0

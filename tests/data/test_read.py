@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nacd.data import Example, read_examples
+from nacd.data import Example, hub_license, read_examples
 from nacd.errors import UserError
 
 ROWS = [{"prompt": "Sky?", "completion": "Blue"}, {"prompt": "Grass?", "completion": "Green"}]
@@ -135,6 +135,8 @@ def test_a_hub_id_is_loaded_with_config_and_split(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     examples = read_examples("owner/name:easy", split="test")
     assert texts(examples) == [("Sky?", "Blue"), ("Grass?", "Green")]
+    named = read_examples("owner/name:easy:test", split="validation")
+    assert texts(named) == texts(examples), "the name's own split counts"
     assert examples[1].source == "owner/name:easy[test] row 2"
 
 
@@ -147,3 +149,33 @@ def test_a_hub_id_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(UserError, match=r"'owner/nmae'.*no route\. .*offline.*spelling"):
         read_examples("owner/nmae")
+
+
+@pytest.mark.parametrize(
+    ("license", "found"), [("apache-2.0", "apache-2.0"), (["mit", "cc-by-4.0"], ""), (None, "")]
+)
+def test_the_licence_of_a_hub_data_set(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, license: Any, found: str
+):
+    from huggingface_hub import DatasetCardData, HfApi
+
+    asked: list[str] = []
+
+    class Info:
+        card_data = DatasetCardData(license=license)
+
+    def dataset_info(_: HfApi, name: str, **__: Any) -> Info:
+        asked.append(name)
+        return Info()
+
+    monkeypatch.setattr(HfApi, "dataset_info", dataset_info)
+    assert hub_license("owner/name:easy:test") == found
+    assert hub_license(str(tmp_path)) == ""
+    assert hub_license("rows.jsonl") == ""
+    assert asked == ["owner/name"]
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(HfApi, "dataset_info", refused)
+    assert hub_license("owner/name") == ""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from browser import Page, browse, find_chromium
 
-from made_run import HOSTILE, add_expert, make_run
+from made_run import HOSTILE, add_expert, make_comparison, make_run
 from nacd.config import DataConfig, DistillConfig, OuterLoopConfig
 from nacd.report.page import ReportConfig, write_report
 
@@ -140,6 +140,10 @@ def test_rows_are_sorted_and_unchanged_ones_hidden(opened: Page) -> None:
 def test_a_narrow_screen_does_not_overflow(page: Page, file: Path, width: int) -> None:
     page.size(width, 800, mobile=True)
     page.open(file, DRAWN)
+    fits(page, width)
+
+
+def fits(page: Page, width: int) -> None:
     wide = page.ask(
         "[...document.querySelectorAll('main *')].filter((e) => !e.closest('.scroll') &&"
         " e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.outerHTML.slice(0, 80))"
@@ -147,6 +151,25 @@ def test_a_narrow_screen_does_not_overflow(page: Page, file: Path, width: int) -
     assert wide == []
     assert page.ask("document.documentElement.scrollWidth") == width
     assert page.ask("innerWidth") == width  # a page that overflows is zoomed out of
+
+
+@pytest.mark.parametrize("number", range(len(HOSTILE)))
+def test_a_comparison_of_hostile_names(page: Page, tmp_path: Path, number: int) -> None:
+    """Drawn, quiet, whole on a narrow screen; what the names hold is text."""
+    page.requests.clear()
+    page.complaints.clear()
+    file = write_report(ReportConfig(make_comparison(tmp_path / "grid", HOSTILE[number])))
+    page.size(390, 800, mobile=True)
+    page.open(file, DRAWN)
+    assert page.ask(DRAWN) == "2"
+    assert page.ask("window.taken") is None
+    assert page.complaints == []
+    assert [url for url in page.requests if url != file.as_uri()] == []
+    shown = page.ask("document.querySelector('main').textContent")
+    assert f"rds+ failed: {HOSTILE[number]}" in shown
+    assert "Token boundaries that this model's tokenizer keeps: NACD text 75%." in shown
+    assert "to choose is repaid: less 3, NACD text 3." in shown
+    fits(page, 390)
 
 
 def test_charts_follow_the_window(opened: Page) -> None:

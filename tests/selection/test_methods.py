@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -165,7 +166,7 @@ def test_longest_is_by_response_tokens(prepared: Prepared, tmp_path: Path) -> No
 
 def test_rds_serves_every_target_row(prepared: Prepared, tmp_path: Path) -> None:
     asked = task(prepared, tmp_path, budget=str(len(prepared.target)))
-    chosen = choose(asked, "rds").indices
+    chosen = choose(asked, "rds+").indices
     similarity = cosine(
         hidden_states(asked, "train", "weighted"), hidden_states(asked, "target", "weighted")
     )
@@ -244,7 +245,11 @@ def test_a_choice_is_made_once(prepared: Prepared, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "config", "message"),
     [
-        ("best", {}, "--method best: unknown; the methods are random, longest, kcenter, bm25, rds"),
+        (
+            "best",
+            {},
+            "--method best: unknown; the methods are random, longest, kcenter, bm25, rds\\+",
+        ),
         ("random", {"dedup": 1.5}, "--dedup 1.5: a similarity, must lie between 0"),
         ("random", {"dedup": -0.1}, "--dedup -0.1"),
         ("random", {"warmup_share": 0.0}, "--warmup-share 0: a share of the rows"),
@@ -271,7 +276,9 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("method", [m for m in METHODS if METHODS[m].needs_target])
 def test_a_method_without_its_target_rows(method: str, prepared: Prepared, tmp_path: Path) -> None:
     without = task(replace(prepared, target=Part((), ())), tmp_path)
-    with pytest.raises(UserError, match=rf"--method {method}: needs target rows.*--target-rows"):
+    with pytest.raises(
+        UserError, match=rf"--method {re.escape(method)}: needs target rows.*--target-rows"
+    ):
         rank(without, method)
 
 
@@ -284,6 +291,6 @@ def test_strata_without_groups(prepared: Prepared, tmp_path: Path) -> None:
 
 
 def test_the_methods_that_there_are() -> None:
-    assert list(METHODS) == ["random", "longest", "kcenter", "bm25", "rds", "less", "trajectory"]
-    assert [m for m in METHODS if METHODS[m].needs_target] == ["bm25", "rds", "less", "trajectory"]
+    assert list(METHODS) == ["random", "longest", "kcenter", "bm25", "rds+", "less", "trajectory"]
+    assert [m for m in METHODS if METHODS[m].needs_target] == ["bm25", "rds+", "less", "trajectory"]
     assert [m for m in METHODS if METHODS[m].package] == ["bm25"]

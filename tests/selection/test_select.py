@@ -154,7 +154,7 @@ def test_filters_and_budgets(data: Path, tiny_folder: Folder, tmp_path: Path) ->
         (["--dedup", "2"], "--dedup 2: a similarity"),
         (["--stratify"], "--group-column"),
         (["--stratify", "--group-column", "topic"], "topic"),
-        (["--method", "rds", "--target-rows", "0"], "--method rds: needs target rows"),
+        (["--method", "rds+", "--target-rows", "0"], "--method rds+: needs target rows"),
         (["--max-tokens", "5"], "--max-tokens"),
         (["--learning-rate", "0"], "--learning-rate 0"),
         (["--data", ""], "--data is missing"),
@@ -178,7 +178,10 @@ def test_another_method_needs_another_folder(
     data: Path, tiny_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = flags(tiny_folder("gpt2"), data, tmp_path / "run")
-    assert main([*args, "--method", "longest"]) == 0
+    assert main([*args, "--method", "longest", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["method"] == "longest"
+    assert len(made["rows"]) == 6
     assert main([*args, "--method", "random"]) == 1
     assert "method: 'longest' there, 'random' now" in capsys.readouterr().err
 
@@ -262,8 +265,8 @@ def test_random_seeds_are_those_of_old(data: Path, tiny_folder: Folder, tmp_path
     [
         (["--seeds-by", "best"], "--seeds-by best: unknown; the methods are random, longest"),
         (
-            ["--seeds-by", "rds", "--target-rows", "0", "--objective", "trajectory"],
-            "--seeds-by rds: needs target rows",
+            ["--seeds-by", "rds+", "--target-rows", "0", "--objective", "trajectory"],
+            "--seeds-by rds+: needs target rows",
         ),
         (["--seeds-by", "longest", "--stratify"], "--stratify: no row has a group"),
     ],

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,34 +91,62 @@ def compare(
             f"{len(shared)} training rows share 13 words with a report row, the first "
             f"{shared[0]['train']}; overlap.json names them all"
         )
-    _say_cost(config, source, splits, progress)
+    others = _encoded(elsewhere, config, source, progress)
+    _say_cost(config, source, splits, others, progress)
     recipes = {b: _recipe(config, b, source, source, folder, progress) for b in config.budgets}
     sets = {
         budget: rowsets(config, budget, source, splits, recipes[budget], folder, progress)
         for budget in config.budgets
     }
     cells: list[dict[str, Any]] = []
-    for target in (config.model.model, *config.target_models):
-        prepared = source
-        if target != config.model.model:
-            progress.say(f"target model {target}")
-            model = replace(config.model, model=target)
-            prepared = prepare(model, config.data, progress.say, splits)
-        others = _encoded(elsewhere, config, prepared, progress)
-        for budget in config.budgets:
-            recipe = recipes[budget]
-            if prepared is not source:
-                recipe = _recipe(config, budget, prepared, source, folder, progress)
-            grid = Grid(config, folder, prepared, target, budget, recipe, others)
-            cells += grid.run([s for s in sets[budget] if _trains(s, prepared, source)], progress)
+    for budget in config.budgets:
+        grid = Grid(config, folder, source, config.model.model, budget, recipes[budget], others)
+        cells += grid.run(sets[budget], progress)
+    for target in config.target_models:
+        progress.say(f"target model {target}")
+        cells += _of_target(target, config, source, splits, sets, elsewhere, folder, progress)
     table = summarise(cells, ORDER)
     write_parquet(cells, folder.path / "results.parquet")
     write_json(folder.path / "results.json", {"table": table, "sizes": source.sizes})
     return Compared(folder.path, table, shared, write_report(ReportConfig(folder.path)))
 
 
-def _trains(rowset: RowSet, target: Prepared, source: Prepared) -> bool:
-    return target is source or not rowset.source_only
+def _of_target(
+    target: str,
+    config: CompareConfig,
+    source: Prepared,
+    splits: Splits,
+    sets: Mapping[str, Sequence[RowSet]],
+    elsewhere: Sequence[Example],
+    folder: RunFolder,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """The cells of a further model; all of them failed where it cannot be used."""
+    own = {b: [s for s in sets[b] if not s.source_only] for b in config.budgets}
+
+    def failed(budget: str, error: Exception) -> list[dict[str, Any]]:
+        about = {"target": target, "budget": budget, "failed": reason(error)}
+        progress.say(f"{target}, budget {budget}: failed: {about['failed']}")
+        return [
+            about | {"method": s.method, "seed": n} for s in own[budget] for n in range(s.trainings)
+        ]
+
+    try:
+        model = replace(config.model, model=target)
+        prepared = prepare(model, config.data, progress.say, splits)
+        others = _encoded(elsewhere, config, prepared, progress)
+    except Exception as error:  # shown as failed; the other models go on
+        return [cell for budget in own for cell in failed(budget, error)]
+    cells: list[dict[str, Any]] = []
+    for budget, mine in own.items():
+        try:
+            recipe = _recipe(config, budget, prepared, source, folder, progress)
+        except Exception as error:
+            cells += failed(budget, error)
+        else:
+            grid = Grid(config, folder, prepared, target, budget, recipe, others)
+            cells += grid.run(mine, progress)
+    return cells
 
 
 def _encoded(
@@ -128,11 +156,9 @@ def _encoded(
     if not examples:
         return []
     template = make_template("auto", target.model.tokenizer, examples)
-    rows, _, dropped = encode_all(template, examples, config.data.max_tokens)
+    rows, _, dropped = encode_all(template, examples, config.data.max_tokens, "--elsewhere")
     if dropped.message:
         progress.say(f"elsewhere: {dropped.message}")
-    if not rows:
-        raise UserError(f"--elsewhere {config.elsewhere}: no rows are left; raise --max-tokens.")
     return rows
 
 
@@ -149,12 +175,22 @@ def _overlap(source: Prepared) -> list[dict[str, Any]]:
     ]
 
 
-def _say_cost(config: CompareConfig, source: Prepared, splits: Splits, progress: Progress) -> None:
+def _say_cost(
+    config: CompareConfig,
+    source: Prepared,
+    splits: Splits,
+    elsewhere: Sequence[Encoded],
+    progress: Progress,
+) -> None:
+    """Say what the grid takes; a target model that cannot be used takes nothing."""
     speeds = {config.model.model: seconds_per_token(source, config.recipe)}
     for target in config.target_models:
-        other = prepare(replace(config.model, model=target), config.data, splits=splits)
-        speeds[target] = seconds_per_token(other, config.recipe)
-    for line in forecast(config, source, speeds, config.recipe).describe().splitlines():
+        try:
+            other = prepare(replace(config.model, model=target), config.data, splits=splits)
+            speeds[target] = seconds_per_token(other, config.recipe)
+        except Exception as error:  # its cells will be shown as failed
+            progress.say(f"target model {target} cannot be used: {reason(error)}")
+    for line in forecast(config, source, speeds, config.recipe, elsewhere).describe().splitlines():
         progress.say(line)
 
 

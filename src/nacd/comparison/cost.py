@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from nacd.comparison.config import LEARNED, CompareConfig
+from nacd.comparison.config import DISTILLED, CompareConfig
 from nacd.config import budget_rows
-from nacd.data import collate
+from nacd.data import Encoded, collate
 from nacd.meta import PASSES, initial_state, step
 from nacd.prepare import Prepared
 from nacd.recipe import Recipe
+from nacd.selection import METHODS
 from nacd.units import duration
 
 FORWARD = 0.4
@@ -25,8 +27,8 @@ FORWARD = 0.4
 class Forecast:
     """Seconds by kind of work."""
 
-    choosing: dict[str, float]
-    """`budget method` -> seconds."""
+    before: dict[str, float]
+    """Choosing, distilling and tuning, each by its name -> seconds."""
     training: dict[str, float]
     """Target model -> seconds of all its trainings and evaluations."""
     trainings: int
@@ -34,16 +36,18 @@ class Forecast:
     @property
     def seconds(self) -> float:
         """All of it."""
-        return math.fsum((*self.choosing.values(), *self.training.values()))
+        return math.fsum((*self.before.values(), *self.training.values()))
 
     def describe(self) -> str:
         """A few lines, at 80 columns."""
         lines = [f"the grid: {self.trainings} trainings, about {duration(self.seconds)} in all"]
-        for name, seconds in self.choosing.items():
-            if seconds >= 1:
-                lines.append(f"  choosing, {name}: {duration(seconds)}")
         lines += [
-            f"  training and measuring {name}: {duration(seconds)}"
+            f"  {name}: {duration(seconds)}"
+            for name, seconds in self.before.items()
+            if seconds >= 1
+        ]
+        lines += [
+            f"  training and measuring {Path(name).name}: {duration(seconds)}"
             for name, seconds in self.training.items()
         ]
         return "\n".join(lines)
@@ -68,7 +72,11 @@ def seconds_per_token(prepared: Prepared, recipe: Recipe) -> float:
 
 
 def forecast(
-    config: CompareConfig, source: Prepared, per_token: Mapping[str, float], recipe: Recipe
+    config: CompareConfig,
+    source: Prepared,
+    per_token: Mapping[str, float],
+    recipe: Recipe,
+    elsewhere: Sequence[Encoded] = (),
 ) -> Forecast:
     """What the grid takes, from counted tokens.
 
@@ -77,50 +85,98 @@ def forecast(
         source: the model that chooses, with all rows.
         per_token: target model -> seconds a token of training; the source's first.
         recipe: of every training.
+        elsewhere: rows of other data that every trained model is measured on.
     """
     source_name, own = next(iter(per_token.items()))
-    tokens = sum(len(row) for row in source.train.rows)
-    mean = tokens / len(source.train)
-    targets = sum(len(row) for row in source.target.rows)
-    measuring = FORWARD * sum(len(row) for row in source.report.rows)
-    choosing: dict[str, float] = {}
+    tokens, report = _tokens(source.train.rows), _tokens(source.report.rows)
+    measuring = FORWARD * (report + _tokens(elsewhere))
+    answers = [len(e.choices) for e in source.report.examples if e.choices]
+    answering = FORWARD * report * sum(answers) / max(1, len(answers))
+    before: dict[str, float] = {}
     training = dict.fromkeys(per_token, 0.0)
     trainings = 0
     for budget in config.budgets:
-        order = list(range(len(source.train)))
-        rows = len(budget_rows(budget, list(source.train.rows), order))
-        steps = recipe.total_steps(rows)
-        one = steps * min(recipe.batch_size, rows) * mean
-        groups = math.ceil(len(source.train) / rows)
-        selection = config.selection
-        looks = max(1, config.outer.outer_steps // config.outer.check_every)
-        spent = {
-            "kcenter": FORWARD * tokens,
-            "rds": FORWARD * (tokens + targets),
-            "less": selection.warmup_epochs * (tokens * (1 + selection.warmup_share) + targets),
-            "trajectory": selection.weight_passes
-            * groups
-            * (PASSES["first-order"] * one + targets),
-        }
+        rows = len(budget_rows(budget, list(source.train.rows), [*range(len(source.train))]))
+        work = _Work(config, source, recipe, rows)
         for method in config.methods:
-            if method in spent:
-                choosing[f"{budget} {method}"] = own * spent[method]
-        if not config.runs and any(method in LEARNED for method in config.methods):
-            inner = PASSES.get(config.outer.engine, PASSES["first-order"]) * one
-            outer = config.outer.outer_steps * config.outer.segments * (inner + targets)
-            choosing[f"{budget} distilling"] = (
-                own * config.distillations * (outer + looks * 2 * config.outer.check_seeds * one)
-            )
+            if method in METHODS and (spent := work.choosing(method)):
+                before[f"choosing by {method}, budget {budget}"] = own * spent
+        if not config.runs and any(method in DISTILLED for method in config.methods):
+            before[f"distilling, budget {budget}"] = own * config.distillations * work.distilling()
         for name, speed in per_token.items():
+            if config.tune_rates:
+                spent = speed * len(config.tune_rates) * work.look
+                before[f"tuning {Path(name).name}, budget {budget}"] = spent
             for method in config.methods:
                 if method == "soft" and name != source_name:
                     continue
+                measured = measuring + (answering if method in config.accuracy else 0.0)
                 count = 1 if method == "zero-shot" else config.seeds
-                work = 0.0 if method == "zero-shot" else one
-                training[name] += speed * count * (work + measuring)
+                spent = 0.0 if method == "zero-shot" else work.one
+                training[name] += speed * count * (spent + measured)
                 trainings += count
                 if method == "full":
-                    work = config.full_epochs * tokens + measuring
-                    training[name] += speed * config.full_seeds * work
+                    spent = config.full_epochs * tokens + measured
+                    training[name] += speed * config.full_seeds * spent
                     trainings += config.full_seeds
-    return Forecast(choosing, training, trainings)
+    return Forecast(before, training, trainings)
+
+
+class _Work:
+    """What the stages of one budget take, in tokens of ordinary training."""
+
+    def __init__(self, config: CompareConfig, source: Prepared, recipe: Recipe, rows: int):
+        self.config, self.source, self.recipe, self.rows = config, source, recipe, rows
+        self.tokens = _tokens(source.train.rows)
+        self.targets = _tokens(source.target.rows)
+        self.mean = self.tokens / len(source.train)
+        self.steps = recipe.total_steps(rows)
+        self.step = min(recipe.batch_size, rows) * self.mean
+        self.one = self.steps * self.step
+        """One training on the budget's rows."""
+        self.look = self.one + FORWARD * _tokens(source.development.rows)
+        """One training, and its loss on the development rows."""
+
+    def choosing(self, method: str) -> float:
+        """By a method of `nacd select`; 0 where it reads no model."""
+        selection = self.config.selection
+        if method == "kcenter":
+            return FORWARD * self.tokens
+        if method == "rds+":
+            return FORWARD * (self.tokens + self.targets)
+        if method == "less":  # warm-up and features, at the end of every epoch of it
+            once = self.tokens * (1 + selection.warmup_share) + self.targets
+            return selection.warmup_epochs * once
+        if method == "trajectory":
+            groups = math.ceil(len(self.source.train) / self.rows)
+            loop = PASSES["first-order"] * self.one + self.targets
+            return selection.weight_passes * groups * loop
+        return 0.0
+
+    def distilling(self) -> float:
+        """One distillation: its seed rows, its experts, the outer loop and its looks."""
+        outer = self.config.outer
+        steps = min(outer.window or self.steps, self.steps)
+        inner = PASSES[outer.engine] * steps * self.step
+        judged = {
+            "target-loss": self.targets,
+            "train-loss": outer.objective_rows * self.mean,
+            "trajectory": 0.0,
+        }[outer.objective]
+        looks = 1 + math.ceil(outer.outer_steps / outer.check_every)
+        loop = outer.outer_steps * outer.segments * (inner + judged)
+        looking = looks * 2 * outer.check_seeds * self.look
+        return self.choosing(self.config.seeds_by) + self._experts() + loop + looking
+
+    def _experts(self) -> float:
+        expert = self.config.expert
+        if self.config.outer.objective != "trajectory" or expert.expert_from:
+            return 0.0
+        recipe = expert.recipe(self.recipe)
+        steps = recipe.total_steps(len(self.source.train))
+        held_out = FORWARD * _tokens(self.source.development.rows) / expert.snapshot_every
+        return expert.experts * steps * (recipe.batch_size * self.mean + held_out)
+
+
+def _tokens(rows: Sequence[Encoded]) -> int:
+    return sum(len(row) for row in rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -66,6 +67,7 @@ def _row(
         row[key] = statistics.fmean(known) if known else None
     accuracies = [cell["accuracy"]["acc"] for cell in cells if cell.get("accuracy")]
     row["accuracy"] = statistics.fmean(accuracies) if accuracies else None
+    row["accuracy_about"] = next((_about(c) for c in cells if c.get("accuracy")), None)
     harms = [cell["elsewhere"] for cell in cells if cell.get("elsewhere")]
     row["elsewhere_nll"] = statistics.fmean(harm["nll"] for harm in harms) if harms else None
     row["elsewhere"] = harms[0]["data"] if harms else None
@@ -74,7 +76,25 @@ def _row(
             row[f"minus_{rival}"] = difference(cells, rows[rival])
     for start in ("zero-shot", "random"):
         row[f"recovered_from_{start}"] = _recovered(row["report_nll"], rows, start)
+    row["repaid_after"] = _repaid(row, [c for c in rows.get("full", ()) if "failed" not in c])
     return row
+
+
+def _about(cell: Cell) -> dict[str, Any]:
+    """What an accuracy depends on."""
+    known = {key: cell["accuracy"][key] for key in ("lm_eval", "shots", "n")}
+    return known | {"template": cell["template"]}
+
+
+def _repaid(row: Mapping[str, Any], full: Sequence[Cell]) -> int | None:
+    """Trainings after which the time spent choosing is saved again, against the full data.
+
+    None where nothing was spent, or where a training on the full data is not longer.
+    """
+    if not full or not row["choosing_seconds"]:
+        return None
+    saved = statistics.fmean(c["training_seconds"] for c in full) - row["training_seconds"]
+    return math.ceil(row["choosing_seconds"] / saved) if saved > 0 else None
 
 
 def difference(cells: Sequence[Cell], rival: Sequence[Cell]) -> dict[str, Any] | None:
@@ -160,21 +180,60 @@ def lines(summary: Sequence[Mapping[str, Any]], rival: str = "seeds") -> list[st
         )
         if "failed" in row:
             out.append(f"  {row['failed']} of its trainings failed: {row['why']}"[:80])
-    return out + _elsewhere(summary)
-
-
-def _elsewhere(summary: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The rows' NLL on other data, at most 80 columns wide; nothing where there is none."""
-    out: list[str] = []
-    groups: dict[tuple[str, str, str], list[str]] = {}
+    blocks: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in summary:
-        if row.get("elsewhere"):
-            key = (Path(row["target"]).name, row["budget"], Path(row["elsewhere"]).name)
-            groups.setdefault(key, []).append(f"{row['method']} {row['elsewhere_nll']:.3f}")
-    for (target, budget, data), figures in groups.items():
-        text = f"on {data} ({target}, budget {budget}), NLL: {', '.join(figures)}"
-        out += ["", *textwrap.wrap(text, 80)]
+        blocks.setdefault((row["target"], row["budget"]), []).append(row)
+    for (target, budget), rows in blocks.items():
+        for note in (_elsewhere(rows), *notes(rows)):
+            if note:
+                out += ["", *textwrap.wrap(f"{Path(target).name}, budget {budget}: {note}", 80)]
     return out
+
+
+def _elsewhere(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows' NLL on other data; empty where there is none."""
+    data = next((row["elsewhere"] for row in rows if row.get("elsewhere")), "")
+    figures = _each(rows, "elsewhere_nll", "{:.3f}")
+    return f"NLL on {Path(data).name}: {figures}" if figures else ""
+
+
+def notes(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str] | None = None) -> list[str]:
+    """What the table has no column for, a sentence each.
+
+    Args:
+        rows: the summaries of one target and budget.
+        labels: names for the rows, where they have others than their own.
+    """
+    found = []
+    about = next((row["accuracy_about"] for row in rows if row.get("accuracy_about")), None)
+    if about:
+        found.append(
+            f"accuracy by lm-eval {about['lm_eval']}: {about['n']} questions, {about['shots']} "
+            f"shots, template {about['template']}"
+        )
+    for key, form, words in (
+        ("recovered_from_random", "{:.0%}", "of the way from random rows to the full data"),
+        ("boundaries_kept", "{:.0%}", "token boundaries that this model's tokenizer keeps"),
+        ("repaid_after", "{}", "trainings after which the time to choose is repaid"),
+    ):
+        shown = [row for row in rows if row["method"] not in ("random", "full", "zero-shot")]
+        if figures := _each(shown, key, form, labels):
+            found.append(f"{words}: {figures}")
+    return found
+
+
+def _each(
+    rows: Sequence[Mapping[str, Any]],
+    key: str,
+    form: str,
+    labels: Mapping[str, str] | None = None,
+) -> str:
+    """One figure of every row that has it, with the row's name."""
+    return ", ".join(
+        f"{(labels or {}).get(row['method'], row['method'])} {form.format(row[key])}"
+        for row in rows
+        if row.get(key) is not None
+    )
 
 
 def write_parquet(cells: Sequence[Cell], path: Path) -> None:

@@ -3,6 +3,7 @@
 from nacd.data.batches import Batch, bucketed, collate, epoch_order, length_buckets, training_order
 from nacd.data.example import Encoded, Example, Message
 from nacd.data.exemplars import mmlu_exemplars
+from nacd.data.hub import hub_license
 from nacd.data.read import read_examples
 from nacd.data.split import Splits, split_by_hash, split_heldout
 from nacd.data.template import RAW_TEMPLATES, Dropped, Template, encode_all, make_template
@@ -20,6 +21,7 @@ __all__ = [
     "collate",
     "encode_all",
     "epoch_order",
+    "hub_license",
     "length_buckets",
     "make_template",
     "mmlu_exemplars",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nacd.data.example import Example
+from nacd.data.hub import hub_rows
 from nacd.data.schema import ChoiceForm, recognise
 from nacd.errors import UserError
 
@@ -35,12 +36,12 @@ def read_examples(
 
     Args:
         data: path of a .jsonl, .json, .csv or .parquet file, of a folder that holds
-            `<split>.<suffix>`, or a hub id (`owner/name`, `owner/name:config`).
+            `<split>.<suffix>`, or a hub id (`owner/name`, `owner/name:config:split`).
         choice_form: how a multiple-choice row becomes text: the question alone with the right
             answer's text (`cloze`), or the lettered options with the right letter (`letter`).
         columns: canonical column name -> the file's own name, `{"prompt": "q", "completion": "a"}`.
         group: column that names a row's group, if any.
-        split: the hub data set's (or folder's) split.
+        split: the hub data set's (or folder's) split, where `data` names none.
         flag: the flag that named the data, for error messages.
 
     Raises:
@@ -48,7 +49,7 @@ def read_examples(
     """
     name, path = str(data), Path(data).expanduser()
     if path.is_dir():
-        path = _split_file(path, split)
+        path = _split_file(path, split, flag)
         name = str(path)
     rows: Rows
     if path.is_file():
@@ -58,7 +59,7 @@ def read_examples(
             f"no such file: {name}. Give {flag} the path of a {_suffixes()} file, or a hub id."
         )
     else:
-        rows = _hub(name, split)
+        rows = hub_rows(name, split, flag)
 
     first = next(rows, None)
     if first is None:
@@ -75,13 +76,13 @@ def _suffixes() -> str:
     return ", ".join(SUFFIXES[:-1]) + f" or {SUFFIXES[-1]}"
 
 
-def _split_file(folder: Path, split: str) -> Path:
+def _split_file(folder: Path, split: str, flag: str) -> Path:
     for suffix in SUFFIXES:
         if (path := folder / f"{split}{suffix}").is_file():
             return path
     raise UserError(
         f"{folder} is a folder without a {split}.jsonl (or .json, .csv, .parquet). "
-        "Give --data the file itself."
+        f"Give {flag} the file itself."
     )
 
 
@@ -189,24 +190,6 @@ def _parquet(path: Path, name: str) -> Rows:
         raise UserError(
             f"{name} is not a readable Parquet file ({_first_line(error)}). Write it anew."
         ) from None
-
-
-def _hub(name: str, split: str) -> Rows:
-    import datasets
-
-    identifier, _, config = name.partition(":")
-    try:
-        loaded = datasets.load_dataset(identifier, config or None, split=split)
-    except Exception as error:  # the hub client raises a dozen unrelated kinds
-        raise UserError(
-            f"could not load {name!r}: no such file here, and the hub gave "
-            f"{type(error).__name__}: {_first_line(error).rstrip('.')}. "
-            "If this machine is offline, give --data a local file; else check the spelling "
-            "(owner/name, or owner/name:config) and that the split is "
-            f"{split!r}."
-        ) from None
-    for number, row in enumerate(loaded, start=1):
-        yield f"{name}[{split}] row {number}", row
 
 
 def _not_utf8(source: str, error: UnicodeDecodeError) -> UserError:

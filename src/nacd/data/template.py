@@ -373,9 +373,15 @@ class Dropped:
 
 
 def encode_all(
-    template: Template, examples: Sequence[Example], max_tokens: int
+    template: Template, examples: Sequence[Example], max_tokens: int, flag: str = "--data"
 ) -> tuple[list[Encoded], list[Example], Dropped]:
     """Encode rows; one too long, or without a label token, is dropped and counted, never cut.
+
+    Args:
+        template: how they are written.
+        examples: the rows.
+        max_tokens: the longest row that is kept.
+        flag: the flag that named the data, for error messages.
 
     Returns:
         The encoded rows, their examples in the same order, and the count of those dropped.
@@ -399,7 +405,7 @@ def encode_all(
     if not encoded:
         raise UserError(
             f"no row is left ({dropped.message or 'none came in'}). Raise --max-tokens, or give "
-            "--data shorter rows."
+            f"{flag} shorter rows."
         )
     return encoded, kept, dropped
 

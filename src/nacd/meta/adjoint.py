@@ -9,13 +9,12 @@
                   dL/dlog_lr += log-lr-part
 
 The memory of the model's graph is one step's, whatever N is. Of the trajectory only the gradients
-g_k are kept, and (theta, s) at every ceil(sqrt(N))-th step: between those, the states are made
-again from the gradients, without the model.
+g_k are kept, and on the way back (theta, s) at log2(N) steps or fewer: states between are made
+again from the gradients, without the model, about N log2(N) / 2 updates in all.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -128,8 +127,6 @@ def sweep(
         trim: share of each step's gradient cotangents v, the largest, that are clamped; see
             `clamp_largest`. 0 leaves the gradient exact.
     """
-    stride = max(1, math.ceil(math.sqrt(steps)))
-    kept: dict[int, tuple[Tensor, State]] = {}
     gradients: list[Tensor] = []
     losses: list[float] = []
     theta, state = start.theta, start.state
@@ -140,8 +137,6 @@ def sweep(
 
     with torch.no_grad():
         for i in range(steps):
-            if i % stride == 0:
-                kept[i] = (theta, state)
             loss, slope = gradient(i, theta)
             gradients.append(slope)
             losses.append(float(loss))
@@ -151,14 +146,16 @@ def sweep(
         cotangent_state: State = tuple(torch.zeros_like(s) for s in state)
         d_log_rate = torch.zeros_like(log_rate)
         norms = [float(cotangent.norm())]
-        segment: list[tuple[Tensor, State]] = []
+        kept = [(0, start.theta, start.state)]
         for i in reversed(range(steps)):
-            base = i - i % stride
-            if not segment:
-                segment = [kept.pop(base)]
-                for j in range(base, i):
-                    segment.append(advance(*segment[-1], j))
-            theta, state = segment.pop()
+            at, theta, state = kept[-1]
+            while at < i:  # replay the updates up to i, keeping where half of the way is done
+                half = (at + i + 1) // 2
+                for j in range(at, half):
+                    theta, state = advance(theta, state, j)
+                at = half
+                kept.append((at, theta, state))
+            kept.pop()
             k = start.count + i
             slope = gradients.pop()
             parts = step_vjp(
@@ -204,17 +201,23 @@ def meta_gradient(
         trim: see `sweep`.
     """
     d_vectors = torch.zeros_like(vectors)
-    in_vectors: list[Tensor | None] = []
+    in_vectors: list[tuple[Tensor, Tensor] | None] = []
+    """Of every step, the slots that its batch has (n,) and the gradient there (n, d)."""
 
     def gradient(i: int, theta: Tensor) -> tuple[Tensor, Tensor]:
         loss, slope, other = loop.model.value_and_grad(
             theta, batches[i], vectors, in_vectors=engine.needs_vector_gradient
         )
-        in_vectors.append(other)
+        slots = batches[i].slots
+        own = slots[slots >= 0].unique()
+        in_vectors.append(None if other is None else (own, other[own]))
         return loss, slope
 
     def product(i: int, theta: Tensor, slope: Tensor, v: Tensor) -> Tensor | None:
-        found = engine(loop.model, theta, batches[i], vectors, v, (slope, in_vectors.pop()))
+        known, other = in_vectors.pop(), None
+        if known is not None:
+            other = torch.zeros_like(vectors).index_copy_(0, *known)
+        found = engine(loop.model, theta, batches[i], vectors, v, (slope, other))
         d_vectors.add_(found.vectors)
         return found.theta
 

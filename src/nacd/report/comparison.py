@@ -11,13 +11,13 @@ from typing import Any
 
 from pyarrow import parquet
 
-from nacd.comparison.table import RIVALS, verdict
+from nacd.comparison.table import RIVALS, notes, verdict
 from nacd.errors import UserError
 from nacd.report import charts
 from nacd.report.charts import Chart
 from nacd.report.facts import signed
-from nacd.report.folder import settings
 from nacd.report.rungs import Rung
+from nacd.run import settings
 
 LABELS = {
     "random": "random rows",
@@ -40,7 +40,8 @@ class Block:
 
     target: str
     budget: str
-    chart: Chart
+    chart: Chart | None
+    """None where nothing was trained."""
     rows: Sequence[tuple[Rung, Mapping[str, Any]]]
     failed: list[tuple[str, str]]
     """Rows of the table that have no figure, and why."""
@@ -49,6 +50,8 @@ class Block:
     sentence: str
     elsewhere: str | None
     """Name of other data that the models were measured on."""
+    notes: list[str]
+    """What the table has no column for."""
 
 
 def comparison_context(folder: Path) -> dict[str, Any]:
@@ -83,7 +86,7 @@ def comparison_context(folder: Path) -> dict[str, Any]:
         "command": shlex.join(
             ["nacd", "compare", "--config", str(folder / "run.yaml"), "--out", f"{folder}-again"]
         ),
-        "figures": [block.chart.figure() for block in blocks],
+        "figures": [block.chart.figure() for block in blocks if block.chart],
     }
 
 
@@ -95,16 +98,19 @@ def _blocks(
         own = [row for row in table if (row["target"], row["budget"]) == (target, budget)]
         made = [row for row in own if "report_nll" in row]
         rows = [(_rung(row, values[target, budget, row["method"]]), row) for row in made]
-        chart = charts.ladder([rung for rung, _ in rows])
+        chart = (
+            replace(charts.ladder([r for r, _ in rows]), id=f"ladder-{number}") if rows else None
+        )
         yield Block(
             target=Path(target).name,
             budget=budget,
-            chart=replace(chart, id=f"ladder-{number}"),
+            chart=chart,
             rows=rows,
             failed=[(row["method"], row["why"]) for row in own if "failed" in row],
             rivals=[r for r in RIVALS[1:] if any(row["method"] == r for row in made)],
             sentence=_sentence(Path(target).name, budget, made),
             elsewhere=next((Path(row["elsewhere"]).name for row in made if row["elsewhere"]), None),
+            notes=[note[0].upper() + note[1:] + "." for note in notes(made, LABELS)],
         )
 
 
@@ -130,6 +136,8 @@ def _rung(row: Mapping[str, Any], values: list[float]) -> Rung:
 def _sentence(target: str, budget: str, rows: list[dict[str, Any]]) -> str:
     """NACD text against its rivals, in one sentence; without it, the best row."""
     size = f"{budget} of the rows" if budget.endswith("%") else f"{budget} rows"
+    if not rows:
+        return f"{target}, {size}: nothing could be trained."
     text = next((row for row in rows if row["method"] == "text"), None)
     if text is None:
         best = min(rows, key=lambda row: row["report_nll"])

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nacd.errors import UserError
+from nacd.run import settings
 
 
 @dataclass(frozen=True)
@@ -71,18 +70,6 @@ class Run:
         if self.experts:
             return "recording experts"
         return "begun"
-
-
-def settings(path: Path) -> Mapping[str, Any]:
-    """A folder's `run.yaml`; empty where there is none that can be read."""
-    file = path / "run.yaml"
-    if not file.is_file():
-        return {}
-    try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        return {}
-    return config if isinstance(config, dict) else {}
 
 
 def is_run(path: Path) -> bool:

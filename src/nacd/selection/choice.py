@@ -30,7 +30,7 @@ class MethodEntry:
     about: str
     """What it chooses, in a few words."""
     module: str
-    """Where it lives; the function has the method's name."""
+    """Where it lives; the function has the module's name."""
     needs_target: bool = False
     """Whether it looks at target rows."""
     package: str = ""
@@ -44,8 +44,8 @@ METHODS: dict[str, MethodEntry] = {
     "bm25": MethodEntry(
         "rows that share rare words with the target rows", "nacd.selection.bm25", True, "bm25s"
     ),
-    "rds": MethodEntry(
-        "rows with hidden states like the target rows' (RDS+)", "nacd.selection.rds", True
+    "rds+": MethodEntry(
+        "rows with hidden states like the target rows'", "nacd.selection.rds", True
     ),
     "less": MethodEntry(
         "rows with gradients like the target rows' (LESS)", "nacd.selection.less", True
@@ -145,7 +145,8 @@ def rank(task: Task, method: str, flag: str = "--method") -> Ranking:
     check_rows(
         method, task.config, task.prepared.train.examples, task.prepared.target.examples, flag
     )
-    return getattr(import_module(METHODS[method].module), method)(task)
+    module = METHODS[method].module
+    return getattr(import_module(module), module.rpartition(".")[2])(task)
 
 
 def choose(task: Task, method: str, flag: str = "--method") -> Chosen:

@@ -13,6 +13,7 @@ The first-order worth of a row to a training is the idea of influence functions 
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import numpy as np
@@ -104,7 +105,11 @@ def _group_size(task: Task) -> int:
 
 
 def _about(task: Task, groups: int) -> str:
-    return f"{len(task.prepared.train)} rows, {groups} groups, seed {task.seed}, {task.recipe}"
+    digest = hashlib.sha256()
+    for part in (task.prepared.train, task.prepared.target):
+        digest.update("".join(example.digest for example in part.examples).encode())
+    rows = f"{len(task.prepared.train)} rows {digest.hexdigest()[:12]}"
+    return f"{rows}, {groups} groups, seed {task.seed}, {task.recipe}"
 
 
 def _read(task: Task, groups: int) -> tuple[np.ndarray, int, float]:

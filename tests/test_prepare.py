@@ -1,0 +1,51 @@
+"""Which rows each split is read from, and which flag an error names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nacd.config import DataConfig
+from nacd.errors import UserError
+from nacd.models import ModelConfig
+from nacd.prepare import prepare, read_splits
+
+
+def rows(count: int, words: int = 1) -> list[dict[str, str]]:
+    return [{"prompt": f"Number {i} " + "more " * words, "completion": "so"} for i in range(count)]
+
+
+def write(path: Path, found: list[dict[str, str]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in found))
+    return str(path)
+
+
+def test_held_out_rows_of_the_hub_are_not_the_training_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import datasets
+
+    asked: list[tuple[str, str]] = []
+
+    def load_dataset(name: str, config: str | None, split: str) -> Any:
+        asked.append((name, split))
+        return datasets.Dataset.from_list(rows(30))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    read_splits(DataConfig(data="own/er", heldout="own/er", target="own/er::test"))
+    assert asked == [("own/er", "train"), ("own/er", "validation"), ("own/er", "test")]
+
+
+@pytest.mark.parametrize("name", ["data", "target", "heldout"])
+def test_rows_that_are_all_too_long_name_their_flag(
+    name: str, tmp_path: Path, tiny_folder: Callable[[str], Path]
+) -> None:
+    files = {key: write(tmp_path / f"{key}.jsonl", rows(30)) for key in ("data", "heldout")}
+    files[name] = write(tmp_path / "long.jsonl", rows(30, words=60))
+    config = DataConfig(**files, max_tokens=32)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match=rf"Raise --max-tokens, or give --{name} shorter rows"):
+        prepare(ModelConfig(model=str(tiny_folder("gpt2"))), config)
