@@ -45,6 +45,7 @@ def test_a_small_run(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None
     assert "another rows" in other.stderr
 
 
+@pytest.mark.slow
 def test_a_wrong_model_is_named(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, SCRIPT, "--model", tmp_path / "none", "--out", tmp_path / "x"],

@@ -32,6 +32,7 @@ def test_a_small_run(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None
     assert [file.name for file in out.iterdir()] == ["less.json"]
 
 
+@pytest.mark.slow
 def test_a_wrong_setting_is_named(tmp_path: Path) -> None:
     command = [sys.executable, SCRIPT, "--repeats", "0", "--out", tmp_path / "x"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -145,6 +145,7 @@ def test_a_model_that_is_not_there(
     assert "no config.json" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_replays_from_its_yaml(data: Path, tiny_folder: Folder, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     assert main(flags(tiny_folder("gpt2"), data, first)) == 0
@@ -209,6 +210,7 @@ def test_a_full_disk_and_ctrl_c_lose_nothing(
     assert main(args) == 0
 
 
+@pytest.mark.slow
 def test_distilled_rows_train_another_model(
     data: Path, tiny_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

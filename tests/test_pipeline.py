@@ -106,8 +106,14 @@ def test_from_a_file_to_text_and_a_table(
     assert "tokens_changed" in json.loads(metrics[-1])
 
 
-@pytest.mark.parametrize("projection", ["nearest", "straight-through", "simplex"])
-@pytest.mark.parametrize("objective", ["target-loss", "train-loss", "trajectory"])
+@pytest.mark.parametrize(
+    ("objective", "projection"),
+    [
+        pytest.param(o, p, marks=[pytest.mark.slow] * ((o, p) != ("trajectory", "nearest")))
+        for o in ("target-loss", "train-loss", "trajectory")
+        for p in ("nearest", "straight-through", "simplex")
+    ],
+)
 def test_objectives_and_projections(
     objective: str, projection: str, tiny_folder: Folder, rows: Path, tmp_path: Path
 ) -> None:
@@ -118,6 +124,7 @@ def test_objectives_and_projections(
     assert {"seeds", "text"} <= {row["method"] for row in result.table}
 
 
+@pytest.mark.slow
 def test_a_learned_prefix(tiny_folder: Folder, rows: Path, tmp_path: Path) -> None:
     base = config(tiny_folder("llama"), rows, tmp_path / "run")
     base = replace(base, data=replace(base.data, template="chat"), compare=("seeds", "text"))
@@ -140,7 +147,9 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in kept}
 
 
-@pytest.mark.parametrize("stop_at", [0, pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize(
+    "stop_at", [pytest.param(s, marks=[pytest.mark.slow] * (s != 2)) for s in (0, 1, 2)]
+)
 def test_resume_gives_the_same_bits(
     stop_at: int,
     tiny_folder: Folder,
@@ -238,6 +247,7 @@ def test_a_wrong_budget(
         nacd.distill(wrong, progress=QUIET)
 
 
+@pytest.mark.slow
 def test_the_text_that_is_best_on_development_rows_is_exported(
     tiny_folder: Folder, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

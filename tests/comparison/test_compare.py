@@ -103,6 +103,7 @@ def test_the_grid_and_its_resuming(
     assert {row["trainings"] for row in again.table if row["method"] == "seeds"} == {3}
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_compared_without_distilling_anew(
     tiny_folder: Folder, rows: Path, tmp_path: Path
 ) -> None:
@@ -183,6 +184,7 @@ def test_a_failing_row_is_shown_and_the_others_go_on(
     assert not list(config.out.glob("cells/**/failed.json"))
 
 
+@pytest.mark.slow
 def test_a_target_model_that_fails_is_shown_and_the_others_go_on(
     tiny_folder: Folder, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

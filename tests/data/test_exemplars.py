@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from nacd.data import mmlu_exemplars
 from nacd.data.exemplars import _options
 
@@ -35,6 +37,7 @@ def test_the_last_run_of_options_counts():
     assert _options(text) == ("Of (A) and (B):", ["one", "two", "three", "four"])
 
 
+@pytest.mark.slow
 def test_lm_eval_is_not_imported():
     code = "import sys; from nacd.data import mmlu_exemplars as m; m('cloze'); "
     code += "assert 'lm_eval' not in sys.modules"

@@ -147,6 +147,7 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.asarray(np.corrcoef(ranks))[0, 1])
 
 
+@pytest.mark.slow
 def test_the_whole_method_agrees_with_the_dense_formula(
     wide: Prepared, wide_folder: Path, tmp_path: Path
 ) -> None:

@@ -195,6 +195,7 @@ def test_random_is_the_draw_of_old(prepared: Prepared, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", HERE)
+@pytest.mark.slow
 def test_every_method_ranks_every_row_once(method: str, prepared: Prepared, tmp_path: Path) -> None:
     n = len(prepared.train)
     first, again = (rank(task(prepared, tmp_path / str(k)), method) for k in range(2))

@@ -62,6 +62,7 @@ def test_rows_that_help_come_first(prepared: Prepared, tmp_path: Path) -> None:
     assert ranking.flops > 0
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits(
     prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
