@@ -321,7 +321,7 @@ def test_what_the_table_has_no_column_for() -> None:
     table = summarise(cells, ("random", "text", "full"))
     assert notes(table, {"text": "NACD text"}) == [
         "accuracy by lm-eval 0.4.9: 2 questions, 0 shots, template qa",
-        "of the way from random rows to the full data: NACD text 50%",
+        "share of the way from random rows to the full data: NACD text 50%",
         "token boundaries that this model's tokenizer keeps: NACD text 91%",
         "trainings after which the time to choose is repaid: NACD text 4",
     ]

@@ -212,7 +212,7 @@ def notes(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str] | None = 
             f"shots, template {about['template']}"
         )
     for key, form, words in (
-        ("recovered_from_random", "{:.0%}", "of the way from random rows to the full data"),
+        ("recovered_from_random", "{:.0%}", "share of the way from random rows to the full data"),
         ("boundaries_kept", "{:.0%}", "token boundaries that this model's tokenizer keeps"),
         ("repaid_after", "{}", "trainings after which the time to choose is repaid"),
     ):
