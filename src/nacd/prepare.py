@@ -102,17 +102,13 @@ def prepare(
     flags = {"target": data_config.target and "--target"}
     flags |= dict.fromkeys(("development", "report"), data_config.heldout and "--heldout")
     for name in ("train", "target", "development", "report"):
-        examples = getattr(splits, name)
+        examples, flag = getattr(splits, name), flags.get(name) or "--data"
         if not examples:
             if name == "target" and data_config.target_rows == 0:
                 parts[name] = Part((), ())
                 continue
-            raise UserError(
-                f"no {name} rows are left; give a longer {flags.get(name) or '--data'} file."
-            )
-        rows, kept, dropped = encode_all(
-            template, examples, data_config.max_tokens, flags.get(name) or "--data"
-        )
+            raise UserError(f"no {name} rows are left; give a longer {flag} file.")
+        rows, kept, dropped = encode_all(template, examples, data_config.max_tokens, flag)
         if dropped.message:
             say(f"{name}: {dropped.message}")
         parts[name] = Part(tuple(kept), tuple(rows))
