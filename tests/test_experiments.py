@@ -124,24 +124,64 @@ def test_mmlu_in_letters(data: Path, tiny_folder: Callable[[str], Path], tmp_pat
     assert 0 <= text["accuracy"] <= 1
 
 
-@pytest.mark.slow
-def test_which_objective_predicts_goes_on_where_it_stopped(
+@pytest.fixture
+def script(
     data: Path, tiny_folder: Callable[[str], Path], tmp_path: Path
-) -> None:
+) -> Callable[..., list[str]]:
+    """Runs an experiment on a tiny model and four rows; its printed lines."""
     here, out = tmp_path / "data", tmp_path / "out"
     here.mkdir()
     shutil.copy(data / "train.jsonl", here / "train.jsonl")
     shutil.copy(data / "heldout.jsonl", here / "validation.jsonl")
-    command = [sys.executable, str(FOLDER / "predict.py"), "--data", str(here), "--out", str(out)]
-    command += ["--model", str(tiny_folder("llama")), "--rows", "4"]
+    model = str(tiny_folder("llama"))
+
+    def run(name: str, *flags: str) -> list[str]:
+        command = [sys.executable, str(FOLDER / name), "--data", str(here), "--out", str(out)]
+        command += ["--model", model, "--rows", "4", *flags]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        return done.stdout.splitlines()
+
+    return run
+
+
+@pytest.mark.slow
+def test_which_objective_predicts_goes_on_where_it_stopped(
+    script: Callable[..., list[str]], tmp_path: Path
+) -> None:
     for draws in ("3", "5"):
-        before = {file: file.stat().st_mtime_ns for file in out.glob("**/*.json")}
-        done = subprocess.run(
-            [*command, "--draws", draws], check=True, capture_output=True, text=True
-        )
-        assert f"{draws} draws of 4" in done.stdout
+        before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("out/**/*.json")}
+        lines = script("predict.py", "--draws", draws)
+        assert f"{draws} draws of 4" in lines[-1]
         assert all(file.stat().st_mtime_ns == then for file, then in before.items())
-    names = [line.split("  ")[0] for line in done.stdout.splitlines()[1:-1]]
+    names = [line.split("  ")[0] for line in lines[1:-1]]
     assert names[0] == "target"
     assert len(names) > 1
     assert all(name.startswith("matching ") for name in names[1:])
+
+
+@pytest.mark.slow
+def test_which_inner_loop_survives_the_recipe(script: Callable[..., list[str]]) -> None:
+    flags = ("--rows", "16", "--outer-steps", "2")
+    lines = script("recipes.py", *flags)
+    rows = [line.split() for line in lines[3:-1]]
+    assert [" ".join(row[:-9]) for row in rows] == ["whole recipe", "windows of 4", "SGD, 4 steps"]
+    figures = [[float(x.rstrip("%")) for x in row[-9:]] for row in rows]
+    assert len({row[3] for row in figures}) == 1, "one final recipe on untouched seeds"
+    assert figures[0][0] == figures[0][3], "the whole recipe is the final one"
+    timed = [line.rsplit(maxsplit=1)[0] for line in lines]
+    again = [line.rsplit(maxsplit=1)[0] for line in script("recipes.py", *flags)]
+    assert again == timed
+
+
+@pytest.mark.slow
+def test_what_prompts_can_carry(script: Callable[..., list[str]], tmp_path: Path) -> None:
+    flags = ("--rows", "16", "--outer-steps", "3", "--swaps", "6", "--target-rows", "8")
+    lines = script("capacity.py", *flags)
+    names = [line[:20].strip() for line in lines[1:-1]]
+    assert names[:-1] == ["seeds", "soft", "soft, its text", "simplex", "simplex, its text"]
+    assert "6 swaps" in names[-1]
+    files = {file.stem: json.loads(file.read_text()) for file in tmp_path.glob("out/*.json")}
+    seeds = files["seeds"]["target"]
+    assert files["nearest"]["soft"]["target"] < seeds, "free vectors overfit their own segment"
+    assert files["swaps"]["text"]["target"] <= seeds, "a swap is kept only where it helps"
+    assert script("capacity.py", *flags) == lines

@@ -216,6 +216,12 @@ def test_another_configuration_is_refused_by_its_keys(
     with pytest.raises(UserError, match=r"recipe\.batch_size: 2 there, 3 now\n  seed: 0 there, 3"):
         nacd.distill(other, progress=QUIET)
     assert files(tmp_path / "run") == before
+    settings = tmp_path / "run" / "run.yaml"
+    older = yaml.safe_load(settings.read_text())
+    del older["outer"]["objective_rows"]  # as before that key existed
+    settings.write_text(yaml.safe_dump(older))
+    nacd.distill(base, progress=QUIET)
+    assert files(tmp_path / "run") == before
 
 
 def test_changed_data_is_refused(tiny_folder: Folder, rows: Path, tmp_path: Path) -> None:
@@ -226,6 +232,15 @@ def test_changed_data_is_refused(tiny_folder: Folder, rows: Path, tmp_path: Path
     mine.write_text("".join(rows.read_text().splitlines(keepends=True)[:-4]))
     with pytest.raises(UserError, match="the data has changed"):
         nacd.distill(base, progress=QUIET)
+
+
+def test_a_training_that_its_warm_up_keeps_at_0_is_refused(
+    tiny_folder: Folder, rows: Path, tmp_path: Path
+) -> None:
+    base = config(tiny_folder("gpt2"), rows, tmp_path / "run")
+    still = replace(base, recipe=replace(base.recipe, batch_size=64, epochs=1))
+    with pytest.raises(UserError, match=r"--batch-size 64: .* 1 optimiser step, .* --warmup 0.1"):
+        nacd.distill(still, progress=QUIET)
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,7 @@ def learn_text(
     with clock.stage("choosing seed rows"):
         indices = chosen_rows(config, prepared, folder, progress)
     seeds = make_seeds(prepared, indices, config.outer.learn)
+    config.recipe.check_rows(len(seeds.rows))
     tokens = sum(len(row) for row in seeds.rows)
     progress.say(
         f"{len(prepared.train)} training rows; {len(seeds.rows)} seed rows, {tokens} tokens, "

@@ -147,11 +147,12 @@ def fit(
         progress: called after every step.
 
     Raises:
-        UserError: no row, a recipe out of range, or a loss that is no longer finite.
+        UserError: no row, a recipe out of range or too short, or a loss that is no longer finite.
     """
     recipe.check()
     if not rows:
         raise UserError("no rows to train on: give --data a file with rows.")
+    recipe.check_rows(len(rows))
     start = time.perf_counter()
     model.write(model.fresh_theta(seed) if theta is None else theta)
     table = Dataset.from_dict(

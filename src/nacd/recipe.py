@@ -73,6 +73,20 @@ class Recipe:
             return self.steps
         return max(1, math.ceil(math.ceil(rows / self.batch_size) * self.epochs))
 
+    def check_rows(self, rows: int) -> None:
+        """Refuse a training that its warm-up keeps at a learning rate of 0.
+
+        Raises:
+            UserError: no step of it would move anything.
+        """
+        total = self.total_steps(rows)
+        if not any(self.rate(step, total) for step in range(total)):
+            raise UserError(
+                f"--batch-size {self.batch_size}: {rows} rows make {total} optimiser step, to which "
+                f"--warmup {self.warmup} gives a learning rate of 0, so that nothing is learned. "
+                "Lower --batch-size, raise --epochs, or give --warmup 0."
+            )
+
     def rate(self, step: int, total: int) -> float:
         """The schedule's factor on the learning rate at a 0-based step of `total`."""
         warm = math.ceil(total * self.warmup)

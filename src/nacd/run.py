@@ -76,8 +76,19 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
 
-    def open(self, config: Mapping[str, Any], *, may_differ: Iterable[str] = ("out",)) -> None:
+    def open(
+        self,
+        config: Mapping[str, Any],
+        *,
+        may_differ: Iterable[str] = ("out",),
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
         """Make the folder, or check that it belongs to this configuration.
+
+        Args:
+            config: the configuration.
+            may_differ: dotted keys that need not be as they were.
+            defaults: what keys are taken for that the folder, of an older version, does not have.
 
         Raises:
             UserError: the folder is of another configuration; the differing keys are named.
@@ -86,7 +97,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out {self.path}: a file, not a folder; choose another --out.")
         if file.is_file():
-            known = settings(self.path)
+            known = flatten(defaults or {}) | flatten(settings(self.path))
             free = set(may_differ)
             differing = [
                 f"  {key}: {old!r} there, {new!r} now"

@@ -46,7 +46,8 @@ def open_run(config: Any, splits: Splits, free: Sequence[str] = FREE) -> RunFold
         UserError: another configuration, or the same with other data.
     """
     folder = RunFolder(Path(config.out))
-    folder.open(to_dict(config), may_differ=(*free, *SAID))
+    defaults = to_dict(type(config)())
+    folder.open(to_dict(config), may_differ=(*free, *SAID), defaults=defaults)
     names = ("train", "target", "development", "report")
     now = {name: _fingerprint([e.digest for e in getattr(splits, name)]) for name in names}
     then = folder.once(

@@ -1,0 +1,194 @@
+"""Can prompts carry it? Overfit one training of the seeds, three ways.
+
+    python experiments/capacity.py --data FOLDER [--rows 32] [--outer-steps 40] [--out FOLDER]
+
+One segment is held fixed (LoRA's initial values, batches, target rows). It is overfitted by free
+vectors (`soft`), by the simplex over candidate tokens, and by single swaps of a token: the swap that
+the meta-gradient at the current text expects most of is tried on the segment itself, and kept if
+its target loss falls. What cannot be gained here cannot be gained anywhere: if soft gains nothing,
+the objective or the learnable part is wrong; if soft gains and text does not, projection is.
+
+The losses are of the segment's own target rows (what is overfitted), and of development rows after
+the same training; report rows are not read. FOLDER holds ARC-Easy's train.jsonl and
+validation.jsonl. Each of the three is kept, and goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import nacd
+from nacd.distillation.outer import Segment
+from nacd.learn import Distiller, draw, make_seeds
+from nacd.meta import make_engine, meta_gradient
+from nacd.prepare import prepare
+from nacd.progress import Progress
+from nacd.run import RunFolder
+from nacd.student import mean_nll
+
+RECIPE = nacd.Recipe(batch_size=8, epochs=1, learning_rate=2e-3, shuffle=False)
+
+
+class Overfitting:
+    """One segment, and what a table of vectors or a text makes of it."""
+
+    def __init__(self, distiller: Distiller):
+        self.distiller = distiller
+        self.segment: Segment = distiller.segments(0, 0)
+        self.pseudo = distiller.seeds.pseudo
+        self.rate = distiller.outer.log_rate.float()
+
+    def nll(self, vectors: Tensor) -> dict[str, float]:
+        """Losses after the segment's training on vectors (Q, d)."""
+        model, prepared = self.distiller.model, self.distiller.prepared
+        batches = [self.pseudo.batch(rows) for rows in self.segment.order]
+        at, _ = self.segment.loop.run(self.segment.start, batches, self.rate, vectors)
+        return {
+            "target": self.segment.objective(at.theta)[0],
+            "development": mean_nll(model, at.theta, prepared.development.rows),
+        }
+
+    def target(self, ids: Tensor) -> float:
+        """The target loss alone, of a text's ids (Q,)."""
+        batches = [self.pseudo.batch(rows) for rows in self.segment.order]
+        at, _ = self.segment.loop.run(self.segment.start, batches, self.rate, self.embedded(ids))
+        return mean_nll(self.distiller.model, at.theta, self.distiller.prepared.target.rows)
+
+    def embedded(self, ids: Tensor) -> Tensor:
+        """The vectors (Q, d) of ids (Q,)."""
+        return self.distiller.model.embed(ids).float()
+
+    def gradient(self, ids: Tensor) -> Tensor:
+        """The meta-gradient (Q, d) at a text."""
+        engine, outer = self.distiller.outer.engine, self.distiller.outer
+        batches = [self.pseudo.batch(rows) for rows in self.segment.order]
+        found = meta_gradient(
+            self.segment.loop,
+            self.segment.start,
+            batches,
+            self.rate,
+            self.embedded(ids),
+            self.segment.objective,
+            engine,
+            trim=outer.config.trim,
+        )
+        return found.vectors
+
+    def learn(self, steps: int, tick: Callable[[int, float], None]) -> dict[str, Any]:
+        """Overfit by the outer loop; the losses of the vectors and of their text."""
+        outer = self.distiller.outer
+        for _ in range(steps):
+            row = outer.step([self.segment])
+            tick(outer.done, row["objective"])
+        ids = self.distiller.settled(self.distiller.text(outer.projection.tokens())).ids
+        changed = float((ids != self.pseudo.ids).float().mean())
+        text = self.nll(self.embedded(ids))
+        return {"soft": self.nll(outer.vectors()), "text": text, "changed": changed}
+
+    def swap(self, tries: int, tick: Callable[[int, float], None]) -> dict[str, Any]:
+        """Single swaps, most promising first; kept where the target loss falls."""
+        table, allowed = self.distiller.model.table, self.distiller.allowed
+        ids = self.pseudo.ids.clone()
+        best, kept, tried = self.target(ids), 0, set[tuple[int, int]]()
+        ranked: list[tuple[int, int]] = []
+        for number in range(tries):
+            if not ranked:
+                slope = self.gradient(ids)
+                expected = slope @ table.float().T  # first-order change of the loss, (Q, V)
+                expected -= expected.gather(1, ids[:, None].to(expected.device))
+                expected[:, ~allowed] = torch.inf
+                least, token = expected.min(1)  # the best swap of every slot
+                ranked = [(int(q), int(token[q])) for q in least.argsort()]
+                ranked = [pair for pair in ranked if pair not in tried]
+            if not ranked:
+                break
+            slot, token = ranked.pop(0)
+            tried.add((slot, token))
+            other = ids.clone()
+            other[slot] = token
+            settled = self.distiller.settled(self.distiller.text(other)).ids
+            if torch.equal(settled, other):  # else its text would be read as other tokens
+                value = self.target(other)
+                if value < best:
+                    best, ids, ranked = value, other, []
+                    kept += 1
+            tick(number + 1, best)
+        return {
+            "text": self.nll(self.embedded(ids)),
+            "changed": float((ids != self.pseudo.ids).float().mean()),
+            "kept": kept,
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--rows", default="32")
+    parser.add_argument("--target-rows", type=int, default=64)
+    parser.add_argument("--outer-steps", type=int, default=40)
+    parser.add_argument("--swaps", type=int, default=100)
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--out", type=Path, default=Path("runs/capacity"))
+    options = parser.parse_args()
+    config = nacd.DistillConfig(
+        budget=options.rows,
+        model=nacd.ModelConfig(model=options.model),
+        data=nacd.DataConfig(
+            data=str(options.data / "train.jsonl"),
+            heldout=str(options.data / "validation.jsonl"),
+            max_tokens=options.max_tokens,
+            target_rows=options.target_rows,
+        ),
+    )
+    progress = Progress()
+    prepared = prepare(config.model, config.data, progress.say)
+    seeds = make_seeds(prepared, draw(prepared.train, config.budget, 0), config.outer.learn)
+    engine = make_engine("one-sided", config.outer.fd_eps)
+    folder = RunFolder(options.out)
+
+    def overfitting(projection: Any) -> Overfitting:
+        outer = replace(config.outer, outer_steps=options.outer_steps, projection=projection)
+        mine = replace(config, outer=outer)
+        return Overfitting(
+            Distiller(mine, prepared, seeds, RECIPE, engine, [], options.out, progress)
+        )
+
+    def learned(projection: str) -> dict[str, Any]:
+        with progress.stage(projection, options.outer_steps) as tick:
+            return overfitting(projection).learn(options.outer_steps, tick)
+
+    def swapped() -> dict[str, Any]:
+        with progress.stage("swaps", options.swaps) as tick:
+            return overfitting("nearest").swap(options.swaps, tick)
+
+    print(f"{'':<20}{'target':>9}{'gain':>9}{'devel.':>9}{'gain':>9}{'changed':>9}", flush=True)
+
+    def show(name: str, nll: dict[str, float], changed: float) -> None:
+        cells = (f"{nll[part]:9.3f}{nll[part] - start[part]:+9.3f}" for part in start)
+        print(f"{name:<20}" + "".join(cells) + f"{changed:9.1%}", flush=True)
+
+    plain = overfitting("nearest")
+    start = folder.once("seeds", lambda: plain.nll(plain.embedded(seeds.pseudo.ids)))
+    show("seeds", start, 0.0)
+    for projection, name in (("nearest", "soft"), ("simplex", "simplex")):
+        found = folder.once(projection, lambda projection=projection: learned(projection))
+        show(name, found["soft"], found["changed"])
+        show(f"{name}, its text", found["text"], found["changed"])
+    found = folder.once("swaps", swapped)
+    show(f"{options.swaps} swaps, {found['kept']} kept", found["text"], found["changed"])
+    print(
+        f"rows {len(seeds.rows)}, target rows {len(prepared.target)}, "
+        f"{len(plain.segment.order)} inner steps, {options.outer_steps} outer steps"
+    )
+
+
+if __name__ == "__main__":
+    main()

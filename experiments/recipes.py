@@ -1,0 +1,122 @@
+"""Does the gain survive the recipe? Learn through three inner loops, train by the final one.
+
+    python experiments/recipes.py --data FOLDER [--rows 64] [--outer-steps 20] [--out FOLDER]
+
+The same seeds are learned through short SGD loops from LoRA's initial values, through windows along
+the student's own AdamW path, and through the whole AdamW recipe. Each is then trained on by the
+final recipe (AdamW, one epoch, in the file's order): how much of the gain is left? All losses are
+of development rows, means of three trainings from initial values that learning did not see; report
+rows are not read. Each inner loop is a resumable folder. FOLDER holds ARC-Easy's train.jsonl and
+validation.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nacd
+from nacd.learn import Distiller, draw, make_seeds
+from nacd.meta import make_engine
+from nacd.prepare import prepare
+from nacd.progress import Progress
+from nacd.run import RunFolder
+from nacd.student import CHECK_SEED, TUNING_SEED, mean_nll, train_student
+
+SHORT = 4
+"""Inner steps of the SGD loops and of the windows."""
+SGD_RATES = (0.03, 0.1, 0.3, 1.0)
+FINAL = nacd.Recipe(batch_size=8, epochs=1, learning_rate=2e-3, shuffle=False)
+SGD = nacd.Recipe(optimizer="sgd", batch_size=8, steps=SHORT, schedule="constant", warmup=0.0)
+"""Its rows are drawn anew for every loop: four steps in the file's order would see the first only."""
+WHOLE, WINDOWS, LOOPS = "whole recipe", f"windows of {SHORT}", f"SGD, {SHORT} steps"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--rows", default="64")
+    parser.add_argument("--outer-steps", type=int, default=20)
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--out", type=Path, default=Path("runs/recipes"))
+    options = parser.parse_args()
+    config = nacd.DistillConfig(
+        budget=options.rows,
+        model=nacd.ModelConfig(model=options.model),
+        data=nacd.DataConfig(
+            data=str(options.data / "train.jsonl"),
+            heldout=str(options.data / "validation.jsonl"),
+            max_tokens=options.max_tokens,
+        ),
+        # the looks before the first and after the last step: losses under the loop's own recipe
+        outer=nacd.OuterLoopConfig(
+            outer_steps=options.outer_steps, check_every=options.outer_steps
+        ),
+    )
+    progress = Progress()
+    prepared = prepare(config.model, config.data, progress.say)
+    model, folder = prepared.model, RunFolder(options.out)
+    seeds = make_seeds(prepared, draw(prepared.train, config.budget, 0), config.outer.learn)
+    engine = make_engine("one-sided", config.outer.fd_eps)
+
+    def sgd_rate() -> dict[str, Any]:
+        tried = {
+            rate: mean_nll(
+                model,
+                train_student(model, replace(SGD, learning_rate=rate), seeds.pseudo, TUNING_SEED),
+                prepared.development.rows,
+            )
+            for rate in SGD_RATES
+        }
+        return {"rate": min(tried, key=lambda rate: tried[rate]), "nll": [*tried.items()]}
+
+    found = folder.once("sgd-rate", sgd_rate)
+    sgd = replace(SGD, learning_rate=found["rate"])
+    tried = ", ".join(f"{nll:.3f} at {rate:g}" for rate, nll in found["nll"])
+    print(f"SGD's learning rate, development NLL on the untouched seeds: {tried}")
+
+    def final(distiller: Distiller) -> dict[str, Any]:
+        text = distiller.settled(distiller.text(distiller.outer.projection.tokens()))
+        soft = distiller.outer.vectors()
+        nll: dict[str, list[float]] = {"soft": [], "text": []}
+        for seed in range(CHECK_SEED, CHECK_SEED + config.outer.check_seeds):
+            for name, data, vectors in (("soft", seeds.pseudo, soft), ("text", text, None)):
+                theta = train_student(model, FINAL, data, seed, vectors=vectors)
+                nll[name].append(mean_nll(model, theta, prepared.development.rows))
+        return {name: statistics.fmean(values) for name, values in nll.items()}
+
+    print(f"{'':<16}{'own recipe':>20}{'':>10}{'final recipe':>20}{'':>12}{'':>9}")
+    heads = ("seeds", "soft", "gain", "seeds", "soft", "gain", "text", "changed", "s/step")
+    print(f"{'learned by':<16}" + "".join(f"{head:>9}" for head in heads), flush=True)
+    untouched = None
+    for name, recipe, window in (
+        (WHOLE, FINAL, 0),
+        (WINDOWS, FINAL, SHORT),
+        (LOOPS, sgd, 0),
+    ):
+        outer = replace(config.outer, window=window)
+        place = options.out / name.replace(" ", "-").replace(",", "")
+        mine = replace(config, outer=outer)
+        distiller = Distiller(mine, prepared, seeds, recipe, engine, [], place, progress)
+        learned = distiller.run()
+        after = folder.once(f"{place.name}/final", lambda made=distiller: final(made))
+        first, last = learned.metrics[0], learned.metrics[-1]
+        own, soft = first["development_text"], last["development_soft"]
+        untouched = own if untouched is None else untouched  # the whole recipe is the final one
+        steps = [row["seconds"] for row in learned.metrics[1:-1]]
+        figures = (own, soft, soft - own, untouched, after["soft"], after["soft"] - untouched)
+        print(
+            f"{name:<16}"
+            + "".join(f"{x:9.3f}" for x in (*figures, after["text"]))
+            + f"{last['tokens_changed']:9.1%}{statistics.median(steps or [0.0]):9.0f}",
+            flush=True,
+        )
+    print(f"rows {len(seeds.rows)}, outer steps {options.outer_steps}")
+
+
+if __name__ == "__main__":
+    main()
