@@ -5,7 +5,7 @@
 The same seeds are learned through short SGD loops from LoRA's initial values, through windows along
 the student's own AdamW path, and through the whole AdamW recipe. Each is then trained on by the
 final recipe (AdamW, one epoch, in the file's order): how much of the gain is left? All losses are
-of development rows, means of three trainings from initial values that learning did not see; report
+of development rows, means of two trainings from initial values that learning did not see; report
 rows are not read. Each inner loop is a resumable folder. FOLDER holds ARC-Easy's train.jsonl and
 validation.jsonl.
 """
@@ -31,7 +31,7 @@ SHORT = 4
 SGD_RATES = (0.03, 0.1, 0.3, 1.0)
 FINAL = nacd.Recipe(batch_size=8, epochs=1, learning_rate=2e-3, shuffle=False)
 SGD = nacd.Recipe(optimizer="sgd", batch_size=8, steps=SHORT, schedule="constant", warmup=0.0)
-"""Its rows are drawn anew for every loop: four steps in the file's order would see the first only."""
+"""Its rows are drawn anew for every loop: in order, four steps would see the first alone."""
 WHOLE, WINDOWS, LOOPS = "whole recipe", f"windows of {SHORT}", f"SGD, {SHORT} steps"
 
 
@@ -54,7 +54,7 @@ def main() -> None:
         ),
         # the looks before the first and after the last step: losses under the loop's own recipe
         outer=nacd.OuterLoopConfig(
-            outer_steps=options.outer_steps, check_every=options.outer_steps
+            outer_steps=options.outer_steps, check_every=options.outer_steps, check_seeds=2
         ),
     )
     progress = Progress()
@@ -103,8 +103,10 @@ def main() -> None:
         mine = replace(config, outer=outer)
         distiller = Distiller(mine, prepared, seeds, recipe, engine, [], place, progress)
         learned = distiller.run()
-        after = folder.once(f"{place.name}/final", lambda made=distiller: final(made))
         first, last = learned.metrics[0], learned.metrics[-1]
+        after = {part: last[f"development_{part}"] for part in ("soft", "text")}
+        if recipe != FINAL:  # else the last look was just this
+            after = folder.once(f"{place.name}/final", lambda made=distiller: final(made))
         own, soft = first["development_text"], last["development_soft"]
         untouched = own if untouched is None else untouched  # the whole recipe is the final one
         steps = [row["seconds"] for row in learned.metrics[1:-1]]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nacd import tracking as module
 from nacd.cli import main
@@ -78,6 +79,14 @@ def test_the_tracker_is_closed_after_an_error(
     with pytest.raises(RuntimeError), tracking("trackio", tmp_path, {}):
         raise RuntimeError
     assert found.finished == 1
+
+
+def test_tensorboard_reads_what_was_logged(tmp_path: Path) -> None:
+    with tracking("tensorboard", tmp_path, {"recipe": {"batch_size": 2}, "data": None}) as log:
+        log({"objective": 1.5, "note": "text"}, 1)
+        log({"objective": 1.25}, 2)
+    found = EventAccumulator(str(tmp_path / "tracking" / "nacd")).Reload()
+    assert [(e.step, e.value) for e in found.Scalars("objective")] == [(1, 1.5), (2, 1.25)]
 
 
 def test_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

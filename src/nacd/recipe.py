@@ -82,8 +82,8 @@ class Recipe:
         total = self.total_steps(rows)
         if not any(self.rate(step, total) for step in range(total)):
             raise UserError(
-                f"--batch-size {self.batch_size}: {rows} rows make {total} optimiser step, to which "
-                f"--warmup {self.warmup} gives a learning rate of 0, so that nothing is learned. "
+                f"--batch-size {self.batch_size}: {rows} rows make {total} optimiser step, to "
+                f"which --warmup {self.warmup} gives a learning rate of 0: nothing is learned. "
                 "Lower --batch-size, raise --epochs, or give --warmup 0."
             )
 

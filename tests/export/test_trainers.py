@@ -15,8 +15,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from test_dataset import CARD, CHAT, RAW
-from transformers import Trainer, TrainingArguments
+from transformers import AutoTokenizer, Trainer, TrainingArguments
 
+from nacd.data import make_template, read_examples
 from nacd.export import DatasetRow, render_learned_card, write_dataset, write_trainers
 from nacd.models import ModelConfig
 from nacd.recipe import Recipe
@@ -211,25 +212,73 @@ def test_chat_rows_as_messages_train_on_the_last(tmp_path: Path) -> None:
         assert marks == [False] * (len(messages) - 1) + [True]
 
 
-def test_axolotl_reads_it(tmp_path: Path) -> None:
+def ours(folder: Path, tokenizer: Any) -> list[tuple[list[int], list[int]]]:
+    """Ids and labels of a data set's rows as the inner loop has them."""
+    examples = read_examples(str(folder / "train.jsonl"))
+    template = make_template("auto", tokenizer, examples)
+    rows = [template.encode(example, turns="last") for example in examples]
+    return [
+        (
+            list(row.ids),
+            [i if label else -100 for i, label in zip(row.ids, row.response, strict=True)],
+        )
+        for row in rows
+    ]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("rows", [RAW, CHAT], ids=["raw", "chat"])
+def test_axolotl_reads_it(
+    rows: list[DatasetRow],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_folder: Callable[[str], Path],
+) -> None:
     schemas = pytest.importorskip("axolotl.utils.schemas.config", reason="axolotl not installed")
-    for rows in (RAW, CHAT):
-        schemas.AxolotlInputConfig(**written(tmp_path, rows)["axolotl"])
+    from axolotl.utils.data.wrappers import get_dataset_wrapper
+    from axolotl.utils.dict import DictDefault
 
-
-def test_llamafactory_reads_it(tmp_path: Path) -> None:
-    hparams = pytest.importorskip("llamafactory.hparams", reason="llamafactory not installed")
-    from transformers import HfArgumentParser
-
-    kinds: Any = (
-        hparams.ModelArguments,
-        hparams.DataArguments,
-        hparams.TrainingArguments,
-        hparams.FinetuningArguments,
+    said = schemas.AxolotlInputConfig(**written(tmp_path, rows)["axolotl"])
+    settings = DictDefault(said.model_dump(exclude_none=True))
+    monkeypatch.chdir(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder("qwen3"))
+    (source,) = settings.datasets
+    table = datasets.load_dataset(
+        "json", data_files=source.path, split="train", cache_dir=str(tmp_path / "cache")
     )
-    for rows in (RAW, CHAT):
-        values = written(tmp_path, rows)["llamafactory"] | {"use_cpu": True}
-        HfArgumentParser(kinds).parse_dict(values)
+    kind = source.type if isinstance(source.type, str) else None
+    made, _ = get_dataset_wrapper(source, tokenizer, settings, kind, table)
+    for theirs, (ids, labels) in zip(made, ours(tmp_path, tokenizer), strict=True):
+        assert list(theirs["input_ids"]) == ids
+        end = len(labels) - labels[::-1].index(tokenizer.eos_token_id)
+        assert list(theirs["labels"]) == labels[:end] + [-100] * (len(labels) - end)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("rows", [RAW, CHAT], ids=["raw", "chat"])
+def test_llamafactory_reads_it(
+    rows: list[DatasetRow],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_folder: Callable[[str], Path],
+) -> None:
+    monkeypatch.setenv("DISABLE_VERSION_CHECK", "1")
+    hparams = pytest.importorskip("llamafactory.hparams", reason="llamafactory not installed")
+    from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
+
+    values = written(tmp_path, rows)["llamafactory"]
+    values |= {"model_name_or_path": str(tiny_folder("qwen3")), "use_cpu": True}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    model, data, training, *_ = hparams.get_train_args(values)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder("qwen3"))
+    parts = {"tokenizer": tokenizer, "processor": None}
+    template = get_template_and_fix_tokenizer(tokenizer, data)
+    made = get_dataset(template, model, data, training, stage="sft", **parts)["train_dataset"]
+    bare = 0 if rows[0].chat else 1  # `empty` writes no end-of-text token
+    for theirs, (ids, labels) in zip(made, ours(tmp_path, tokenizer), strict=True):
+        assert list(theirs["input_ids"]) == ids[: len(ids) - bare]
+        assert list(theirs["labels"]) == labels[: len(labels) - bare]
 
 
 @pytest.mark.parametrize("rows", [RAW, CHAT], ids=["raw", "chat"])

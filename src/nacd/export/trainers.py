@@ -92,7 +92,7 @@ def write_trainers(
         _axolotl(**common),
         different
         + ["A warm-up of 1 step becomes one of 2."] * (steps == 1)
-        + ([] if chat else [_BORDER])
+        + [_AFTER if chat else _BORDER]
         + _elsewhere(recipe),
     )
     _write(
@@ -116,6 +116,9 @@ def made_in_order(rows: Path) -> bool:
 
 
 _BORDER = "It makes tokens of prompt and completion apart: they may differ where the two meet."
+_AFTER = (
+    "It takes the loss up to the end-of-turn token, not over what the template writes after that."
+)
 _EMPTY = (
     "Its template `empty` writes the rows as they are, but neither a BOS token before them nor the "
     "end-of-text token after them, which the rows were made with."
@@ -314,7 +317,7 @@ def _register(chat: bool) -> dict[str, Any]:
     if chat:
         return {
             "file_name": "messages.jsonl",
-            "formatting": "openai",
+            "formatting": "sharegpt",  # `openai` adds to the system turn
             "columns": {"messages": "messages"},
             "tags": {
                 "role_tag": "role",
