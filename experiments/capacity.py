@@ -5,8 +5,9 @@
 One segment is held fixed (LoRA's initial values, batches, target rows). It is overfitted by free
 vectors (`soft`), by the simplex over candidate tokens, and by single swaps of a token: the swap
 that the meta-gradient at the current text expects most of is tried on the segment itself, and kept
-if its target loss falls. What cannot be gained here cannot be gained anywhere: if soft gains nothing,
-the objective or the learnable part is wrong; if soft gains and text does not, projection is.
+if its target loss falls. What cannot be gained here cannot be gained anywhere: if soft gains
+nothing, the objective or the learnable part is wrong; if soft gains and text does not, projection
+is.
 
 The losses are of the segment's own target rows (what is overfitted), and of development rows after
 the same training; report rows are not read. FOLDER holds ARC-Easy's train.jsonl and
