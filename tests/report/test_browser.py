@@ -101,6 +101,17 @@ def test_charts_are_drawn(opened: Page) -> None:
     assert titles.count("nats per token") >= 3
 
 
+def test_intervals_and_changed_tokens_are_to_be_seen(opened: Page) -> None:
+    width = "Math.max(...[...document.querySelectorAll('#chart-ladder .xerror')].map((e) => "
+    assert opened.ask(width + "e.getBoundingClientRect().width))") > 5
+    marked = opened.ask(
+        "[...document.querySelectorAll('#rows article ins')].map((e) => "
+        "[e.textContent.length, getComputedStyle(e).backgroundColor])"
+    )
+    assert marked
+    assert all(length and colour != "rgba(0, 0, 0, 0)" for length, colour in marked)
+
+
 def test_search_filters(opened: Page) -> None:
     def search(text: str) -> int:
         opened.ask(

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from made_run import HOSTILE, add_expert, dump, lines, make_run, row
+from made_run import HOSTILE, add_expert, dump, lines, make_run, metrics, row
 from nacd.config import DataConfig, DistillConfig, ExpertConfig, OuterLoopConfig
 from nacd.demo_config import DemoConfig, demo_config
 from nacd.errors import UserError
 from nacd.models import ModelConfig
 from nacd.recipe import Recipe
+from nacd.report.charts import POINTS
 from nacd.report.folder import read_run
 from nacd.report.page import ReportConfig, render, write_report
 from nacd.report.repeat import command
@@ -97,6 +98,20 @@ def test_nothing_is_fetched_and_the_page_is_small(tmp_path: Path) -> None:
     assert {tag for tag, names in reader.tags if "src" in names} == set()
     assert "default-src 'none'" in " ".join(reader.values)
     assert len(text) < 200_000
+
+
+def test_long_curves_stay_within_the_mail_size(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    lines(folder / "distill" / "metrics.jsonl", metrics(30_000))
+    add_expert(folder, 0, total=20_000, every=10, held_out=True)
+    text = page(folder)
+    assert len(text.encode()) < 500_000
+    drawn = json.loads(text.split('type="application/json" id="figures">')[1].split("</script>")[0])
+    for chart in drawn:
+        for trace in chart["data"]:
+            assert len(trace["x"]) == len(trace["y"]) <= POINTS + 1
+    (objective,) = (chart["data"][0] for chart in drawn if chart["id"] == "objective")
+    assert (objective["x"][0], objective["x"][-1]) == (1, 30_000)
 
 
 def test_many_rows_stay_within_the_mail_size(tmp_path: Path) -> None:

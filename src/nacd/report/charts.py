@@ -15,6 +15,8 @@ from nacd.report.folder import Run
 from nacd.report.rungs import Rung
 
 NATS = "nats per token"
+POINTS = 600
+"""Most points of a curve: more are not to be told apart on a screen, and swell the page."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,12 @@ def finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [finite(inner) for inner in value]
     return value
+
+
+def thinned(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
+    """At most `POINTS` (and the last) of a curve's points, evenly taken."""
+    every = math.ceil(len(points) / POINTS)
+    return points if every <= 1 else [*points[:-1:every], points[-1]]
 
 
 def ladder(rungs: Sequence[Rung]) -> Chart:
@@ -248,6 +256,7 @@ def _curve(
         points = [(row["outer_step"], row[key]) for row in run.metrics if row.get(key) is not None]
         if not points:
             continue
+        points = thinned(points)
         number = ":.1%" if percent else ":.4~g"
         data.append(
             {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from nacd.report.charts import NATS, Chart
+from nacd.report.charts import NATS, Chart, thinned
 from nacd.report.folder import Run
 from nacd.segments import matched_steps, segment_generator
 
@@ -123,16 +123,17 @@ def _losses(number: int, snapshots: Sequence[dict[str, Any]], colour: str) -> li
         for step in range(end - len(snapshot["losses"]) + 1, end + 1)
     ]
     losses = [loss for snapshot in snapshots for loss in snapshot["losses"]]
-    held = [(s["step"], s["held_out"]) for s in snapshots if s["held_out"] is not None]
+    batches = thinned(list(zip(steps, losses, strict=True)))
+    held = thinned([(s["step"], s["held_out"]) for s in snapshots if s["held_out"] is not None])
     curves = []
-    if losses:
+    if batches:
         curves.append(
             {
                 "type": "scatter",
                 "mode": "lines",
                 "name": f"{name}, batches",
-                "x": steps,
-                "y": losses,
+                "x": [step for step, _ in batches],
+                "y": [loss for _, loss in batches],
                 "line": {"color": colour, "width": 1},
                 "opacity": 0.55 if held else 1.0,
                 "hovertemplate": f"{name}, step %{{x}}: %{{y:.3f}}<extra></extra>",
