@@ -3,10 +3,10 @@
     python experiments/predict.py --data FOLDER [--draws 20] [--out FOLDER]
 
 Every draw of rows is trained on once, from one expert's own initial values. Before anything is
-learned, each objective ranks the draws: the target loss after training, and the matching loss to
-the expert at several steps. How well does each ranking agree with the loss on development rows
-(Spearman)? Each training is one JSON file, so that the same command goes on. FOLDER holds
-ARC-Easy's train.jsonl and validation.jsonl; report rows are not read.
+learned, each objective ranks the draws: the target loss after training, the loss on so many other
+training rows, and the matching loss to the expert at several steps. How well does each ranking
+agree with the loss on development rows (Spearman)? Each training is one JSON file, so that the same
+command goes on. FOLDER holds ARC-Easy's train.jsonl and validation.jsonl; report rows are not read.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from scipy.stats import spearmanr
 
 import nacd
 from nacd.distillation.objectives import matching
+from nacd.evaluation import response_nll
 from nacd.experts import record_expert
 from nacd.learn import draw
 from nacd.prepare import prepare
 from nacd.progress import Progress
 from nacd.run import RunFolder
+from nacd.selection.random import random_order
 from nacd.student import mean_nll, plain, train_student
 
 SEED = 0
@@ -32,6 +34,10 @@ DRAW = 500
 """Rows are drawn by seeds 500, 501, ..."""
 GOALS = (8, 16, 32, 64)
 """Steps of the expert that students are held against, beside its last."""
+JUDGES = (64, 256, 512)
+"""Numbers of training rows, of those not drawn, whose loss is an objective, too."""
+JUDGED = 499
+"""Those are in the order of this seed."""
 
 
 def main() -> None:
@@ -69,12 +75,23 @@ def main() -> None:
     last = expert.steps[-1]
     goals = {s: expert.snapshot(s, model.device).theta for s in (*GOALS, last) if s in expert.steps}
 
+    judges = random_order(len(prepared.train), JUDGED)
+
     def trained(number: int) -> dict[str, Any]:
-        rows = [prepared.train.rows[i] for i in draw(prepared.train, options.rows, DRAW + number)]
-        theta = train_student(model, recipe, plain(rows, pad), SEED)
+        drawn = draw(prepared.train, options.rows, DRAW + number)
+        theta = train_student(
+            model, recipe, plain([prepared.train.rows[i] for i in drawn], pad), SEED
+        )
+        others = [prepared.train.rows[i] for i in judges if i not in set(drawn)][: JUDGES[-1]]
+        nll = response_nll(model, theta, others)
         return {
             "development": mean_nll(model, theta, prepared.development.rows),
             "target": mean_nll(model, theta, prepared.target.rows),
+            **{
+                f"train {count}": float(nll.nll[:count].sum() / nll.tokens[:count].sum())
+                for count in JUDGES
+                if count <= len(others)
+            },
             **{f"matching {s}": float(matching(theta, start, goals[s])) for s in goals},
         }
 

@@ -156,7 +156,7 @@ def test_which_objective_predicts_goes_on_where_it_stopped(
     names = [line.split("  ")[0] for line in lines[1:-1]]
     assert names[0] == "target"
     assert len(names) > 1
-    assert all(name.startswith("matching ") for name in names[1:])
+    assert all(name.startswith(("train ", "matching ")) for name in names[1:])
 
 
 @pytest.mark.slow
