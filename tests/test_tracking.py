@@ -6,6 +6,7 @@ import os
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from nacd import tracking as module
 from nacd.cli import main
+from nacd.comparison.config import CompareConfig
 from nacd.config import DataConfig, DistillConfig
 from nacd.errors import UserError
 from nacd.tracking import check_tracker, tracking
@@ -131,6 +133,13 @@ def test_distill_tracks_every_outer_step(
     assert main([*flags[:-4], "--language", "de"]) == 0
     assert len(found.started) == 1
     assert "- de" in (out / "dataset" / "README.md").read_text()
+
+
+def test_compare_tracks_its_distillations() -> None:
+    config = CompareConfig(track="trackio", data=DataConfig(data="mine.jsonl"))
+    assert config.distillation("5%", 0).track == "trackio"
+    with pytest.raises(UserError, match="--track mlflow: unknown"):
+        replace(config, track="mlflow").check()
 
 
 def test_train_tracks_every_step(

@@ -76,6 +76,8 @@ class CompareConfig:
     """Trainings behind the row `full`."""
     seed: int = 0
     """Seed of everything that is drawn."""
+    track: str = ""
+    """Send the distillations' metrics to a tracker too, as `nacd distill --track` does."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     recipe: Recipe = field(default_factory=lambda: IN_ORDER)
@@ -122,6 +124,7 @@ class CompareConfig:
             seed=self.seed + number,
             seeds_by=self.seeds_by,
             compare=(),
+            track=self.track,
             model=self.model,
             data=self.data,
             recipe=recipe or self.recipe,
