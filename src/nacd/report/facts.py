@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -142,11 +143,18 @@ def warnings(run: Run, rungs: Sequence[Rung]) -> Iterator[tuple[str, str]]:
     if run.learned is not None and run.learned.get("stopped"):
         yield "Learning ended early.", str(run.learned["stopped"])
     known = {rung.method: rung for rung in rungs}
-    if "text" in known and "random" in known and known["random"].mean <= known["text"].mean:
+    if {"text", "random"} <= known.keys() and not _below(known["text"], known["random"]):
         yield (
             "Random rows do as well.",
-            f"Random draws of the same size reach {known['random'].mean:.3f}, the distilled text "
-            f"{known['text'].mean:.3f} nats per token.",
+            f"Random draws of the same size reach {_figure(known['random'])}, the distilled text "
+            f"{_figure(known['text'])} nats per token: no difference that chance could not make.",
+        )
+    shuffled = known.get("text-shuffled"), known.get("seeds-shuffled")
+    if shuffled[0] and shuffled[1] and not _below(*shuffled):
+        yield (
+            "Bound to their order.",
+            f"Shuffled, the rows reach {_figure(shuffled[0])} and their seeds "
+            f"{_figure(shuffled[1])}: what was learned holds in the order of the file.",
         )
     few = [len(rung.values) for rung in rungs if rung.method in ("text", "seeds")]
     if few and min(few) < FEW_TRAININGS:
@@ -186,6 +194,15 @@ def warnings(run: Run, rungs: Sequence[Rung]) -> Iterator[tuple[str, str]]:
                 f"The best of those tried, {best:g}, is the "
                 f"{'smallest' if best == min(rates) else 'largest'}; one beyond it may be better.",
             )
+
+
+def _below(rung: Rung, other: Rung) -> bool:
+    """Whether the difference of two means is larger than their intervals together."""
+    return other.mean - rung.mean > math.hypot(rung.half or 0.0, other.half or 0.0)
+
+
+def _figure(rung: Rung) -> str:
+    return f"{rung.mean:.3f}" + (f" \N{PLUS-MINUS SIGN} {rung.half:.3f}" if rung.half else "")
 
 
 def _dropped(run: Run) -> str:
