@@ -178,6 +178,8 @@ class SelectionConfig:
     """Choose from every group of rows (--group-column) in proportion to its size."""
     round_robin: bool = False
     """`less`: target rows take turns to choose, instead of each row's largest subtask score."""
+    tries: int = 16
+    """`best-of`: random draws that are trained on."""
     warmup_share: float = 0.05
     """`less`: share of the training rows that the warm-up trains on."""
     warmup_epochs: int = 4

@@ -26,7 +26,7 @@ from nacd.prepare import Prepared
 from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.run import RunFolder, versions
-from nacd.selection import Task, choose_once
+from nacd.selection import METHODS, Task, choose_once
 from nacd.selection.random import random_order
 from nacd.student import TUNING_SEED, mean_nll, train_student, tune_rate
 
@@ -84,7 +84,7 @@ def chosen_rows(
         config.budget,
     )
     rows = choose_once(folder, "seeds", task, config.seeds_by, "--seeds-by")["rows"]
-    if config.seeds_by == "random":
+    if METHODS[config.seeds_by].orders:
         return rows
     return [rows[i] for i in random_order(len(rows), config.seed)]
 

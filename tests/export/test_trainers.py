@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -235,11 +236,10 @@ def test_axolotl_reads_it(
     tiny_folder: Callable[[str], Path],
 ) -> None:
     schemas = pytest.importorskip("axolotl.utils.schemas.config", reason="axolotl not installed")
-    from axolotl.utils.data.wrappers import get_dataset_wrapper
-    from axolotl.utils.dict import DictDefault
-
+    wrappers: Any = import_module("axolotl.utils.data.wrappers")
+    plain: Any = import_module("axolotl.utils.dict").DictDefault
     said = schemas.AxolotlInputConfig(**written(tmp_path, rows)["axolotl"])
-    settings = DictDefault(said.model_dump(exclude_none=True))
+    settings = plain(said.model_dump(exclude_none=True))
     monkeypatch.chdir(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder("qwen3"))
     (source,) = settings.datasets
@@ -247,7 +247,7 @@ def test_axolotl_reads_it(
         "json", data_files=source.path, split="train", cache_dir=str(tmp_path / "cache")
     )
     kind = source.type if isinstance(source.type, str) else None
-    made, _ = get_dataset_wrapper(source, tokenizer, settings, kind, table)
+    made, _ = wrappers.get_dataset_wrapper(source, tokenizer, settings, kind, table)
     for theirs, (ids, labels) in zip(made, ours(tmp_path, tokenizer), strict=True):
         assert list(theirs["input_ids"]) == ids
         end = len(labels) - labels[::-1].index(tokenizer.eos_token_id)
@@ -264,8 +264,7 @@ def test_llamafactory_reads_it(
 ) -> None:
     monkeypatch.setenv("DISABLE_VERSION_CHECK", "1")
     hparams = pytest.importorskip("llamafactory.hparams", reason="llamafactory not installed")
-    from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
-
+    loader: Any = import_module("llamafactory.data")
     values = written(tmp_path, rows)["llamafactory"]
     values |= {"model_name_or_path": str(tiny_folder("qwen3")), "use_cpu": True}
     monkeypatch.chdir(tmp_path)
@@ -273,8 +272,10 @@ def test_llamafactory_reads_it(
     model, data, training, *_ = hparams.get_train_args(values)
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder("qwen3"))
     parts = {"tokenizer": tokenizer, "processor": None}
-    template = get_template_and_fix_tokenizer(tokenizer, data)
-    made = get_dataset(template, model, data, training, stage="sft", **parts)["train_dataset"]
+    template = loader.get_template_and_fix_tokenizer(tokenizer, data)
+    made = loader.get_dataset(template, model, data, training, stage="sft", **parts)[
+        "train_dataset"
+    ]
     bare = 0 if rows[0].chat else 1  # `empty` writes no end-of-text token
     for theirs, (ids, labels) in zip(made, ours(tmp_path, tokenizer), strict=True):
         assert list(theirs["input_ids"]) == ids[: len(ids) - bare]

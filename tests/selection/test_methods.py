@@ -249,7 +249,7 @@ def test_a_choice_is_made_once(prepared: Prepared, tmp_path: Path) -> None:
         (
             "best",
             {},
-            "--method best: unknown; the methods are random, longest, kcenter, bm25, rds\\+",
+            "--method best: unknown; the methods are random, best-of, longest, kcenter, bm25, rds\\+",
         ),
         ("random", {"dedup": 1.5}, "--dedup 1.5: a similarity, must lie between 0"),
         ("random", {"dedup": -0.1}, "--dedup -0.1"),
@@ -292,6 +292,8 @@ def test_strata_without_groups(prepared: Prepared, tmp_path: Path) -> None:
 
 
 def test_the_methods_that_there_are() -> None:
-    assert list(METHODS) == ["random", "longest", "kcenter", "bm25", "rds+", "less", "trajectory"]
-    assert [m for m in METHODS if METHODS[m].needs_target] == ["bm25", "rds+", "less", "trajectory"]
+    aware = ["bm25", "rds+", "less", "trajectory"]
+    assert list(METHODS) == ["random", "best-of", "longest", "kcenter", *aware]
+    assert [m for m in METHODS if METHODS[m].needs_target] == ["best-of", *aware]
+    assert [m for m in METHODS if METHODS[m].orders] == ["random", "best-of"]
     assert [m for m in METHODS if METHODS[m].package] == ["bm25"]

@@ -83,7 +83,7 @@ def test_from_a_file_to_chosen_rows(
     assert results["seconds"] >= 0
     assert (results["flops"] > 0) == (method not in ("random", "longest", "bm25"))
     scored = {row["score"] is not None for row in results["rows"]}
-    assert scored == {method not in ("random", "kcenter")}
+    assert scored == {method not in ("random", "best-of", "kcenter")}
     card = (out / "dataset" / "README.md").read_text()
     assert f"real rows, chosen by {method}" in card
     assert METHODS[method].about in card
@@ -148,7 +148,7 @@ def test_filters_and_budgets(data: Path, tiny_folder: Folder, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("more", "part"),
     [
-        (["--method", "best"], "--method best: unknown; the methods are random, longest"),
+        (["--method", "best"], "--method best: unknown; the methods are random, best-of, longest"),
         (["--budget", "0"], "--budget 0"),
         (["--budget", "200"], "--budget 200: 200 rows asked for"),
         (["--dedup", "2"], "--dedup 2: a similarity"),
@@ -263,7 +263,10 @@ def test_random_seeds_are_those_of_old(data: Path, tiny_folder: Folder, tmp_path
 @pytest.mark.parametrize(
     ("more", "part"),
     [
-        (["--seeds-by", "best"], "--seeds-by best: unknown; the methods are random, longest"),
+        (
+            ["--seeds-by", "best"],
+            "--seeds-by best: unknown; the methods are random, best-of, longest",
+        ),
         (
             ["--seeds-by", "rds+", "--target-rows", "0", "--objective", "trajectory"],
             "--seeds-by rds+: needs target rows",

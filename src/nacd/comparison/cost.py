@@ -147,6 +147,8 @@ class _Work:
         if method == "less":  # warm-up and features, at the end of every epoch of it
             once = self.tokens * (1 + selection.warmup_share) + self.targets
             return selection.warmup_epochs * once
+        if method == "best-of":
+            return selection.tries * (self.one + FORWARD * self.targets)
         if method == "trajectory":
             groups = math.ceil(len(self.source.train) / self.rows)
             loop = PASSES["first-order"] * self.one + self.targets

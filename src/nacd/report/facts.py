@@ -149,12 +149,12 @@ def warnings(run: Run, rungs: Sequence[Rung]) -> Iterator[tuple[str, str]]:
             f"Random draws of the same size reach {_figure(known['random'])}, the distilled text "
             f"{_figure(known['text'])} nats per token: no difference that chance could not make.",
         )
-    shuffled = known.get("text-shuffled"), known.get("seeds-shuffled")
-    if shuffled[0] and shuffled[1] and not _below(*shuffled):
+    text, seeds = known.get("text-shuffled"), known.get("seeds-shuffled")
+    if text and seeds and not _below(text, seeds):
         yield (
             "Bound to their order.",
-            f"Shuffled, the rows reach {_figure(shuffled[0])} and their seeds "
-            f"{_figure(shuffled[1])}: what was learned holds in the order of the file.",
+            f"Shuffled, the rows reach {_figure(text)} and their seeds {_figure(seeds)}: what was "
+            "learned holds in the order of the file.",
         )
     few = [len(rung.values) for rung in rungs if rung.method in ("text", "seeds")]
     if few and min(few) < FEW_TRAININGS:

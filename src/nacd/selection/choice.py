@@ -35,10 +35,18 @@ class MethodEntry:
     """Whether it looks at target rows."""
     package: str = ""
     """A package of the extra `select` that it needs."""
+    orders: bool = False
+    """Whether it chose the order of its rows, too, as one to train in."""
 
 
 METHODS: dict[str, MethodEntry] = {
-    "random": MethodEntry("a seeded random draw", "nacd.selection.random"),
+    "random": MethodEntry("a seeded random draw", "nacd.selection.random", orders=True),
+    "best-of": MethodEntry(
+        "the best of several random draws, each trained on",
+        "nacd.selection.best_of",
+        True,
+        orders=True,
+    ),
     "longest": MethodEntry("the longest responses", "nacd.selection.longest"),
     "kcenter": MethodEntry("rows spread over the hidden states", "nacd.selection.kcenter"),
     "bm25": MethodEntry(
@@ -92,7 +100,7 @@ def check_method(method: str, config: SelectionConfig, flag: str = "--method") -
             f"--warmup-share {config.warmup_share:g}: a share of the rows, must be above 0 and at "
             "most 1."
         )
-    for name in ("warmup_epochs", "projection_dim", "weight_passes"):
+    for name in ("tries", "warmup_epochs", "projection_dim", "weight_passes"):
         if getattr(config, name) < 1:
             raise UserError(
                 f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1."

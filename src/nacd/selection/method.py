@@ -6,6 +6,7 @@ words, gradient features) and a selector over it; `nacd.selection.METHODS` names
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,13 @@ class Task:
     progress: Progress
     budget: str = "5%"
     """What will be chosen, for methods that depend on it; see `nacd.config.parse_budget`."""
+
+    def rows_digest(self) -> str:
+        """Of the training and target rows, to tell intermediates of other rows apart."""
+        digest = hashlib.sha256()
+        for part in (self.prepared.train, self.prepared.target):
+            digest.update("".join(example.digest for example in part.examples).encode())
+        return digest.hexdigest()[:12]
 
 
 @dataclass(frozen=True)

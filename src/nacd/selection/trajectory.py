@@ -13,7 +13,6 @@ The first-order worth of a row to a training is the idea of influence functions 
 
 from __future__ import annotations
 
-import hashlib
 import math
 
 import numpy as np
@@ -105,10 +104,7 @@ def _group_size(task: Task) -> int:
 
 
 def _about(task: Task, groups: int) -> str:
-    digest = hashlib.sha256()
-    for part in (task.prepared.train, task.prepared.target):
-        digest.update("".join(example.digest for example in part.examples).encode())
-    rows = f"{len(task.prepared.train)} rows {digest.hexdigest()[:12]}"
+    rows = f"{len(task.prepared.train)} rows {task.rows_digest()}"
     return f"{rows}, {groups} groups, seed {task.seed}, {task.recipe}"
 
 

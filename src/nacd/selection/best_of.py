@@ -1,0 +1,74 @@
+"""The plainest search there is: several random draws, each trained on, the best one kept.
+
+Every draw of the budget's size is trained on by the recipe, in its own order where the recipe does
+not shuffle, and judged by the loss on the target rows. What a method has learned in the time of
+`--tries` trainings has to be held against this. The choice is as good as the judge: few target rows
+rank draws poorly.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from nacd.config import budget_rows
+from nacd.data import training_order
+from nacd.errors import UserError
+from nacd.files import write_json
+from nacd.selection.method import Ranking, Task, forward_flops
+from nacd.selection.random import random_order
+from nacd.student import LEARNING_SEED, mean_nll, plain, train_student
+
+
+def best_of(task: Task) -> Ranking:
+    """The rows of the best draw in its own order, then all others; goes on after the last draw.
+
+    Raises:
+        UserError: no target rows, or draws made with other settings in the same folder.
+    """
+    model, rows = task.prepared.model, list(task.prepared.train.rows)
+    target = task.prepared.target.rows
+    if not len(target):
+        raise UserError(
+            "the method best-of needs target rows: raise --target-rows, or name --target."
+        )
+    found, flops = _read(task), 0.0
+    losses: list[float] = found["losses"]
+    best: list[int] = []
+    with task.progress.stage("draws", task.config.tries, done=len(losses)) as tick:
+        for number in range(task.config.tries):
+            order = random_order(len(rows), task.seed + 1_000_003 * number)
+            drawn = budget_rows(task.budget, rows, order)
+            data = plain([rows[i] for i in drawn], model.tokenizer.pad_token_id)
+            seed = LEARNING_SEED + number
+            if number == len(losses):
+                theta = train_student(model, task.recipe, data, seed)
+                losses.append(mean_nll(model, theta, target))
+                write_json(task.folder / "draws.json", found)
+                tick(number + 1, min(losses))
+            if losses[number] == min(losses):
+                best = order
+            total = task.recipe.total_steps(len(drawn))
+            visits = training_order(
+                len(drawn), task.recipe.batch_size, total, task.recipe.order_seed(seed)
+            )
+            trained = sum(len(data.rows[i]) for batch in visits for i in batch)
+            flops += forward_flops(model, 2 * trained + sum(len(row) for row in target))
+    return Ranking(best, None, flops)
+
+
+def _about(task: Task) -> str:
+    return f"rows {task.rows_digest()}, budget {task.budget}, seed {task.seed}, {task.recipe}"
+
+
+def _read(task: Task) -> dict[str, Any]:
+    """Target losses of the draws so far."""
+    file = task.folder / "draws.json"
+    if not file.is_file():
+        return {"of": _about(task), "losses": []}
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if found["of"] != _about(task):
+        raise UserError(
+            f"{file}: made with other settings ({found['of']}); delete it, or choose another --out."
+        )
+    return found

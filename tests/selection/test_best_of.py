@@ -1,0 +1,97 @@
+"""The best of several draws: judged by what training on each leads to, kept in its own order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nacd.config import DataConfig, DistillConfig, SelectionConfig
+from nacd.data import Example, Message, Splits
+from nacd.errors import UserError
+from nacd.models import ModelConfig
+from nacd.prepare import Part, Prepared, prepare
+from nacd.progress import Progress
+from nacd.recipe import Recipe
+from nacd.run import RunFolder
+from nacd.selection import best_of as module
+from nacd.selection import choose
+from nacd.selection.best_of import best_of
+from nacd.selection.method import Task
+from nacd.selection.random import random_order
+from nacd.stages import chosen_rows
+from nacd.student import LEARNING_SEED, mean_nll, plain, train_student
+
+QUIET = Progress(quiet=True)
+RECIPE = Recipe(batch_size=2, epochs=3, learning_rate=3e-3, shuffle=False)
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny_folder: Callable[[str], Path]) -> Prepared:
+    """Every third row answers as the target rows do."""
+
+    def example(number: int, response: str) -> Example:
+        words = Message("user", f"what is the colour of the {number}")
+        return Example((words, Message("assistant", response)), f"rows:{number}")
+
+    train = [example(i, "the fox" if i % 3 == 0 else "1234 5678") for i in range(30)]
+    held = [example(100 + i, "the fox") for i in range(6)]
+    model = ModelConfig(model=str(tiny_folder("llama")), lora_rank=4)
+    splits = Splits(train, held, held, held)
+    return prepare(model, DataConfig(data="rows", template="qa"), splits=splits)
+
+
+def task(prepared: Prepared, folder: Path, **changes: Any) -> Task:
+    config = SelectionConfig(tries=5)
+    return Task(prepared, RECIPE, config, 0, folder, QUIET, changes.pop("budget", "6"), **changes)
+
+
+def test_the_best_draw_in_its_own_order(prepared: Prepared, tmp_path: Path) -> None:
+    ranking = best_of(task(prepared, tmp_path))
+    order = [*ranking.order]
+    assert sorted(order) == [*range(30)]
+    pad = prepared.model.tokenizer.pad_token_id
+    losses = {}
+    for number in range(5):
+        drawn = tuple(random_order(30, 1_000_003 * number)[:6])
+        data = plain([prepared.train.rows[i] for i in drawn], pad)
+        theta = train_student(prepared.model, RECIPE, data, LEARNING_SEED + number)
+        losses[drawn] = mean_nll(prepared.model, theta, prepared.target.rows)
+    assert tuple(order[:6]) == min(losses, key=lambda drawn: losses[drawn])
+    assert ranking.flops > 0
+    # as seed rows of a distillation they stay in that order
+    config = DistillConfig(out=tmp_path / "run", budget="6", seeds_by="best-of", recipe=RECIPE)
+    config = replace(config, selection=SelectionConfig(tries=5))
+    seeds = chosen_rows(config, prepared, RunFolder(tmp_path / "run"), QUIET)
+    assert seeds == order[:6] == choose(task(prepared, tmp_path), "best-of").indices
+
+
+def test_a_killed_run_goes_on_after_its_last_draw(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = best_of(task(prepared, tmp_path / "whole"))
+    real, calls = module.train_student, []
+
+    def dies(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(module, "train_student", dies)
+    with pytest.raises(KeyboardInterrupt):
+        best_of(task(prepared, tmp_path / "killed"))
+    again = best_of(task(prepared, tmp_path / "killed"))
+    assert len(calls) == 2 + 1 + 3
+    assert (again.order, again.flops) == (whole.order, whole.flops)
+    with pytest.raises(UserError, match=r"draws\.json: made with other settings"):
+        best_of(task(prepared, tmp_path / "killed", budget="7"))
+
+
+def test_without_target_rows(prepared: Prepared, tmp_path: Path) -> None:
+    bare = replace(prepared, target=Part((), ()))
+    with pytest.raises(UserError, match="needs target rows"):
+        best_of(task(bare, tmp_path))
