@@ -249,7 +249,7 @@ def test_a_choice_is_made_once(prepared: Prepared, tmp_path: Path) -> None:
         (
             "best",
             {},
-            "--method best: unknown; the methods are random, best-of, longest, kcenter, bm25, rds\\+",
+            "--method best: unknown; the methods are random, best-of, longest, kcenter",
         ),
         ("random", {"dedup": 1.5}, "--dedup 1.5: a similarity, must lie between 0"),
         ("random", {"dedup": -0.1}, "--dedup -0.1"),

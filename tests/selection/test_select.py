@@ -148,7 +148,7 @@ def test_filters_and_budgets(data: Path, tiny_folder: Folder, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("more", "part"),
     [
-        (["--method", "best"], "--method best: unknown; the methods are random, best-of, longest"),
+        (["--method", "best"], "--method best: unknown; the methods are random, best-of"),
         (["--budget", "0"], "--budget 0"),
         (["--budget", "200"], "--budget 200: 200 rows asked for"),
         (["--dedup", "2"], "--dedup 2: a similarity"),
