@@ -21,6 +21,7 @@ from nacd.export import (
     Card,
     DatasetRow,
     render_learned_card,
+    shared_name,
     write_dataset,
     write_soft_prompts,
     write_trainers,
@@ -208,9 +209,9 @@ def distill(
 def _card(config: DistillConfig, outcome: Outcome) -> Card:
     provenance = json.loads((outcome.folder.path / "provenance.json").read_text(encoding="utf-8"))
     return Card(
-        data=config.data.data,
+        data=shared_name(config.data.data),
         data_rows=len(outcome.prepared.train),
-        model=config.model.model,
+        model=shared_name(config.model.model),
         template=outcome.prepared.template.describe(),
         recipe=outcome.final,
         projection=config.outer.projection,
@@ -289,7 +290,11 @@ def export(
         written = prepared.template.row(row.example)
         rows.append(
             DatasetRow(
-                written["prompt"], written["completion"], seed.source, seed.digest, row.changed
+                written["prompt"],
+                written["completion"],
+                shared_name(seed.source),
+                seed.digest,
+                row.changed,
             )
         )
     write_dataset(folder.path / "dataset", rows, render_learned_card(card, rows))

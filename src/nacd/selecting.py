@@ -12,7 +12,14 @@ from typing import Any
 
 from nacd.config import DataConfig, DistillConfig, SelectionConfig
 from nacd.data import Splits, hub_license
-from nacd.export import Card, DatasetRow, render_chosen_card, write_dataset, write_trainers
+from nacd.export import (
+    Card,
+    DatasetRow,
+    render_chosen_card,
+    shared_name,
+    write_dataset,
+    write_trainers,
+)
 from nacd.files import write_json
 from nacd.models import ModelConfig
 from nacd.prepare import Prepared, prepare, read_splits
@@ -149,11 +156,12 @@ def _export(config: SelectConfig, prepared: Prepared, result: Selected) -> None:
     rows = []
     for example in (prepared.train.examples[i] for i in result.rows):
         row = prepared.template.row(example)
-        rows.append(DatasetRow(row["prompt"], row["completion"], example.source, example.digest, 0))
+        source = shared_name(example.source)
+        rows.append(DatasetRow(row["prompt"], row["completion"], source, example.digest, 0))
     card = Card(
-        data=config.data.data,
+        data=shared_name(config.data.data),
         data_rows=result.of,
-        model=config.model.model,
+        model=shared_name(config.model.model),
         template=prepared.template.describe(),
         recipe=config.recipe,
         projection="none",

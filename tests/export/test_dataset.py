@@ -17,6 +17,7 @@ from nacd.export import (
     write_dataset,
 )
 from nacd.export.card import with_license
+from nacd.export.dataset import shared_name
 from nacd.recipe import Recipe
 
 CARD = Card(
@@ -50,6 +51,20 @@ def write(folder: Path, rows: list[DatasetRow], card: Card = CARD) -> None:
 
 def header(text: str) -> dict[str, Any]:
     return yaml.safe_load(text.split("---\n")[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "shared"),
+    [
+        ("/home/ada/data/mine.jsonl", "mine.jsonl"),
+        ("/home/ada/data/mine.jsonl:12", "mine.jsonl:12"),
+        ("data/mine.jsonl:12", "data/mine.jsonl:12"),
+        ("owner/name:easy[test] row 2", "owner/name:easy[test] row 2"),
+        ("smollm2", "smollm2"),
+    ],
+)
+def test_names_go_out_without_folders_of_this_machine(name: str, shared: str) -> None:
+    assert shared_name(name) == shared
 
 
 @pytest.mark.parametrize("rows", [RAW, CHAT], ids=["raw", "chat"])

@@ -75,6 +75,18 @@ def test_without_yes_nothing_is_sent(
     assert (run / "dataset" / "README.md").read_text() == before
 
 
+def test_a_model_by_a_path_of_this_machine_is_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    config = PushConfig(run, to="ada/rows", license="mit")
+    assert "path of this machine" not in push(config)
+    mine = ModelConfig(model=str(tmp_path / "models" / "mine"))
+    write_trainers(run / "dataset", RAW, Recipe(), mine, max_tokens=64)
+    said = [line for line in push(config).splitlines() if "path of this machine" in line]
+    assert [line.split()[0] for line in said] == [
+        f"train_with/{name}.yaml" for name in ("axolotl", "llamafactory", "trl")
+    ]
+
+
 def test_yes_uploads_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = Hub(monkeypatch)
     run = make_run(tmp_path)

@@ -2,7 +2,7 @@
 
 from nacd.export.card import LORA, Card
 from nacd.export.chosen_card import render_chosen_card
-from nacd.export.dataset import DatasetRow, write_dataset
+from nacd.export.dataset import DatasetRow, shared_name, write_dataset
 from nacd.export.learned_card import render_learned_card
 from nacd.export.soft import SoftPrompts, read_soft_prompts, write_soft_prompts
 from nacd.export.trainers import made_in_order, write_trainers
@@ -16,6 +16,7 @@ __all__ = [
     "read_soft_prompts",
     "render_chosen_card",
     "render_learned_card",
+    "shared_name",
     "write_dataset",
     "write_soft_prompts",
     "write_trainers",

@@ -46,6 +46,14 @@ class DatasetRow:
         return not isinstance(self.prompt, str)
 
 
+def shared_name(name: str) -> str:
+    """A file, a folder or a row of one by the name that it goes out under.
+
+    An absolute path loses its folders: they are one machine's, and may name a person.
+    """
+    return Path(name).name if Path(name).is_absolute() else name
+
+
 def write_dataset(folder: Path, rows: Sequence[DatasetRow], card: str) -> Path:
     """Write the rows, as JSON lines and as Parquet, and the card; each file whole or not at all.
 

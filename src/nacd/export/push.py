@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from huggingface_hub import DatasetCard, HfApi
 from huggingface_hub.errors import (  # httpx or httpx2, as it has it
     HfHubHTTPError,
@@ -48,6 +49,8 @@ class Upload:
     to: str
     license: str
     public: bool
+    local: tuple[str, ...] = ()
+    """Files that name a model by a path of this machine."""
 
     def describe(self) -> str:
         """One line a file, then where it goes and under which licence."""
@@ -61,6 +64,7 @@ class Upload:
                 f"  {len(lines)} files, {sum(self.files.values()):,} B",
                 f"Licence: {self.license}. The rows hold responses of the source data, word for "
                 "word: make sure that it allows this.",
+                *(f"{name} names its model by a path of this machine." for name in self.local),
             ]
         )
 
@@ -96,7 +100,8 @@ def plan_upload(config: PushConfig) -> Upload:
         for file in sorted(folder.rglob("*"))
         if file.is_file() and not _hidden(file.relative_to(folder))
     }
-    return Upload(folder, found, config.to, str(license), config.public)
+    local = tuple(name for name in found if name.endswith(".yaml") and _local(folder / name))
+    return Upload(folder, found, config.to, str(license), config.public, local)
 
 
 def push(config: PushConfig) -> str:
@@ -151,6 +156,13 @@ def push(config: PushConfig) -> str:
 
 
 _LOGIN = "no valid token for the hub; run `hf auth login`, or set HF_TOKEN."
+
+
+def _local(file: Path) -> bool:
+    """Whether a trainer's configuration names a model by an absolute path."""
+    said = yaml.safe_load(file.read_text(encoding="utf-8"))
+    names = [said.get(key) for key in ("model_name_or_path", "base_model")]
+    return any(Path(name).is_absolute() for name in names if name)
 
 
 def _hidden(path: Path) -> bool:
