@@ -12,22 +12,20 @@ FOLDER holds ARC-Easy's train.jsonl and validation.jsonl; report rows are not re
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import statistics
 import time
 from dataclasses import replace
 from itertools import combinations
-from pathlib import Path
 
 import torch
+from stage import opened, parser
 
 import nacd
 from nacd.distillation.outer import Segment
 from nacd.learn import Distiller, draw, make_seeds
 from nacd.meta import make_engine, meta_gradient
-from nacd.prepare import prepare
 from nacd.progress import Progress
 
 PLAIN = nacd.Recipe(batch_size=8, epochs=1, learning_rate=2e-3)
@@ -60,26 +58,12 @@ def varied(name: str, first: Segment, other: Segment) -> Segment:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--rows", default="112")
-    parser.add_argument("--pairs", type=int, default=4)
-    parser.add_argument("--only", nargs="+", choices=list(RECIPES), default=list(RECIPES))
-    parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--out", type=Path, default=Path("runs/agreement"))
-    options = parser.parse_args()
-    config = nacd.DistillConfig(
-        budget=options.rows,
-        model=nacd.ModelConfig(model=options.model),
-        data=nacd.DataConfig(
-            data=str(options.data / "train.jsonl"),
-            heldout=str(options.data / "validation.jsonl"),
-            max_tokens=options.max_tokens,
-        ),
-    )
+    flags = parser(__doc__, rows="112", out="runs/agreement")
+    flags.add_argument("--pairs", type=int, default=4)
+    flags.add_argument("--only", nargs="+", choices=list(RECIPES), default=list(RECIPES))
+    options = flags.parse_args()
     progress = Progress()
-    prepared = prepare(config.model, config.data, progress.say)
+    config, prepared = opened(options, progress)
     seeds = make_seeds(prepared, draw(prepared.train, config.budget, 0), config.outer.learn)
     engine = make_engine("one-sided", config.outer.fd_eps)
     options.out.mkdir(parents=True, exist_ok=True)

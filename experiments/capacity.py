@@ -16,20 +16,18 @@ validation.jsonl. Each of the three is kept, and goes on where it stopped.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
+from stage import opened, parser
 from torch import Tensor
 
 import nacd
 from nacd.distillation.outer import Segment
 from nacd.learn import Distiller, draw, make_seeds
 from nacd.meta import make_engine, meta_gradient
-from nacd.prepare import prepare
 from nacd.progress import Progress
 from nacd.run import RunFolder
 from nacd.student import mean_nll
@@ -129,35 +127,18 @@ class Overfitting:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--rows", default="32")
-    parser.add_argument("--target-rows", type=int, default=64)
-    parser.add_argument("--outer-steps", type=int, default=40)
-    parser.add_argument("--swaps", type=int, default=100)
-    parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--out", type=Path, default=Path("runs/capacity"))
-    options = parser.parse_args()
-    config = nacd.DistillConfig(
-        budget=options.rows,
-        model=nacd.ModelConfig(model=options.model),
-        data=nacd.DataConfig(
-            data=str(options.data / "train.jsonl"),
-            heldout=str(options.data / "validation.jsonl"),
-            max_tokens=options.max_tokens,
-            target_rows=options.target_rows,
-        ),
-    )
+    flags = parser(__doc__, rows="32", out="runs/capacity")
+    flags.add_argument("--outer-steps", type=int, default=40)
+    flags.add_argument("--swaps", type=int, default=100)
+    options = flags.parse_args()
     progress = Progress()
-    prepared = prepare(config.model, config.data, progress.say)
+    config, prepared = opened(options, progress, outer_steps=options.outer_steps)
     seeds = make_seeds(prepared, draw(prepared.train, config.budget, 0), config.outer.learn)
     engine = make_engine("one-sided", config.outer.fd_eps)
     folder = RunFolder(options.out)
 
     def overfitting(projection: Any) -> Overfitting:
-        outer = replace(config.outer, outer_steps=options.outer_steps, projection=projection)
-        mine = replace(config, outer=outer)
+        mine = replace(config, outer=replace(config.outer, projection=projection))
         return Overfitting(
             Distiller(mine, prepared, seeds, RECIPE, engine, [], options.out, progress)
         )

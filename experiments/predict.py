@@ -11,18 +11,16 @@ command goes on. FOLDER holds ARC-Easy's train.jsonl and validation.jsonl; repor
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
 from typing import Any
 
 from scipy.stats import spearmanr
+from stage import opened, parser
 
 import nacd
 from nacd.distillation.objectives import matching
 from nacd.evaluation import response_nll
 from nacd.experts import record_expert
 from nacd.learn import draw
-from nacd.prepare import prepare
 from nacd.progress import Progress
 from nacd.run import RunFolder
 from nacd.selection.random import random_order
@@ -41,21 +39,11 @@ JUDGED = 499
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--rows", default="112")
-    parser.add_argument("--draws", type=int, default=20)
-    parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--out", type=Path, default=Path("runs/predict"))
-    options = parser.parse_args()
-    data = nacd.DataConfig(
-        data=str(options.data / "train.jsonl"),
-        heldout=str(options.data / "validation.jsonl"),
-        max_tokens=options.max_tokens,
-    )
+    flags = parser(__doc__, rows="112", out="runs/predict")
+    flags.add_argument("--draws", type=int, default=20)
+    options = flags.parse_args()
     progress = Progress()
-    prepared = prepare(nacd.ModelConfig(model=options.model), data, progress.say)
+    _, prepared = opened(options, progress)
     model, pad = prepared.model, prepared.model.tokenizer.pad_token_id
     recipe = nacd.Recipe(batch_size=8, epochs=1, learning_rate=2e-3)
     full = nacd.ExpertConfig().recipe(recipe)

@@ -12,16 +12,15 @@ validation.jsonl.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
+
+from stage import opened, parser
 
 import nacd
 from nacd.learn import Distiller, draw, make_seeds
 from nacd.meta import make_engine
-from nacd.prepare import prepare
 from nacd.progress import Progress
 from nacd.run import RunFolder
 from nacd.student import CHECK_SEED, TUNING_SEED, mean_nll, train_student
@@ -36,29 +35,14 @@ WHOLE, WINDOWS, LOOPS = "whole recipe", f"windows of {SHORT}", f"SGD, {SHORT} st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--rows", default="64")
-    parser.add_argument("--outer-steps", type=int, default=20)
-    parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--out", type=Path, default=Path("runs/recipes"))
-    options = parser.parse_args()
-    config = nacd.DistillConfig(
-        budget=options.rows,
-        model=nacd.ModelConfig(model=options.model),
-        data=nacd.DataConfig(
-            data=str(options.data / "train.jsonl"),
-            heldout=str(options.data / "validation.jsonl"),
-            max_tokens=options.max_tokens,
-        ),
-        # the looks before the first and after the last step: losses under the loop's own recipe
-        outer=nacd.OuterLoopConfig(
-            outer_steps=options.outer_steps, check_every=options.outer_steps, check_seeds=2
-        ),
+    flags = parser(__doc__, rows="64", out="runs/recipes")
+    flags.add_argument("--outer-steps", type=int, default=20)
+    options = flags.parse_args()
+    progress, steps = Progress(), options.outer_steps
+    # the looks before the first and after the last step: losses under the loop's own recipe
+    config, prepared = opened(
+        options, progress, outer_steps=steps, check_every=steps, check_seeds=2
     )
-    progress = Progress()
-    prepared = prepare(config.model, config.data, progress.say)
     model, folder = prepared.model, RunFolder(options.out)
     seeds = make_seeds(prepared, draw(prepared.train, config.budget, 0), config.outer.learn)
     engine = make_engine("one-sided", config.outer.fd_eps)
