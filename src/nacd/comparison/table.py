@@ -158,9 +158,10 @@ def lines(summary: Sequence[Mapping[str, Any]], rival: str = "seeds") -> list[st
             last = (row["target"], row["budget"])
             out += [] if not out else [""]
             out.append(f"{Path(row['target']).name}, budget {row['budget']}")
+            asked = any(other.get("accuracy") is not None for other in summary)
             head = (
                 f"{'':<17}{'NLL':>7} {'sd':>6} {'vs ' + rival:>15} {'':<15}"
-                f"{'tokens':>7} {'n':>2} {'acc':>5}"
+                f"{'tokens':>7} {'n':>2}" + (f" {'acc':>5}" if asked else "")
             )
             out += [head, "-" * len(head)]
         if "report_nll" not in row:
@@ -176,7 +177,7 @@ def lines(summary: Sequence[Mapping[str, Any]], rival: str = "seeds") -> list[st
         accuracy = "" if row["accuracy"] is None else f"{row['accuracy']:.2f}"
         out.append(
             f"{row['method']:<17}{row['report_nll']:>7.3f} {sd:>6} {against:>15} {word:<15}"
-            f"{row['tokens']:>7} {row['trainings']:>2} {accuracy:>5}"
+            f"{row['tokens']:>7} {row['trainings']:>2} {accuracy:>5}".rstrip()
         )
         if "failed" in row:
             out.append(f"  {row['failed']} of its trainings failed: {row['why']}"[:80])
@@ -211,12 +212,15 @@ def notes(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str] | None = 
             f"accuracy by lm-eval {about['lm_eval']}: {about['n']} questions, {about['shots']} "
             f"shots, template {about['template']}"
         )
+    own = [row for row in rows if row["method"] not in ("random", "full", "zero-shot")]
+    in_order = [row for row in own if not row["method"].endswith("-shuffled")]
     for key, form, words in (
         ("recovered_from_random", "{:.0%}", "share of the way from random rows to the full data"),
         ("boundaries_kept", "{:.0%}", "token boundaries that this model's tokenizer keeps"),
         ("repaid_after", "{}", "trainings after which the time to choose is repaid"),
     ):
-        shown = [row for row in rows if row["method"] not in ("random", "full", "zero-shot")]
+        # the same rows in another order keep the same boundaries, and took as long to choose
+        shown = own if key == "recovered_from_random" else in_order
         if figures := _each(shown, key, form, labels):
             found.append(f"{words}: {figures}")
     return found
