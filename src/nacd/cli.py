@@ -35,6 +35,22 @@ USAGE = """usage: nacd COMMAND [flags]      (nacd COMMAND --help lists the flags
   nacd distill --model smollm2 --data mine.jsonl --budget 5% --out runs/mine"""
 
 
+OWN_JSON = ("runs", "show")
+"""Commands for which --json is a field of their configuration."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Said:
+    """What a command leaves for stdout; progress and tables go to stderr as it runs."""
+
+    result: Any = None
+    """For --json."""
+    text: str = ""
+    """Without it."""
+    code: int = 0
+    """Exit status."""
+
+
 def _quiet_libraries() -> None:
     """Leave the terminal to our own display; real warnings of ours are plain lines."""
     for key, value in {
@@ -71,7 +87,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         _quiet_libraries()
-        return VERBS[verb](rest)
+        as_json = "--json" in rest and verb not in OWN_JSON
+        said = VERBS[verb]([arg for arg in rest if not (as_json and arg == "--json")])
+        if as_json:
+            print(_json(said.result))
+        elif said.text:
+            print(said.text)
+        return said.code
     except UserError as error:
         print(f"nacd {verb}: {error}", file=sys.stderr)
         return 1
@@ -130,13 +152,8 @@ def _parse(kind: type[Any], verb: str, args: Sequence[str]) -> Any:
     )
 
 
-def _for_machines(args: Sequence[str]) -> tuple[bool, list[str]]:
-    """Whether --json stands among the flags, and the others."""
-    return "--json" in args, [arg for arg in args if arg != "--json"]
-
-
-def _dump(result: Any) -> None:
-    """A result on stdout; what is not a finite number is null."""
+def _json(result: Any) -> str:
+    """A result as JSON; what is not a finite number is null."""
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -149,118 +166,96 @@ def _dump(result: Any) -> None:
             return None
         return value
 
-    print(json.dumps(plain(result), indent=2, default=str))
+    return json.dumps(plain(result), indent=2, default=str)
 
 
-def _distill(args: Sequence[str]) -> int:
+def _distill(args: Sequence[str]) -> Said:
     from nacd.config import DistillConfig
     from nacd.distilling import distill, print_result
     from nacd.progress import Progress
 
-    as_json, args = _for_machines(args)
     progress = Progress()
     result = distill(_parse(DistillConfig, "distill", args), progress=progress)
     print_result(result, progress)
-    if as_json:
-        _dump(result)
-    return 0
+    return Said(result)
 
 
-def _select(args: Sequence[str]) -> int:
+def _select(args: Sequence[str]) -> Said:
     from nacd.progress import Progress
     from nacd.selecting import SelectConfig, select
 
-    as_json, args = _for_machines(args)
     progress = Progress()
     result = select(_parse(SelectConfig, "select", args), progress=progress)
     progress.say(result.summary)
     progress.say(f"{len(result.rows)} rows: {result.dataset / 'train.jsonl'}")
-    if as_json:
-        _dump(result)
-    return 0
+    return Said(result)
 
 
-def _demo(args: Sequence[str]) -> int:
+def _demo(args: Sequence[str]) -> Said:
     from nacd.demo import demo
     from nacd.demo_config import DemoConfig
 
-    as_json, args = _for_machines(args)
     result = demo(_parse(DemoConfig, "demo", args))
-    if as_json:
-        _dump(result)
-    return 0
+    return Said(result)
 
 
-def _compare(args: Sequence[str]) -> int:
+def _compare(args: Sequence[str]) -> Said:
     from nacd.comparison.compare import compare, print_comparison
     from nacd.comparison.config import CompareConfig
     from nacd.progress import Progress
 
-    as_json, args = _for_machines(args)
     progress = Progress()
     result = compare(_parse(CompareConfig, "compare", args), progress=progress)
     print_comparison(result, progress.say)
-    if as_json:
-        _dump(result)
-    return 0
+    return Said(result)
 
 
-def _experts(args: Sequence[str]) -> int:
+def _experts(args: Sequence[str]) -> Said:
     from nacd.commands import record_experts
     from nacd.config import DistillConfig
     from nacd.progress import Progress
 
-    as_json, args = _for_machines(args)
     progress = Progress()
     config = _parse(DistillConfig, "experts", args)
     found = record_experts(config, progress=progress)
     for expert in found:
         progress.say(f"{expert.folder}: {len(expert.steps)} snapshots of {expert.total} steps")
-    if as_json:
-        _dump([{"folder": e.folder, "steps": e.steps, "total": e.total} for e in found])
-    return 0
+    return Said([{"folder": e.folder, "steps": e.steps, "total": e.total} for e in found])
 
 
-def _doctor(args: Sequence[str]) -> int:
+def _doctor(args: Sequence[str]) -> Said:
     from nacd.commands import doctor
     from nacd.config import DistillConfig
     from nacd.progress import Progress
 
-    as_json, args = _for_machines(args)
     diagnosis, planned = doctor(_parse(DistillConfig, "doctor", args), progress=Progress())
-    if as_json:
-        _dump({"diagnosis": diagnosis, "estimate": planned})
-    else:
-        print("\n\n".join(part.describe() for part in (diagnosis, planned) if part))
-    return 0 if planned else 1
+    text = "\n\n".join(part.describe() for part in (diagnosis, planned) if part)
+    return Said({"diagnosis": diagnosis, "estimate": planned}, text, 0 if planned else 1)
 
 
-def _report(args: Sequence[str]) -> int:
+def _report(args: Sequence[str]) -> Said:
     from nacd.report.page import ReportConfig, write_report
 
-    print(write_report(_parse(ReportConfig, "report", args)))
-    return 0
+    page = write_report(_parse(ReportConfig, "report", args))
+    return Said({"page": page}, str(page))
 
 
-def _runs(args: Sequence[str]) -> int:
+def _runs(args: Sequence[str]) -> Said:
     from nacd.runs import RunsConfig, runs_text
 
-    print(runs_text(_parse(RunsConfig, "runs", args)))
-    return 0
+    return Said(text=runs_text(_parse(RunsConfig, "runs", args)))
 
 
-def _show(args: Sequence[str]) -> int:
+def _show(args: Sequence[str]) -> Said:
     from nacd.runs import ShowConfig, show_text
 
-    print(show_text(_parse(ShowConfig, "show", args)))
-    return 0
+    return Said(text=show_text(_parse(ShowConfig, "show", args)))
 
 
-def _train(args: Sequence[str]) -> int:
+def _train(args: Sequence[str]) -> Said:
     from nacd.progress import Progress
     from nacd.target import TrainConfig, fine_tune
 
-    as_json, args = _for_machines(args)
     progress = Progress()
     config = _parse(TrainConfig, "train", args)
     result = fine_tune(config, progress)
@@ -268,29 +263,26 @@ def _train(args: Sequence[str]) -> int:
         f"{len(result.losses)} steps, loss {result.losses[0]:.3f} to {result.losses[-1]:.3f}; "
         f"adapter: {result.adapter}"
     )
-    if as_json:
-        names = ("adapter", "losses", "rates", "tokens", "seconds", "notes")
-        _dump({name: getattr(result, name) for name in names})
-    return 0
+    names = ("adapter", "losses", "rates", "tokens", "seconds", "notes")
+    return Said({name: getattr(result, name) for name in names})
 
 
-def _evaluate(args: Sequence[str]) -> int:
+def _evaluate(args: Sequence[str]) -> Said:
     from nacd.progress import Progress
     from nacd.target import EvaluateConfig, evaluate
 
-    _, args = _for_machines(args)  # its result is JSON anyway
-    _dump(evaluate(_parse(EvaluateConfig, "evaluate", args), Progress()))
-    return 0
+    found = evaluate(_parse(EvaluateConfig, "evaluate", args), Progress())
+    return Said(found, _json(found))
 
 
-def _push(args: Sequence[str]) -> int:
+def _push(args: Sequence[str]) -> Said:
     from nacd.export.push import PushConfig, push
 
-    print(push(_parse(PushConfig, "push", args)))
-    return 0
+    text = push(_parse(PushConfig, "push", args))
+    return Said({"said": text}, text)
 
 
-VERBS: dict[str, Callable[[Sequence[str]], int]] = {
+VERBS: dict[str, Callable[[Sequence[str]], Said]] = {
     "demo": _demo,
     "distill": _distill,
     "select": _select,
