@@ -95,8 +95,8 @@ def main() -> None:
         if name != "development":
             values = [row[name] for row in found]
             result = spearmanr(values, outcome)
-            figures = (result.statistic, result.pvalue, min(values), max(values))
-            print(f"{name:<24}" + "".join(f"{x:9.3f}" for x in figures))
+            ends = "".join(f"{x:9.3f}" for x in (min(values), max(values)))
+            print(f"{name:<24}{result.statistic:9.3f}{result.pvalue:9.2g}{ends}")
     print(
         f"{len(found)} draws of {options.rows}; development {min(outcome):.3f} to "
         f"{max(outcome):.3f}; expert: {last} steps"
