@@ -11,13 +11,15 @@ is.
 
 The losses are of the segment's own target rows (what is overfitted), and of development rows after
 the same training; report rows are not read. FOLDER holds ARC-Easy's train.jsonl and
-validation.jsonl. Each of the three is kept, and goes on where it stopped.
+validation.jsonl. Each of the three is kept, and every swap tried.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ from torch import Tensor
 
 import nacd
 from nacd.distillation.outer import Segment
+from nacd.files import write_json
 from nacd.learn import Distiller, draw, make_seeds
 from nacd.meta import make_engine, meta_gradient
 from nacd.progress import Progress
@@ -91,38 +94,45 @@ class Overfitting:
         text = self.nll(self.embedded(ids))
         return {"soft": self.nll(outer.vectors()), "text": text, "changed": changed}
 
-    def swap(self, tries: int, tick: Callable[[int, float], None]) -> dict[str, Any]:
-        """Single swaps, most promising first; kept where the target loss falls."""
+    def swap(self, tries: int, state: Path, tick: Callable[[int, float], None]) -> dict[str, Any]:
+        """Single swaps, most promising first; kept where the target loss falls.
+
+        Every try is written to `state`, from which a run goes on.
+        """
         table, allowed = self.distiller.model.table, self.distiller.allowed
-        ids = self.pseudo.ids.clone()
-        best, kept, tried = self.target(ids), 0, set[tuple[int, int]]()
-        ranked: list[tuple[int, int]] = []
-        for number in range(tries):
-            if not ranked:
+        if state.is_file():
+            at = json.loads(state.read_text())
+        else:
+            ids = self.pseudo.ids
+            at = {"ids": ids.tolist(), "best": self.target(ids), "kept": 0, "tried": [], "next": []}
+        ids = torch.tensor(at["ids"])
+        while len(at["tried"]) < tries:
+            if not at["next"]:
                 slope = self.gradient(ids)
                 expected = slope @ table.float().T  # first-order change of the loss, (Q, V)
                 expected -= expected.gather(1, ids[:, None].to(expected.device))
                 expected[:, ~allowed] = torch.inf
                 least, token = expected.min(1)  # the best swap of every slot
-                ranked = [(int(q), int(token[q])) for q in least.argsort()]
-                ranked = [pair for pair in ranked if pair not in tried]
-            if not ranked:
+                ranked = [[int(q), int(token[q])] for q in least.argsort()]
+                at["next"] = [pair for pair in ranked if pair not in at["tried"]]
+            if not at["next"]:
                 break
-            slot, token = ranked.pop(0)
-            tried.add((slot, token))
+            slot, token = at["next"].pop(0)
+            at["tried"].append([slot, token])
             other = ids.clone()
             other[slot] = token
             settled = self.distiller.settled(self.distiller.text(other)).ids
             if torch.equal(settled, other):  # else its text would be read as other tokens
                 value = self.target(other)
-                if value < best:
-                    best, ids, ranked = value, other, []
-                    kept += 1
-            tick(number + 1, best)
+                if value < at["best"]:
+                    ids = other
+                    at |= {"best": value, "ids": ids.tolist(), "kept": at["kept"] + 1, "next": []}
+            write_json(state, at)
+            tick(len(at["tried"]), at["best"])
         return {
             "text": self.nll(self.embedded(ids)),
             "changed": float((ids != self.pseudo.ids).float().mean()),
-            "kept": kept,
+            "kept": at["kept"],
         }
 
 
@@ -149,7 +159,7 @@ def main() -> None:
 
     def swapped() -> dict[str, Any]:
         with progress.stage("swaps", options.swaps) as tick:
-            return overfitting("nearest").swap(options.swaps, tick)
+            return overfitting("nearest").swap(options.swaps, options.out / "tries.json", tick)
 
     print(f"{'':<20}{'target':>9}{'gain':>9}{'devel.':>9}{'gain':>9}{'changed':>9}", flush=True)
 
