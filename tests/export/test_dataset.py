@@ -56,8 +56,8 @@ def header(text: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("name", "shared"),
     [
-        ("/home/ada/data/mine.jsonl", "mine.jsonl"),
-        ("/home/ada/data/mine.jsonl:12", "mine.jsonl:12"),
+        ("/srv/rows/mine.jsonl", "mine.jsonl"),
+        ("/srv/rows/mine.jsonl:12", "mine.jsonl:12"),
         ("data/mine.jsonl:12", "data/mine.jsonl:12"),
         ("owner/name:easy[test] row 2", "owner/name:easy[test] row 2"),
         ("smollm2", "smollm2"),
