@@ -34,10 +34,9 @@ def best_of(task: Task) -> Ranking:
         )
     found, flops = _read(task), 0.0
     losses: list[float] = found["losses"]
-    best: list[int] = []
+    orders = [random_order(len(rows), task.seed + 1_000_003 * n) for n in range(task.config.tries)]
     with task.progress.stage("draws", task.config.tries, done=len(losses)) as tick:
-        for number in range(task.config.tries):
-            order = random_order(len(rows), task.seed + 1_000_003 * number)
+        for number, order in enumerate(orders):
             drawn = budget_rows(task.budget, rows, order)
             data = plain([rows[i] for i in drawn], model.tokenizer.pad_token_id)
             seed = LEARNING_SEED + number
@@ -46,15 +45,14 @@ def best_of(task: Task) -> Ranking:
                 losses.append(mean_nll(model, theta, target))
                 write_json(task.folder / "draws.json", found)
                 tick(number + 1, min(losses))
-            if losses[number] == min(losses):
-                best = order
             total = task.recipe.total_steps(len(drawn))
             visits = training_order(
                 len(drawn), task.recipe.batch_size, total, task.recipe.order_seed(seed)
             )
             trained = sum(len(data.rows[i]) for batch in visits for i in batch)
             flops += forward_flops(model, 2 * trained + sum(len(row) for row in target))
-    return Ranking(best, None, flops)
+    best = min(range(len(orders)), key=lambda number: losses[number])
+    return Ranking(orders[best], None, flops)
 
 
 def _about(task: Task) -> str:
