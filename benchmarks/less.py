@@ -63,6 +63,8 @@ class Config:
     """Tokens a row, the second half labels."""
     block: int = 32
     """Rows a timed block, and rows a shard in it."""
+    batch_size: int = 8
+    """Rows that go through the model together for their features."""
     repeats: int = 9
     """Blocks of each kind, in turns."""
     projection_dim: int = 8192
@@ -155,7 +157,7 @@ def speed(config: Config, scratch: Path) -> dict[str, Any]:
     def features() -> None:
         shutil.rmtree(scratch, ignore_errors=True)
         into = FeatureSet(scratch, claim(scratch, {"benchmark": "less"}), config.block)
-        extract(model, at, direction, projection, rows, into)
+        extract(model, at, direction, projection, rows, into, config.batch_size)
 
     features()
     found: dict[str, Any] = {"plain": [], "features": [], "direction": [], "projection": []}
@@ -189,7 +191,7 @@ def child(config: Config, scratch: Path, count: int) -> None:
     template = make_template("plain", model.tokenizer, [])
     task = Task(
         prepared=Prepared(model, template, train, target, target, target),
-        recipe=Recipe(batch_size=8, warmup=0.0),
+        recipe=Recipe(batch_size=config.batch_size, warmup=0.0),
         config=SelectionConfig(
             warmup_share=min(1.0, WARM / count),
             warmup_epochs=1,
@@ -233,8 +235,9 @@ def note(text: str) -> None:
 
 def run(config: Config) -> dict[str, Any]:
     """Measure, write `less.json`, print the table."""
-    if config.repeats < 1 or config.block < 1 or min(config.memory_rows, default=1) < 1:
-        raise UserError("--repeats, --block and --memory-rows: each must be at least 1.")
+    least = min(config.repeats, config.block, config.batch_size, *config.memory_rows)
+    if least < 1:
+        raise UserError("--repeats, --block, --batch-size and --memory-rows: at least 1 each.")
     scratch = config.out / "scratch"
     found = speed(config, scratch)
     ratios = [p / f for p, f in zip(found["plain"], found["features"], strict=True)]
@@ -270,7 +273,7 @@ def table(result: dict[str, Any]) -> str:
         f"{Path(config['model']).name}, {found['parameters']:,} LoRA parameters to "
         f"{config['projection_dim']}, rows of {config['tokens']} tokens",
         f"{config['dtype']}, {found['device']}, {result['threads']} threads, other programs "
-        f"{max(0.0, found['others']):.0%} of the machine",
+        f"{max(0.0, found['others']):.0%} of the machine; features {config['batch_size']} a batch",
         "",
         f"{'':28}{'ms a row':>10}{'rows/s':>10}",
         "-" * 48,

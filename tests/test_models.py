@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nacd import checkpoints
 from nacd.errors import UserError
-from nacd.models import LoraModel, ModelConfig
+from nacd.models import LoraModel, ModelConfig, load_model
 
 Folder = Callable[[str], Path]
 
@@ -42,6 +42,12 @@ def test_a_model_that_needs_ids_is_refused_by_name(arch: str, tiny_folder: Folde
     hf.forward = reads_ids_too
     with pytest.raises(UserError, match=r"owner/per-layer-embeddings: .* reads the ids elsewhere"):
         LoraModel._probe(hf, config)
+
+
+def test_lora_on_embeddings_is_refused(tiny_folder: Folder) -> None:
+    folder = str(tiny_folder("llama"))
+    with pytest.raises(UserError, match="--lora-targets q_proj embed_tokens: LoRA on token embed"):
+        load_model(ModelConfig(folder, lora_targets=("q_proj", "embed_tokens")))
 
 
 def test_a_gguf_file_is_converted_once_and_its_checksum_held(

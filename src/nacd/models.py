@@ -179,7 +179,7 @@ class LoraModel:
         generator = torch.Generator().manual_seed(seed)
         parts = []
         for name, shape in zip(self.names, self.shapes, strict=True):
-            if "lora_A" in name or "lora_embedding_A" in name:
+            if "lora_A" in name:
                 bound = 1 / math.sqrt(math.prod(shape[1:]))
                 draw = torch.empty(shape, dtype=torch.float32).uniform_(
                     -bound, bound, generator=generator
@@ -303,6 +303,11 @@ class LoraModel:
             raise RuntimeError("the functional view must not run under gradient checkpointing")
         return self._token_nll(batch, vectors, self.named_theta(theta)).mean()
 
+    def row_losses(self, batch: Batch) -> Tensor:
+        """Mean response NLL of every row (B,), by the parameters that the module holds."""
+        sums, counts = _by_row(self._token_nll(batch, None), batch)
+        return sums / counts
+
     @torch.no_grad()
     def row_nll(
         self, theta: Tensor, batch: Batch, vectors: Tensor | None = None
@@ -345,7 +350,7 @@ def _add_lora(hf: Any, config: ModelConfig) -> Any:
     try:
         with warnings.catch_warnings():  # peft asks for a name that transformers has renamed
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-            return get_peft_model(hf, lora)
+            peft = get_peft_model(hf, lora)
     except ValueError as error:
         linear = sorted(
             {n.split(".")[-1] for n, m in hf.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
@@ -354,6 +359,12 @@ def _add_lora(hf: Any, config: ModelConfig) -> Any:
             f"--lora-targets {' '.join(config.lora_targets)}: no such module in "
             f"{config.model}; it has {', '.join(linear)}."
         ) from error
+    if any("lora_embedding" in name for name, _ in peft.named_parameters()):
+        raise UserError(
+            f"--lora-targets {' '.join(config.lora_targets)}: LoRA on token embeddings cannot be "
+            "trained here, where models are fed vectors; leave the embedding out."
+        )
+    return peft
 
 
 def load_model(config: ModelConfig) -> LoraModel:

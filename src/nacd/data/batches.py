@@ -36,6 +36,12 @@ class Batch:
             self.slots.to(device),
         )
 
+    def row(self, b: int) -> Batch:
+        """One row, a batch of its own without padding."""
+        end = int(self.attention[b].sum())
+        parts = (self.ids, self.attention, self.response, self.slots)
+        return Batch(*(part[b : b + 1, :end] for part in parts))
+
     @property
     def tokens(self) -> int:
         """Number of tokens, without padding."""

@@ -7,8 +7,8 @@ g itself, and
 
 so that a product of two features is the cosine. Float16 holds a unit vector's entries to a relative
 2^-11, which moves a cosine by about 2^-11 / sqrt(k): thousands of times less than the projection.
-Rows go through the model one at a time, hence a feature depends on its row alone, not on its
-neighbours in a batch: a run that is killed goes on from the last whole shard with the same bits.
+A shard's rows go through the model in batches alike in length, which the shard's own rows decide: a
+run that is killed goes on from the last whole shard with the same bits.
 
     manifest.json            all that the features depend on (method, model, projection, checkpoint,
                              rows' digests); written first, and decides whether a run may go on
@@ -31,10 +31,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nacd.data import Encoded, collate
+from nacd.data import collate, length_buckets
 from nacd.errors import UserError
 from nacd.files import read_tensors, write_json, write_tensors
 from nacd.models import LoraModel
+from nacd.per_row import ROOM, row_gradients
 from nacd.prepare import Part
 from nacd.run import flatten
 from nacd.selection.projection import Projection
@@ -197,6 +198,7 @@ def extract(
     projection: Projection,
     part: Part,
     into: FeatureSet,
+    batch_size: int,
     row_done: Callable[[], None] = lambda: None,
 ) -> None:
     """Compute the features of rows and write them, shard by shard; shards that are there are kept.
@@ -208,39 +210,35 @@ def extract(
         projection: S, on the model's device.
         part: the n rows.
         into: where the features go.
+        batch_size: most rows that go through the model together.
         row_done: told of every row.
 
     Raises:
         UserError: a gradient that is not finite (the row is named), or a damaged shard.
     """
-    for span in into.spans():
-        path = into.path(span)
-        if path.is_file():
-            read_sealed(path, into.key)
-            for _ in span:
-                row_done()
-            continue
-        projected = torch.empty(len(span), projection.dim, device=theta.device, dtype=theta.dtype)
-        for place, i in enumerate(span):
-            projected[place] = row_feature(model, theta, direction, projection, part.rows[i])
-            row_done()
-        norms = projected.norm(dim=1, keepdim=True)
-        wrong = [
-            i for i, norm in zip(span, norms[:, 0].tolist(), strict=True) if not math.isfinite(norm)
-        ]
-        if wrong:
-            raise UserError(
-                f"{part.examples[wrong[0]].source}: the gradient of this row is not finite at the "
-                f"checkpoint for {into.folder}; give --dtype float32 or a smaller --learning-rate."
-            )
-        unit = projected / torch.where(norms > 0, norms, torch.ones_like(norms))
-        write_sealed(path, {"features": unit.to(torch.float16)}, into.key)
-
-
-def row_feature(
-    model: LoraModel, theta: Tensor, direction: Direction, projection: Projection, row: Encoded
-) -> Tensor:
-    """S d (k,) of one row, before it is scaled to length 1."""
-    batch = collate([row], model.tokenizer.pad_token_id)
-    _, gradient, _ = model.value_and_grad(theta, batch)
-    return projection(direction(gradient))
+    batch_size = max(1, min(batch_size, ROOM // model.size))
+    with row_gradients(model) as gradients:
+        for span in into.spans():
+            path = into.path(span)
+            if path.is_file():
+                read_sealed(path, into.key)
+                for _ in span:
+                    row_done()
+                continue
+            rows = [part.rows[i] for i in span]
+            projected = torch.empty(len(span), projection.dim).to(theta)
+            for where in length_buckets(rows, batch_size, seed=None):
+                batch = collate([rows[i] for i in where], model.tokenizer.pad_token_id)
+                for i, gradient in zip(where, gradients(theta, batch), strict=True):
+                    projected[i] = projection(direction(gradient))
+                    row_done()
+            norms = projected.norm(dim=1, keepdim=True)
+            wrong = [i for i in range(len(span)) if not math.isfinite(float(norms[i]))]
+            if wrong:
+                raise UserError(
+                    f"{part.examples[span[wrong[0]]].source}: the gradient of this row is not "
+                    f"finite at the checkpoint for {into.folder}; give --dtype float32 or a "
+                    "smaller --learning-rate."
+                )
+            unit = projected / torch.where(norms > 0, norms, torch.ones_like(norms))
+            write_sealed(path, {"features": unit.to(torch.float16)}, into.key)

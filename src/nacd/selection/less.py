@@ -243,8 +243,11 @@ def gradient_features(
         for checkpoint, (train, target) in zip(checkpoints, sets, strict=True):
             theta, m, v = checkpoint.load(model.device)
             adam = AdamDirection(m, v, recipe.beta1, recipe.beta2, EPS)
-            extract(model, theta, sgd_direction, projection, prepared.target, target, row_done)
-            extract(model, theta, adam, projection, prepared.train, train, row_done)
+            for way, part, into in (
+                (sgd_direction, prepared.target, target),
+                (adam, prepared.train, train),
+            ):
+                extract(model, theta, way, projection, part, into, recipe.batch_size, row_done)
     return sets
 
 

@@ -1,0 +1,83 @@
+"""Every row's own gradient, for a whole batch in one backward pass.
+
+A LoRA matrix W (o, i) acts as y = x W^T. With a copy W_b for every row b, y_b = x_b W_b^T, the rows
+of a batch share nothing that is trained, and the gradient of the sum of their losses in W_b is row
+b's own. The frozen weights, which cost the time and the memory traffic, are still multiplied once.
+
+Where a LoRA layer does not see the batch's rows (LoRA on the vocabulary head, or on experts that
+tokens are routed to), rows go through the model one at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nacd.data.batches import Batch
+from nacd.models import LoraModel
+
+ROOM = 2**27
+"""Most numbers in a batch's gradients (B times P): half a gigabyte in float32."""
+
+RowGradients = Callable[[Tensor, Batch], Tensor]
+"""theta (P,) and a batch of B rows to the gradients of their mean response NLLs, (B, P)."""
+
+
+class _OtherRows(RuntimeError):
+    """A LoRA layer's input is not the batch's rows."""
+
+
+@contextlib.contextmanager
+def row_gradients(model: LoraModel) -> Iterator[RowGradients]:
+    """The function that computes every row's gradient on `model`, whose LoRA it overwrites."""
+    modules = dict(model.hf.named_modules())
+    layers = [modules[name.removesuffix(".weight")] for name in model.names]
+    together = all(isinstance(layer, nn.Linear) for layer in layers)
+    weights: list[Tensor] = []
+    shape = (0, 0)
+
+    def forward(number: int, _: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        if not weights:
+            return None
+        x = args[0]
+        if tuple(x.shape[:-1]) not in (shape, (shape[0] * shape[1],)):
+            raise _OtherRows
+        x = x.reshape(*shape, -1)
+        return torch.bmm(x, weights[number].transpose(1, 2)).view(output.shape)
+
+    def batched(theta: Tensor, batch: Batch) -> Tensor:
+        nonlocal shape
+        shape = (batch.ids.shape[0], batch.ids.shape[1])
+        model.write(theta)
+        for part in model.named_theta(theta).values():
+            weights.append(part.detach().expand(shape[0], *part.shape).clone().requires_grad_())
+        try:
+            with torch.enable_grad():
+                parts = torch.autograd.grad(model.row_losses(batch).sum(), weights)
+        finally:
+            weights.clear()
+        return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+    def compute(theta: Tensor, batch: Batch) -> Tensor:
+        nonlocal together
+        if together and len(batch.ids) > 1:
+            try:
+                return batched(theta, batch)
+            except _OtherRows:
+                together = False
+        rows = range(len(batch.ids))
+        return torch.stack([model.value_and_grad(theta, batch.row(b))[1] for b in rows])
+
+    hooks = [
+        layer.register_forward_hook(partial(forward, number)) for number, layer in enumerate(layers)
+    ]
+    try:
+        yield compute
+    finally:
+        for hook in hooks:
+            hook.remove()
