@@ -13,7 +13,7 @@ from nacd.config import DataConfig, DistillConfig, SelectionConfig
 from nacd.data import Example, Message, Splits
 from nacd.errors import UserError
 from nacd.models import ModelConfig
-from nacd.prepare import Part, Prepared, prepare
+from nacd.prepare import Prepared, prepare
 from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.run import RunFolder
@@ -89,9 +89,3 @@ def test_a_killed_run_goes_on_after_its_last_draw(
     assert (again.order, again.flops) == (whole.order, whole.flops)
     with pytest.raises(UserError, match=r"draws\.json: made with other settings"):
         best_of(task(prepared, tmp_path / "killed", budget="7"))
-
-
-def test_without_target_rows(prepared: Prepared, tmp_path: Path) -> None:
-    bare = replace(prepared, target=Part((), ()))
-    with pytest.raises(UserError, match="needs target rows"):
-        best_of(task(bare, tmp_path))

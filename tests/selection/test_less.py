@@ -434,29 +434,6 @@ def test_sealed_files(tmp_path: Path) -> None:
 # --- what is refused --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({"warmup_share": 0.0}, "--warmup-share 0.0: a share"),
-        ({"warmup_share": 1.5}, "--warmup-share 1.5: a share"),
-        ({"warmup_epochs": 0}, "--warmup-epochs 0: must be at least 1"),
-        ({"projection_dim": 0}, "--projection-dim 0: must be at least 1"),
-    ],
-)
-def test_a_setting_out_of_range(
-    config: dict[str, Any], message: str, small: Prepared, tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match=message):
-        less(task(small, tmp_path, config=replace(CONFIG, **config)))
-    assert not [*tmp_path.iterdir()]
-
-
-def test_a_task_without_target_rows(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
-    prepared = make(tiny_folder("llama"), train=8, target=0, lora_rank=2)
-    with pytest.raises(UserError, match=r"no target rows.*--target, or .*--target-rows"):
-        less(task(prepared, tmp_path))
-
-
 def test_sgd_is_refused(small: Prepared, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--optimizer sgd: .* give --optimizer adamw"):
         less(task(small, tmp_path, recipe=replace(RECIPE, optimizer="sgd")))

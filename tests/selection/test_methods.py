@@ -254,6 +254,8 @@ def test_a_choice_is_made_once(prepared: Prepared, tmp_path: Path) -> None:
         ("random", {"dedup": 1.5}, "--dedup 1.5: a similarity, must lie between 0"),
         ("random", {"dedup": -0.1}, "--dedup -0.1"),
         ("random", {"warmup_share": 0.0}, "--warmup-share 0: a share of the rows"),
+        ("random", {"warmup_share": 1.5}, "--warmup-share 1.5: a share of the rows"),
+        ("random", {"tries": 0}, "--tries 0: must be at least 1"),
         ("random", {"warmup_epochs": 0}, "--warmup-epochs 0: must be at least 1"),
         ("random", {"projection_dim": 0}, "--projection-dim 0: must be at least 1"),
         ("random", {"weight_passes": 0}, "--weight-passes 0: must be at least 1"),

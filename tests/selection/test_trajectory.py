@@ -14,7 +14,7 @@ from nacd.config import DataConfig, SelectionConfig
 from nacd.data import Example, Message, Splits
 from nacd.errors import UserError
 from nacd.models import ModelConfig
-from nacd.prepare import Part, Prepared, prepare
+from nacd.prepare import Prepared, prepare
 from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.selection import trajectory as module
@@ -92,12 +92,6 @@ def test_other_settings_are_not_mixed_in(prepared: Prepared, tmp_path: Path) -> 
     other = replace(task(prepared, tmp_path), budget="10")
     with pytest.raises(UserError, match=r"weights\.safetensors: made with other settings"):
         trajectory(other)
-
-
-def test_without_target_rows_it_says_so(prepared: Prepared, tmp_path: Path) -> None:
-    bare = replace(prepared, target=Part((), ()))
-    with pytest.raises(UserError, match="needs target rows: raise --target-rows"):
-        trajectory(task(bare, tmp_path))
 
 
 @pytest.mark.parametrize(("rows", "size"), [(40, 8), (41, 8), (5, 8), (17, 1)])

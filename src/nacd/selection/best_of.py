@@ -24,14 +24,10 @@ def best_of(task: Task) -> Ranking:
     """The rows of the best draw in its own order, then all others; goes on after the last draw.
 
     Raises:
-        UserError: no target rows, or draws made with other settings in the same folder.
+        UserError: draws made with other settings in the same folder.
     """
     model, rows = task.prepared.model, list(task.prepared.train.rows)
     target = task.prepared.target.rows
-    if not len(target):
-        raise UserError(
-            "the method best-of needs target rows: raise --target-rows, or name --target."
-        )
     found, flops = _read(task), 0.0
     losses: list[float] = found["losses"]
     orders = [random_order(len(rows), task.seed + 1_000_003 * n) for n in range(task.config.tries)]

@@ -78,10 +78,14 @@ def less(task: Task) -> Ranking:
     with any target row.
 
     Raises:
-        UserError: no target rows, a setting out of range, a folder with features of another
-            projection or checkpoint, a damaged file, or a warm-up that diverges.
+        UserError: another optimiser than AdamW, a folder with features of another projection or
+            checkpoint, a damaged file, or a warm-up that diverges.
     """
-    _check(task)
+    if task.recipe.optimizer != "adamw":
+        raise UserError(
+            f"--optimizer {task.recipe.optimizer}: less takes Adam's moments from its warm-up; "
+            "give --optimizer adamw."
+        )
     checkpoints = [c for c in warm_up(task) if c.weight > 0]
     sets = gradient_features(task, checkpoints)
     blocks = similarity([c.weight for c in checkpoints], sets)
@@ -92,31 +96,6 @@ def less(task: Task) -> Ranking:
     groups = [example.group for example in task.prepared.target.examples]
     scores = np.concatenate([subtask_max(block, groups) for block in blocks])
     return Ranking(np.argsort(-scores, kind="stable").tolist(), scores, flops)
-
-
-def _check(task: Task) -> None:
-    config = task.config
-    if not len(task.prepared.target):
-        raise UserError(
-            "less: there are no target rows, and it ranks rows by them alone; name a file with "
-            "--target, or set rows aside with --target-rows (64, say)."
-        )
-    if not 0 < config.warmup_share <= 1:
-        raise UserError(
-            f"--warmup-share {config.warmup_share}: a share of the training rows, above 0 and at "
-            "most 1 (0.05, say)."
-        )
-    for flag, value in (
-        ("--warmup-epochs", config.warmup_epochs),
-        ("--projection-dim", config.projection_dim),
-    ):
-        if value < 1:
-            raise UserError(f"{flag} {value}: must be at least 1.")
-    if task.recipe.optimizer != "adamw":
-        raise UserError(
-            f"--optimizer {task.recipe.optimizer}: less takes Adam's moments from its warm-up; "
-            "give --optimizer adamw."
-        )
 
 
 # --- the warm-up ------------------------------------------------------------------------------

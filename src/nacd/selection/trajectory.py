@@ -37,14 +37,10 @@ def trajectory(task: Task) -> Ranking:
     """Rank the rows by their worth; goes on after the last group weighed.
 
     Raises:
-        UserError: no target rows.
+        UserError: weights made with other settings in the same folder.
     """
     prepared, recipe = task.prepared, task.recipe
     model, rows = prepared.model, prepared.train.rows
-    if not len(prepared.target):
-        raise UserError(
-            "the method trajectory needs target rows: raise --target-rows, or name --target."
-        )
     pad = model.tokenizer.pad_token_id
     targets = bucketed(prepared.target.rows, recipe.batch_size, pad, model.device)
     objective = target_objective(model, targets)
