@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from nacd.cli import main
 from nacd.comparison.compare import compare
 from nacd.comparison.config import ROWS, CompareConfig
 from nacd.comparison.cost import Forecast, forecast
+from nacd.comparison.grid import Grid
 from nacd.comparison.rowsets import Training, of_training
 from nacd.comparison.table import difference, lines, notes, summarise, verdict
 from nacd.comparison.transfer import other_prompts, surviving_boundaries
@@ -28,6 +30,7 @@ from nacd.models import ModelConfig
 from nacd.prepare import prepare
 from nacd.progress import Progress
 from nacd.recipe import Recipe
+from nacd.runs import ShowConfig, show_text
 from tiny import tiny_tokenizer
 
 Folder = Callable[[str], Path]
@@ -101,6 +104,41 @@ def test_the_grid_and_its_resuming(
     again = compare(wider, progress=QUIET)
     assert all(p.stat().st_mtime_ns == t for p, t in before.items()), "no cell is made twice"
     assert {row["trainings"] for row in again.table if row["method"] == "seeds"} == {3}
+
+
+def test_a_table_is_there_from_the_first_row_on(
+    tiny_folder: Folder, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = ("zero-shot", "random", "longest", "full")
+    config = grid(tiny_folder("llama"), rows, tmp_path / "grid", methods=methods)
+    measure, left = Grid._measure, 4
+
+    def killed(self: Grid, *args: Any) -> dict[str, Any]:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return measure(self, *args)
+
+    monkeypatch.setattr(Grid, "_measure", killed)
+    with pytest.raises(KeyboardInterrupt):
+        compare(config, progress=QUIET)
+    shown = show_text(ShowConfig(config.out))
+    assert "comparing, 3 of 8 done" in shown, "the row that was under way is not counted"
+    assert "random" in shown
+    assert "longest" not in shown
+    page = (config.out / "report.html").read_text()
+    assert "Not ended: 3 of 8 trainings so far." in page
+
+    left = 99
+    compare(config, progress=QUIET)
+    assert "compared" in show_text(ShowConfig(config.out)).splitlines()[0]
+    assert "Not ended" not in (config.out / "report.html").read_text()
+
+    left = 1  # one more seed is asked for, and killed again: the whole table stays until then
+    with pytest.raises(KeyboardInterrupt):
+        compare(replace(config, seeds=3), progress=QUIET)
+    assert "longest" in show_text(ShowConfig(config.out))
 
 
 @pytest.mark.slow

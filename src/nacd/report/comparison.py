@@ -58,7 +58,7 @@ def comparison_context(folder: Path) -> dict[str, Any]:
     """Everything that the page of a comparison shows.
 
     Raises:
-        UserError: the comparison has not ended.
+        UserError: no row of the comparison has been made yet.
     """
     results, cells = folder / "results.json", folder / "results.parquet"
     if not (results.is_file() and cells.is_file()):
@@ -81,6 +81,7 @@ def comparison_context(folder: Path) -> dict[str, Any]:
         "headline": blocks[0].sentence if blocks else "Nothing was compared.",
         "blocks": blocks,
         "sizes": found["sizes"],
+        "trainings": found.get("trainings", {"done": 0, "of": 0}),
         "data": Path(config["data"]["data"]).name,
         "overlap": json.loads(overlap.read_text())["rows"] if overlap.is_file() else [],
         "command": shlex.join(

@@ -105,14 +105,19 @@ class Comparison:
     config: Mapping[str, Any]
     provenance: Mapping[str, Any]
     results: Mapping[str, Any] | None
-    """`results.json`; None: the comparison has not ended."""
+    """`results.json`, written from the first row on."""
     cells: int
     """Trainings that are done."""
 
     @property
     def state(self) -> str:
         """How far it has come, in a few words."""
-        return "compared" if self.results is not None else f"comparing, {self.cells} done"
+        if self.results is None:
+            return f"comparing, {self.cells} done"
+        counted = self.results.get("trainings", {"done": 0, "of": 0})
+        if counted["done"] < counted["of"]:
+            return f"comparing, {counted['done']} of {counted['of']} done"
+        return "compared"
 
 
 def read_comparison(path: Path) -> Comparison:

@@ -1,0 +1,190 @@
+"""The cells of a comparison: one training of a target model on one row's set, and what is measured.
+
+A cell that is there is read; one that fails is kept as failed, and tried again the next time. What
+is asked for after a cell was made (accuracy, other data) is measured on the same training again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nacd.comparison.config import CompareConfig
+from nacd.comparison.rowsets import RowSet, Training, of_training, reason
+from nacd.data import Encoded
+from nacd.evaluation import choice_accuracy, response_nll
+from nacd.files import write_json
+from nacd.prepare import Prepared
+from nacd.progress import Progress
+from nacd.recipe import Recipe
+from nacd.run import RunFolder
+from nacd.student import train_student, visited
+
+Keep = Callable[[Sequence[dict[str, Any]]], None]
+"""Takes the cells of one row of the table."""
+
+
+def folder_name(model: str) -> str:
+    """A model's name as that of a folder: its last part, and a hash that tells paths apart."""
+    digest = hashlib.sha256(model.encode()).hexdigest()[:6]
+    last = Path(model).name
+    return last if last == model else f"{last}-{digest}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cells of one target model and budget."""
+
+    config: CompareConfig
+    folder: RunFolder
+    prepared: Prepared
+    target: str
+    budget: str
+    recipe: Recipe
+    elsewhere: Sequence[Encoded] = ()
+    """Rows of other data that every trained model is measured on too."""
+
+    def run(self, sets: Sequence[RowSet], progress: Progress, keep: Keep) -> None:
+        """Every cell, made or read; `keep` is given those of one row after the other."""
+        made: dict[str, dict[str, Any]] = {}
+        name = f"{Path(self.target).name} {self.budget}"
+        done = 0
+        with progress.stage(name, sum(rowset.trainings for rowset in sets)) as tick:
+            for rowset in sets:
+                cells = []
+                for seed in range(rowset.trainings):
+                    cells.append(self._cell(rowset, seed, made))
+                    done += 1
+                    tick(done, cells[-1].get("report_nll", float("nan")))
+                keep(cells)
+
+    def _cell(self, rowset: RowSet, seed: int, made: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        place = f"cells/{folder_name(self.target)}/{self.budget}/{rowset.method}/{seed}"
+        key = {
+            "target": self.target,
+            "budget": self.budget,
+            "method": rowset.method,
+            "seed": seed,
+        }
+        failed = self.folder.path / place / "failed.json"
+
+        answers = rowset.method in self.config.accuracy
+
+        def make() -> dict[str, Any]:
+            return self._measure(rowset.training(self.prepared, seed), seed, made, answers)
+
+        try:
+            cell = self.folder.once(f"{place}/result", make)
+        except Exception as error:  # kept, shown, and tried again next time
+            write_json(failed, key | {"failed": reason(error)})
+            return key | {"failed": reason(error)}
+        failed.unlink(missing_ok=True)
+        made.setdefault(cell["content"], cell)
+        missing = self._missing(cell, answers)
+        if missing:  # asked for after the cell was made
+            theta, _, _ = self._train(rowset.training(self.prepared, seed), seed)
+            cell = cell | {name: measure(theta) for name, measure in missing.items()}
+            write_json(self.folder.path / place / "result.json", cell)
+        cost = {
+            "choosing_seconds": rowset.choosing_seconds,
+            "choosing_flops": rowset.choosing_flops,
+        }
+        return key | cell | cost
+
+    def _train(self, training: Training, seed: int) -> tuple[Any, int, Recipe]:
+        recipe = of_training(self.recipe, training)
+        if training.data is None:
+            return self.prepared.model.zero_theta(), 0, recipe
+        steps = training.steps or recipe.total_steps(len(training.data.rows))
+        theta = train_student(
+            self.prepared.model,
+            recipe,
+            training.data,
+            seed,
+            vectors=training.vectors,
+            steps=steps,
+        )
+        return theta, steps, recipe
+
+    def _measure(
+        self, training: Training, seed: int, made: dict[str, dict[str, Any]], answers: bool
+    ) -> dict[str, Any]:
+        """Train and measure, or take over the result of a training that is the same."""
+        content = self._content(training, seed)
+        about = {
+            "tokens_changed": training.tokens_changed,
+            "boundaries_kept": training.boundaries_kept,
+        }
+        if content in made:
+            return made[content] | about
+        began = time.perf_counter()
+        theta, steps, recipe = self._train(training, seed)
+        trained = time.perf_counter() - began
+        found = response_nll(self.prepared.model, theta, self.prepared.report.rows)
+        rows, tokens = 0, 0
+        if training.data is not None:
+            rows, tokens = visited(training.data, recipe, steps, seed)
+        return about | {
+            "report_nll": found.mean,
+            "rows": rows,
+            "tokens": tokens,
+            "steps": steps,
+            "learning_rate": recipe.learning_rate,
+            "training_seconds": trained,
+            "content": content,
+            "template": self.prepared.template.name,
+            "row_nll": [round(float(x), 5) for x in found.nll],
+            "row_tokens": [int(n) for n in found.tokens],
+            "accuracy": self._accuracy(theta) if answers else None,
+            "elsewhere": self._harm(theta) if self.elsewhere else None,
+        }
+
+    def _missing(
+        self, cell: dict[str, Any], answers: bool
+    ) -> dict[str, Callable[[Any], dict[str, Any]]]:
+        """What a cell is to be measured by, and is not yet."""
+        missing: dict[str, Callable[[Any], dict[str, Any]]] = {}
+        if answers and not cell.get("accuracy"):
+            missing["accuracy"] = self._accuracy
+        known = (cell.get("elsewhere") or {}).get("data")
+        if self.elsewhere and known != self.config.elsewhere:
+            missing["elsewhere"] = self._harm
+        return missing
+
+    def _harm(self, theta: Any) -> dict[str, Any]:
+        """Response NLL on other data than what was trained for."""
+        found = response_nll(self.prepared.model, theta, list(self.elsewhere))
+        return {"data": self.config.elsewhere, "nll": found.mean, "rows": len(self.elsewhere)}
+
+    def _accuracy(self, theta: Any) -> dict[str, Any]:
+        """Accuracy on the report questions, with what it depends on."""
+        found = choice_accuracy(
+            self.prepared.model,
+            theta,
+            self.prepared.report.examples,
+            template=self.prepared.template,
+            task="report rows",
+        )
+        return {
+            "acc": found.acc,
+            "acc_norm": found.acc_norm,
+            "n": found.n,
+            "shots": found.shots,
+            "lm_eval": found.lm_eval,
+            "correct": [*found.correct],
+        }
+
+    def _content(self, training: Training, seed: int) -> str:
+        """A hash of all that a training depends on but the model."""
+        rows = [] if training.data is None else [row.ids for row in training.data.rows]
+        recipe = of_training(self.recipe, training)
+        text = json.dumps([rows, seed, training.steps, repr(recipe)])
+        digest = hashlib.sha256(text.encode())
+        if training.vectors is not None:
+            digest.update(training.vectors.detach().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
