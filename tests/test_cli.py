@@ -205,6 +205,14 @@ def test_a_full_disk_and_ctrl_c_lose_nothing(
         patch.setattr(files, "save_file", interrupted)
         assert main(args) == 130
     assert "the same command goes on" in capsys.readouterr().err
+
+    def too_much(*a: object, **k: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "save_file", too_much)
+        assert main(args) == 1
+    assert "the device is out of memory. What is done is kept." in capsys.readouterr().err
     assert (tmp_path / "run" / "distill" / "state.safetensors").read_bytes() == state
     assert not list((tmp_path / "run" / "distill").glob(".*partial*"))
     assert main(args) == 0

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from nacd.config import LADDER
 from nacd.data import Encoded
+from nacd.errors import UserError
 from nacd.ladder import Entry, entries_for
 from nacd.recipe import Recipe
-from nacd.student import plain
+from nacd.student import plain, tune_rate
 
 ROWS = plain([Encoded((1, 2, 3), (False, True, True), (0, 1))] * 4, pad_id=0)
 
@@ -47,3 +50,10 @@ def test_learned_rows_and_their_seeds_alone_keep_an_order(shuffle: bool) -> None
         assert shuffled == shown - in_order - {"zero-shot"}
     assert found["full"].recipe is not None
     assert found["full"].recipe.epochs == 3.0
+
+
+def test_a_rate_at_which_training_diverges_is_not_the_best() -> None:
+    scores = {1e-2: math.nan, 1e-3: 2.5, 1e-4: 2.6}
+    assert tune_rate(list(scores), scores.__getitem__).learning_rate == 1e-3
+    with pytest.raises(UserError, match=r"--tune-rates 0.1 1: training diverges at every one"):
+        tune_rate([0.1, 1.0], lambda _: math.inf)

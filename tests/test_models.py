@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,6 +50,17 @@ def test_lora_on_embeddings_is_refused(tiny_folder: Folder) -> None:
     folder = str(tiny_folder("llama"))
     with pytest.raises(UserError, match="--lora-targets q_proj embed_tokens: LoRA on token embed"):
         load_model(ModelConfig(folder, lora_targets=("q_proj", "embed_tokens")))
+
+
+def test_a_model_that_is_let_go_is_freed_at_once(tiny_folder: Folder) -> None:
+    model = load_model(ModelConfig(str(tiny_folder("llama"))))
+    weights = weakref.ref(model.hf.get_input_embeddings().weight)
+    gc.disable()
+    try:
+        del model
+        assert weights() is None, "a cycle keeps the weights until the collector comes by"
+    finally:
+        gc.enable()
 
 
 def test_a_gguf_file_is_converted_once_and_its_checksum_held(

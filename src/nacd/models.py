@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -107,10 +108,10 @@ class LoraModel:
         for module in hf.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
+        hf.to(self.device)
         self._probe(hf, config)
-        self.peft = _add_lora(hf, config)
+        self.peft = _add_lora(hf, config).to(self.device)
         self.hf = self.peft.get_base_model()
-        self.hf.to(self.device)
         self._pack()
         if config.gradient_checkpointing:
             self.hf.train()
@@ -118,7 +119,10 @@ class LoraModel:
         else:
             self.hf.eval()
         self._keep: Tensor | None = None
-        self.hf.get_output_embeddings().register_forward_pre_hook(self._drop_positions)
+        me = weakref.ref(self)  # a hook of the module must not keep the model that holds it alive
+        self.hf.get_output_embeddings().register_forward_pre_hook(
+            lambda _, args: model._drop_positions(args) if (model := me()) else args
+        )
         self._table: Tensor = torch.empty(0)
         self.width = int(self.embed(torch.zeros(1, 1, dtype=torch.long)).shape[-1])
 
@@ -127,7 +131,8 @@ class LoraModel:
     @staticmethod
     def _probe(hf: Any, config: ModelConfig) -> None:
         """Refuse a model whose forward needs ids beside `inputs_embeds`."""
-        ids = torch.tensor([[3, 5, 7, 4]]) % hf.get_input_embeddings().weight.shape[0]
+        table = hf.get_input_embeddings().weight
+        ids = torch.tensor([[3, 5, 7, 4]], device=table.device) % len(table)
         hf.eval()
         with torch.no_grad():
             expected = hf(input_ids=ids).logits
@@ -166,7 +171,7 @@ class LoraModel:
         parts = flat.split([math.prod(s) for s in self.shapes])
         return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
-    def _drop_positions(self, _module: nn.Module, args: tuple[Tensor, ...]) -> Any:
+    def _drop_positions(self, args: tuple[Tensor, ...]) -> Any:
         return args if self._keep is None else (args[0][self._keep], *args[1:])
 
     # --- theta ------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nacd.data import Encoded
 from nacd.distillation.pseudo import PseudoData, training_order
+from nacd.errors import UserError
 from nacd.evaluation import response_nll
 from nacd.meta import InnerLoop, Start, initial_state
 from nacd.models import LoraModel
@@ -91,9 +92,19 @@ class Tuned:
 
 
 def tune_rate(rates: Sequence[float], score: Callable[[float], float]) -> Tuned:
-    """The rate with the lowest score (development NLL)."""
+    """The rate with the lowest score (development NLL); one that diverges has none.
+
+    Raises:
+        UserError: all of them diverge.
+    """
     nll = {rate: score(rate) for rate in rates}
-    return Tuned(min(nll, key=lambda rate: nll[rate]), nll)
+    kept = {rate: value for rate, value in nll.items() if math.isfinite(value)}
+    if not kept:
+        raise UserError(
+            f"--tune-rates {' '.join(f'{rate:g}' for rate in rates)}: training diverges at every "
+            "one of them; give smaller ones."
+        )
+    return Tuned(min(kept, key=lambda rate: kept[rate]), nll)
 
 
 def mean_nll(model: LoraModel, theta: Tensor, rows: Sequence[Encoded]) -> float:

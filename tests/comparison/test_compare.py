@@ -20,11 +20,11 @@ from nacd.comparison.compare import compare
 from nacd.comparison.config import ROWS, CompareConfig
 from nacd.comparison.cost import Forecast, forecast
 from nacd.comparison.grid import Grid
-from nacd.comparison.rowsets import Training, of_training
-from nacd.comparison.table import difference, lines, notes, summarise, verdict
+from nacd.comparison.rowsets import Training, _encoded, of_training
+from nacd.comparison.table import by_draw, difference, lines, notes, summarise, verdict
 from nacd.comparison.transfer import other_prompts, surviving_boundaries
 from nacd.config import DataConfig, ExpertConfig, OuterLoopConfig, SelectionConfig
-from nacd.data import read_examples
+from nacd.data import Example, Message, make_template, read_examples
 from nacd.errors import UserError
 from nacd.models import ModelConfig
 from nacd.prepare import prepare
@@ -165,6 +165,12 @@ def test_a_finished_run_is_compared_without_distilling_anew(
         other = replace(config, runs=(str(tmp_path / "run"),), out=tmp_path / "other", **change)
         with pytest.raises(UserError, match=re.escape(key)):
             compare(other, progress=QUIET)
+    rows_of = tmp_path / "run" / "dataset" / "train.jsonl"
+    kept = rows_of.read_text()
+    rows_of.write_text(kept.replace("thing", "think"))
+    with pytest.raises(UserError, match=r"run: distilled anew since its rows were taken into"):
+        compare(replace(config, runs=(str(tmp_path / "run"),)), progress=QUIET)
+    rows_of.write_text(kept)
     (tmp_path / "run" / "results.json").unlink()
     with pytest.raises(UserError, match="has not ended"):
         compare(replace(config, runs=(str(tmp_path / "run"),)), progress=QUIET)
@@ -185,6 +191,42 @@ def test_every_row_of_the_table(tiny_folder: Folder, rows: Path, tmp_path: Path)
     for method in ("less", "rds+", "kcenter", "trajectory", "text"):
         assert found[method]["choosing_flops"] > 0
     assert found["random"]["choosing_flops"] == 0
+
+
+def test_what_is_asked_for_later_may_fail_for_one_cell_alone(
+    tiny_folder: Folder, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text(rows.read_text())
+    config = grid(tiny_folder("llama"), rows, tmp_path / "grid", methods=("zero-shot", "random"))
+    config = replace(config, seeds=1, elsewhere=str(other))
+    first = {row["method"]: row["elsewhere_nll"] for row in compare(config, progress=QUIET).table}
+    other.write_text(rows.read_text().replace("colour", "kind of food"))
+    second = {row["method"]: row["elsewhere_nll"] for row in compare(config, progress=QUIET).table}
+    assert all(first[method] != second[method] for method in first), "the file is another one"
+
+    def breaks(self: Grid, theta: Any) -> dict[str, Any]:
+        if theta.any():
+            raise RuntimeError("too long a question")
+        return {"acc": 0.5, "lm_eval": "0", "shots": 0, "n": 4}
+
+    monkeypatch.setattr(Grid, "_accuracy", breaks)
+    asked = replace(config, accuracy=("zero-shot", "random"))
+    found = {row["method"]: row for row in compare(asked, progress=QUIET).table}
+    assert found["zero-shot"]["accuracy"] == 0.5
+    assert "too long a question" in found["random"]["why"]
+
+
+def test_small_sets_are_labelled_as_they_are_exported(tiny_folder: Folder, rows: Path) -> None:
+    prepared = prepare(
+        ModelConfig(model=str(tiny_folder("llama"))), DataConfig(data=str(rows)), QUIET.say
+    )
+    turns = [("user", "a fox"), ("assistant", "red"), ("user", "a sun"), ("assistant", "brown")]
+    example = Example(tuple(Message(role, text) for role, text in turns), "chat.jsonl:1")
+    chat = replace(prepared, template=make_template("chat", prepared.model.tokenizer, [example]))
+    (row,) = _encoded([example], chat).rows
+    assert row == chat.template.encode(example, turns="last")
+    assert row.response != chat.template.encode(example).response
 
 
 def test_only_rows_of_a_distillation_keep_their_order() -> None:
@@ -283,6 +325,12 @@ def test_text_equal_to_the_seeds_is_not_trained_twice(
         ({"budgets": ("200%",)}, "--budget 200%: over 100 %"),
         ({"methods": ()}, "--methods: name at least one row"),
         ({"seeds_by": "magic"}, "--seeds-by magic: unknown"),
+        ({"methods": ("text", "seeds", "text")}, "--methods: text is named twice; name it once"),
+        ({"budgets": ("4", "4")}, "--budgets: 4 is named twice"),
+        ({"runs": ("a", "a")}, "--runs: a is named twice"),
+        ({"target_models": ("b", "b")}, "--target-models: b is named twice (--model is a target"),
+        ({"seeds": 5, "distillations": 2}, "--seeds 5 with 2 distillations: each is trained on"),
+        ({"seeds": 2, "distillations": 3}, "give --seeds 3."),
     ],
 )
 def test_wrong_input(tmp_path: Path, changes: dict[str, object], message: str) -> None:
@@ -328,6 +376,26 @@ def test_differences_are_paired_and_need_both_intervals() -> None:
     row = summarise([*seeds, *lucky], ("seeds", "text"))[1]
     assert row["minus_seeds"]["over_trainings"] < 0.01
     assert verdict(row, "seeds") == "cannot be told"
+
+
+def test_trainings_on_one_distillation_count_as_one() -> None:
+    # two distillations, three trainings of each: what differs is the distillation, not the training
+    shifts = [-0.5, 0.1, -0.52, 0.12, -0.48, 0.08]
+    base = np.random.default_rng(0).normal(4, 1, 50)
+    seeds = [cell("seeds", i, base.tolist()) | {"draw": i % 2} for i in range(6)]
+    text = [
+        cell("text", i, (base + shift).tolist()) | {"draw": i % 2} for i, shift in enumerate(shifts)
+    ]
+    found = difference(text, seeds)
+    assert found is not None
+    assert found["over_trainings"] == pytest.approx(12.7062 * 0.15, rel=1e-3)  # t of two figures
+    row = summarise([*seeds, *text], ("seeds", "text"))[1]
+    assert row["interval"] == pytest.approx(12.7062 * 0.15, rel=1e-3)
+    alone = [a | {"draw": 0} for a in text]
+    assert by_draw([1.0, 2.0], [0, 0]) == [1.0, 2.0]
+    spread = difference(alone, [a | {"draw": 0} for a in seeds])
+    assert spread is not None
+    assert spread["over_trainings"] < 0.2
 
 
 def test_gaps_recovered() -> None:

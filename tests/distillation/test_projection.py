@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nacd.distillation.projection import Nearest, Simplex, StraightThrough, simplex_logits
 
@@ -93,3 +94,10 @@ def test_nearest_learns_the_vectors_themselves() -> None:
     )
     assert projection.vectors(0.0) is projection.parameters
     assert torch.equal(projection.tokens(), picked)
+
+
+def test_tokens_where_the_logits_are_on_an_accelerator() -> None:
+    with FakeTensorMode():  # knows devices that are not there, and refuses to mix them
+        logits, table = torch.empty(5, 3, device="cuda"), torch.empty(9, 4, device="cuda")
+        found = Simplex(logits, torch.empty(5, 3, dtype=torch.int64), table).tokens()
+        assert (found.device.type, tuple(found.shape)) == ("cpu", (5,))

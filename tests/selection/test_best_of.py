@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -89,3 +90,17 @@ def test_a_killed_run_goes_on_after_its_last_draw(
     assert (again.order, again.flops) == (whole.order, whole.flops)
     with pytest.raises(UserError, match=r"draws\.json: made with other settings"):
         best_of(task(prepared, tmp_path / "killed", budget="7"))
+
+
+def test_a_draw_that_diverges_is_not_the_best(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([math.nan, 3.0, 2.0, math.inf, 2.5])
+    monkeypatch.setattr(module, "train_student", lambda *_: None)
+    monkeypatch.setattr(module, "mean_nll", lambda *_: next(losses))
+    asked = task(prepared, tmp_path / "some")
+    order = best_of(asked).order
+    assert list(order) == random_order(len(prepared.train), asked.seed + 1_000_003 * 2)
+    losses = iter([math.nan] * 5)
+    with pytest.raises(UserError, match=r"best-of: training diverges on every draw at --learning"):
+        best_of(task(prepared, tmp_path / "none"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +27,7 @@ from nacd.prepare import Part, Prepared, prepare
 from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.run import RunFolder
-from nacd.selection import METHODS, Task, check_method, choose, choose_once, hidden, rank
+from nacd.selection import METHODS, Task, check_method, choice, choose, choose_once, hidden, rank
 from nacd.selection.hidden import hidden_flops, hidden_states, last_hidden
 from nacd.selection.rds import cosine
 from tiny import ARCHITECTURES
@@ -238,6 +239,22 @@ def test_a_choice_is_made_once(prepared: Prepared, tmp_path: Path) -> None:
     assert first["scores"] == sorted(first["scores"], reverse=True)
     assert [len(d) for d in first["digests"]] == [64] * 5
     assert choose_once(run, "chosen", task(prepared, tmp_path, seed=9), "random") == first
+
+
+def test_the_time_of_interrupted_calls_counts(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    run = RunFolder(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(choice, "choose", killed)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                choose_once(run, "chosen", task(prepared, tmp_path), "longest")
+    assert choose_once(run, "chosen", task(prepared, tmp_path), "longest")["seconds"] > 0.1
 
 
 # Wrong inputs

@@ -102,3 +102,10 @@ def test_every_row_is_dealt_once_a_pass(rows: int, size: int) -> None:
     assert max(sizes) <= size
     assert max(sizes) - min(sizes) <= 1
     assert groups != deal(rows, size, 3, seed=2)
+
+
+def test_a_training_that_diverges_is_said(prepared: Prepared, tmp_path: Path) -> None:
+    asked = task(prepared, tmp_path)
+    hot = replace(asked, recipe=replace(asked.recipe, learning_rate=1e30, clip=0.0))
+    with pytest.raises(UserError, match=r"group 1 of \d+ diverges at --learning-rate 1e\+30"):
+        trajectory(hot)

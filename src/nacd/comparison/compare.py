@@ -71,10 +71,16 @@ def compare(
     """
     progress = progress or Progress()
     config.check()
-    check_runs(config)
+    runs = check_runs(config)
     elsewhere = read_examples(config.elsewhere, flag="--elsewhere") if config.elsewhere else []
     splits = read_splits(config.data) if splits is None else splits
     folder = open_run(config, splits, free=FREE)
+    taken = folder.once("runs", lambda: runs) if runs else {}
+    if anew := [run for run, digest in runs.items() if taken.get(run) != digest]:
+        raise UserError(
+            f"--runs {anew[0]}: distilled anew since its rows were taken into {config.out}; choose "
+            "another --out."
+        )
     source = prepare(config.model, config.data, progress.say, splits)
     if config.accuracy and any(e.choices is None for e in source.report.examples):
         raise UserError(
@@ -194,7 +200,8 @@ def _overlap(source: Prepared) -> list[dict[str, Any]]:
     return [
         {
             "train": source.train.examples[row].source,
-            "report": [report[other].source for other in others],
+            "report": [report[other].source for other in others[:3]],
+            "of": len(others),
         }
         for row, others in overlapping(
             [row_text(e) for e in source.train.examples], [row_text(e) for e in report]

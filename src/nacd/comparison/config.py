@@ -57,7 +57,7 @@ class CompareConfig:
     target_models: tuple[str, ...] = ()
     """Further models to train, beside --model: hub ids, folders or GGUF files."""
     seeds: int = 5
-    """Trainings (seeds; draws for `random`) behind each row."""
+    """Trainings (seeds; draws for `random`) behind each row; a multiple of the distillations."""
     distillations: int = 1
     """Distillations, each from seed rows of its own; the trainings take them in turn."""
     seeds_by: str = "random"
@@ -101,6 +101,16 @@ class CompareConfig:
             raise UserError("--methods: name at least one row.")
         if not self.budgets:
             raise UserError("--budgets: name at least one budget.")
+        for flag, names in (
+            ("--methods", self.methods),
+            ("--budgets", self.budgets),
+            ("--runs", self.runs),
+            ("--target-models", (self.model.model, *self.target_models)),
+        ):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                also = " (--model is a target itself)" if flag == "--target-models" else ""
+                raise UserError(f"{flag}: {twice[0]} is named twice{also}; name it once.")
         for budget in self.budgets:
             parse_budget(budget)
         for flag, value in (
@@ -110,6 +120,13 @@ class CompareConfig:
         ):
             if value < 1:
                 raise UserError(f"{flag} {value}: must be at least 1.")
+        draws = len(self.runs) or self.distillations
+        if self.seeds % draws and any(name in DISTILLED for name in self.methods):
+            less, more = self.seeds // draws * draws, (self.seeds // draws + 1) * draws
+            raise UserError(
+                f"--seeds {self.seeds} with {draws} distillations: each is trained on equally "
+                f"often; give --seeds {f'{less} or {more}' if less else more}."
+            )
         for name in self.methods:
             if name in METHODS:
                 check_method(name, self.selection, "--methods")

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,11 @@ class Grid:
     elsewhere: Sequence[Encoded] = ()
     """Rows of other data that every trained model is measured on too."""
 
+    @cached_property
+    def digest(self) -> str:
+        """Tells the rows of other data apart from others under the same name."""
+        return hashlib.sha256(repr(list(self.elsewhere)).encode()).hexdigest()[:16]
+
     def run(self, sets: Sequence[RowSet], progress: Progress, keep: Keep) -> None:
         """Every cell, made or read; `keep` is given those of one row after the other."""
         made: dict[str, dict[str, Any]] = {}
@@ -80,21 +86,22 @@ class Grid:
 
         try:
             cell = self.folder.once(f"{place}/result", make)
+            missing = self._missing(cell, answers)
+            if missing:  # asked for after the cell was made
+                theta, _, _ = self._train(rowset.training(self.prepared, seed), seed)
+                cell = cell | {name: measure(theta) for name, measure in missing.items()}
+                write_json(self.folder.path / place / "result.json", cell)
         except Exception as error:  # kept, shown, and tried again next time
             write_json(failed, key | {"failed": reason(error)})
             return key | {"failed": reason(error)}
         failed.unlink(missing_ok=True)
-        made.setdefault(cell["content"], cell)
-        missing = self._missing(cell, answers)
-        if missing:  # asked for after the cell was made
-            theta, _, _ = self._train(rowset.training(self.prepared, seed), seed)
-            cell = cell | {name: measure(theta) for name, measure in missing.items()}
-            write_json(self.folder.path / place / "result.json", cell)
-        cost = {
+        made.setdefault(str(cell["content"]), cell)
+        about = {
+            "draw": seed % rowset.draws,
             "choosing_seconds": rowset.choosing_seconds,
             "choosing_flops": rowset.choosing_flops,
         }
-        return key | cell | cost
+        return key | cell | about
 
     def _train(self, training: Training, seed: int) -> tuple[Any, int, Recipe]:
         recipe = of_training(self.recipe, training)
@@ -151,15 +158,21 @@ class Grid:
         missing: dict[str, Callable[[Any], dict[str, Any]]] = {}
         if answers and not cell.get("accuracy"):
             missing["accuracy"] = self._accuracy
-        known = (cell.get("elsewhere") or {}).get("data")
-        if self.elsewhere and known != self.config.elsewhere:
+        known = cell.get("elsewhere") or {}
+        same = known.get("data") == self.config.elsewhere
+        if self.elsewhere and not (same and known.get("digest", self.digest) == self.digest):
             missing["elsewhere"] = self._harm
         return missing
 
     def _harm(self, theta: Any) -> dict[str, Any]:
         """Response NLL on other data than what was trained for."""
         found = response_nll(self.prepared.model, theta, list(self.elsewhere))
-        return {"data": self.config.elsewhere, "nll": found.mean, "rows": len(self.elsewhere)}
+        return {
+            "data": self.config.elsewhere,
+            "digest": self.digest,
+            "nll": found.mean,
+            "rows": len(self.elsewhere),
+        }
 
     def _accuracy(self, theta: Any) -> dict[str, Any]:
         """Accuracy on the report questions, with what it depends on."""
@@ -181,7 +194,8 @@ class Grid:
 
     def _content(self, training: Training, seed: int) -> str:
         """A hash of all that a training depends on but the model."""
-        rows = [] if training.data is None else [row.ids for row in training.data.rows]
+        data = () if training.data is None else training.data.rows
+        rows = [(row.ids, row.response) for row in data]
         recipe = of_training(self.recipe, training)
         text = json.dumps([rows, seed, training.steps, repr(recipe)])
         digest = hashlib.sha256(text.encode())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from nacd.distillation.pseudo import PseudoData, make_pseudo_data
 from nacd.distillation.text import choosable
 from nacd.distilling import Outcome, learn_text
 from nacd.errors import UserError
+from nacd.files import sha256_of
 from nacd.ladder import random_prompts
 from nacd.learn import draw
 from nacd.meta import PASSES
@@ -26,7 +29,7 @@ from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.report.folder import read_run
 from nacd.run import RunFolder, differences
-from nacd.selection import Task, choose_once, forward_flops
+from nacd.selection import METHODS, Task, choose_once, forward_flops
 from nacd.stages import SAID
 from nacd.student import plain
 
@@ -45,7 +48,8 @@ class Training:
     """If not the recipe's own length."""
     steps: int | None = None
     in_order: bool = False
-    """Rows of a distillation: visited as they are given, where the recipe does not shuffle."""
+    """Rows that were learned or chosen in an order: visited in it, where the recipe does not
+    shuffle."""
     tokens_changed: float | None = None
     boundaries_kept: float | None = None
     """Share of the source's token boundaries in the learned prompts that the target has too."""
@@ -61,6 +65,8 @@ class RowSet:
     trainings: int
     choosing_seconds: float | None = None
     choosing_flops: float | None = None
+    draws: int = 1
+    """Distillations behind it, that the trainings take in turn."""
     source_only: bool = False
     failed: str | None = None
     """Why its rows could not be had."""
@@ -162,7 +168,7 @@ def _plain(
     chosen = [examples[i] for i in found["rows"]]
 
     def training(target: Prepared, _: int) -> Training:
-        return Training(_encoded(chosen, target))
+        return Training(_encoded(chosen, target), in_order=METHODS[method].orders)
 
     return [RowSet(method, training, config.seeds, found["seconds"], found["flops"])]
 
@@ -205,8 +211,11 @@ def _taken(
     return outcome
 
 
-def check_runs(config: CompareConfig) -> None:
+def check_runs(config: CompareConfig) -> dict[str, str]:
     """Refuse finished runs that this comparison cannot take its rows from.
+
+    Returns:
+        The SHA-256 of every run's distilled rows.
 
     Raises:
         UserError: no run folder, one that has not ended, or one of another budget, model, data
@@ -217,6 +226,7 @@ def check_runs(config: CompareConfig) -> None:
     for budget in config.budgets:
         for run in config.runs:
             _of_run(config, budget, Path(run))
+    return {run: sha256_of(Path(run) / "dataset" / "train.jsonl") for run in config.runs}
 
 
 def _of_run(config: CompareConfig, budget: str, run: Path) -> DistillConfig:
@@ -296,10 +306,25 @@ def _of_distillation(
         method,
         training,
         config.seeds,
-        sum(o.learned.seconds for o in outcomes) / len(outcomes) if learned else 0.0,
-        _learning_flops(outcomes[0]) if learned else 0.0,
+        sum(_seconds(outcome, learned) for outcome in outcomes) / len(outcomes),
+        _chosen(outcomes[0])["flops"] + (_learning_flops(outcomes[0]) if learned else 0.0),
+        draws=len(outcomes),
         source_only=method == "soft",
     )
+
+
+def _seconds(outcome: Outcome, learned: bool) -> float:
+    """What a distillation took until its rows were there; for its seed rows, choosing alone."""
+    spent = {stage["name"]: stage["seconds"] for stage in outcome.clock.stages}
+    free = _chosen(outcome)["method"] == "random"
+    choosing = 0.0 if free else spent.get("choosing seed rows", 0.0)
+    learning = ("recording experts", "checking the meta-gradient", "learning")
+    return choosing + (sum(spent.get(name, 0.0) for name in learning) if learned else 0.0)
+
+
+def _chosen(outcome: Outcome) -> dict[str, Any]:
+    """How its seed rows were chosen."""
+    return json.loads((outcome.folder.path / "seeds.json").read_text(encoding="utf-8"))
 
 
 def _learning_flops(outcome: Outcome) -> float:
@@ -330,13 +355,13 @@ def tuning_data(
 
 
 def _encoded(rows: Sequence[Example], target: Prepared) -> PseudoData:
-    """Real rows under a target's template and tokenizer."""
+    """Real rows under a target's template and tokenizer, labelled as exported rows are."""
     pad = target.model.tokenizer.pad_token_id
-    return plain([target.template.encode(example) for example in rows], pad)
+    return plain([target.template.encode(example, turns="last") for example in rows], pad)
 
 
 def of_training(recipe: Recipe, training: Training) -> Recipe:
-    """The recipe of one training; rows that are not a distillation's are always shuffled."""
+    """The recipe of one training; rows without an order of their own are always shuffled."""
     if not training.in_order:
         recipe = replace(recipe, shuffle=True)
     if training.learning_rate is not None:

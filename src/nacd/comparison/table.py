@@ -54,7 +54,7 @@ def _row(
     row |= {
         "report_nll": statistics.fmean(values),
         "sd": statistics.stdev(values) if len(values) > 1 else None,
-        "interval": t_interval(values),
+        "interval": t_interval(by_draw(values, [cell.get("draw") for cell in cells])),
         "trainings": len(values),
         "rows": round(statistics.fmean(cell["rows"] for cell in cells)),
         "tokens": round(statistics.fmean(cell["tokens"] for cell in cells)),
@@ -101,22 +101,39 @@ def difference(cells: Sequence[Cell], rival: Sequence[Cell]) -> dict[str, Any] |
     """The paired difference between two rows: training seeds in common, question by question.
 
     Returns:
-        `mean`; `over_trainings`, half the width of its t-interval, or None; `over_questions`, the
-        bootstrap interval [low, high] of the mean over those trainings; None without a pair.
+        `mean`; `over_trainings`, half the width of its t-interval (over the distillations, where
+        there are several), or None; `over_questions`, the bootstrap interval [low, high] of the
+        mean over those trainings; None without a pair.
     """
     others = {cell["seed"]: cell for cell in rival if "failed" not in cell}
     pairs = [(cell, others[cell["seed"]]) for cell in cells if cell["seed"] in others]
     if not pairs:
         return None
     values = [a["report_nll"] - b["report_nll"] for a, b in pairs]
+    draws = [(a.get("draw"), b.get("draw")) for a, b in pairs]
     by_question = np.mean([np.subtract(a["row_nll"], b["row_nll"]) for a, b in pairs], axis=0)
     low, high = question_bootstrap(by_question, np.asarray(pairs[0][0]["row_tokens"]))
     return {
         "mean": statistics.fmean(values),
-        "over_trainings": t_interval(values),
+        "over_trainings": t_interval(by_draw(values, draws)),
         "over_questions": [low, high],
         "pairs": len(pairs),
     }
+
+
+def by_draw(values: Sequence[float], draws: Sequence[object]) -> list[float]:
+    """What stands independently behind a mean: trainings on the same distillation are averaged.
+
+    Args:
+        values: a figure of every training.
+        draws: the distillation of each; all the same: every training counts for itself.
+    """
+    if len(set(draws)) < 2:
+        return [*values]
+    groups: dict[object, list[float]] = {}
+    for value, draw in zip(values, draws, strict=True):
+        groups.setdefault(draw, []).append(value)
+    return [statistics.fmean(group) for group in groups.values()]
 
 
 def _recovered(nll: float, rows: Mapping[str, Sequence[Cell]], start: str) -> float | None:

@@ -84,7 +84,7 @@ class Simplex:
     parameters: Tensor
     """Logits, (Q, C)."""
     candidates: Tensor
-    """Candidate token ids, (Q, C)."""
+    """Candidate token ids, (Q, C), on the CPU."""
     table: Tensor
     """(V, d)."""
     hot: float = 1.0
@@ -116,7 +116,8 @@ class Simplex:
 
     def tokens(self) -> Tensor:
         """See `Projection`."""
-        return self.candidates.gather(1, self.parameters.argmax(1, keepdim=True))[:, 0]
+        best = self.parameters.argmax(1, keepdim=True).to(self.candidates.device)
+        return self.candidates.gather(1, best)[:, 0]
 
 
 def simplex_logits(candidates: Tensor, seeds: Tensor, share: float) -> Tensor:

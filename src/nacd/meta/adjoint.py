@@ -209,7 +209,7 @@ def meta_gradient(
             theta, batches[i], vectors, in_vectors=engine.needs_vector_gradient
         )
         slots = batches[i].slots
-        own = slots[slots >= 0].unique()
+        own = slots[slots >= 0].unique().to(vectors.device)
         in_vectors.append(None if other is None else (own, other[own]))
         return loss, slope
 

@@ -9,6 +9,7 @@ rank draws poorly.
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from nacd.config import budget_rows
@@ -24,7 +25,7 @@ def best_of(task: Task) -> Ranking:
     """The rows of the best draw in its own order, then all others; goes on after the last draw.
 
     Raises:
-        UserError: draws made with other settings in the same folder.
+        UserError: every training diverged, or draws made with other settings in the same folder.
     """
     model, rows = task.prepared.model, list(task.prepared.train.rows)
     target = task.prepared.target.rows
@@ -47,7 +48,13 @@ def best_of(task: Task) -> Ranking:
             )
             trained = sum(len(data.rows[i]) for batch in visits for i in batch)
             flops += forward_flops(model, 2 * trained + sum(len(row) for row in target))
-    best = min(range(len(orders)), key=lambda number: losses[number])
+    kept = [number for number, loss in enumerate(losses) if math.isfinite(loss)]
+    if not kept:
+        raise UserError(
+            f"--method best-of: training diverges on every draw at --learning-rate "
+            f"{task.recipe.learning_rate:g}; give a smaller one."
+        )
+    best = min(kept, key=lambda number: losses[number])
     return Ranking(orders[best], None, flops)
 
 

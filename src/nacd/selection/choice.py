@@ -6,6 +6,7 @@ A method ranks, and may do so lazily; near-copies are left out (`--dedup`), grou
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 from nacd.config import SelectionConfig, budget_rows, parse_budget
 from nacd.data import Encoded, Example
 from nacd.errors import UserError
+from nacd.files import write_json
 from nacd.run import RunFolder
 from nacd.selection.filters import deduplicated, stratified
 from nacd.selection.method import Ranking, Task
@@ -213,12 +215,17 @@ def choose_once(
 
     Returns:
         `method`, `rows` (indices, best first), their `digests` and `scores` (None: no such),
-        `seconds` (of the call that came to an end) and `flops` spent on choosing.
+        `seconds` (of interrupted calls too) and `flops` spent on choosing.
     """
 
     def make() -> dict[str, Any]:
-        began = time.perf_counter()
-        chosen = choose(task, method, flag)
+        clock, began = run.path / f"{name}-seconds.json", time.perf_counter()
+        before = json.loads(clock.read_text())["seconds"] if clock.is_file() else 0.0
+        try:
+            chosen = choose(task, method, flag)
+        finally:
+            seconds = before + time.perf_counter() - began
+            write_json(clock, {"seconds": seconds})
         scores = chosen.ranking.scores
         return {
             "method": method,
@@ -228,7 +235,7 @@ def choose_once(
                 None if scores is None or not math.isfinite(scores[i]) else float(scores[i])
                 for i in chosen.indices
             ],
-            "seconds": time.perf_counter() - began,
+            "seconds": seconds,
             "flops": chosen.ranking.flops,
         }
 

@@ -37,7 +37,7 @@ def trajectory(task: Task) -> Ranking:
     """Rank the rows by their worth; goes on after the last group weighed.
 
     Raises:
-        UserError: weights made with other settings in the same folder.
+        UserError: a training diverged, or weights made with other settings in the same folder.
     """
     prepared, recipe = task.prepared, task.recipe
     model, rows = prepared.model, prepared.train.rows
@@ -69,6 +69,11 @@ def trajectory(task: Task) -> Ranking:
             worth = np.zeros(len(group))
             for where, derivative in zip(order, found, strict=True):
                 np.subtract.at(worth, where, derivative.cpu().double().numpy())
+            if not np.isfinite(worth).all():
+                raise UserError(
+                    f"--method trajectory: the training of group {number + 1} of {len(groups)} "
+                    f"diverges at --learning-rate {recipe.learning_rate:g}; give a smaller one."
+                )
             scores[group] += (worth - worth.mean()) / (worth.std() + 1e-12)
             tokens = 2 * sum(b.tokens for b in batches) + sum(b.tokens for b in targets)
             flops += 2 * forward_flops(model, tokens)
