@@ -152,6 +152,7 @@ def test_a_finished_run_is_compared_without_distilling_anew(
         tmp_path / "run" / "distill" / name for name in ("state.safetensors", "metrics.jsonl")
     ]
     before = [file.stat().st_mtime_ns for file in learned]
+    compare(replace(config, methods=("zero-shot",)), progress=QUIET)  # --runs may come later
     result = compare(replace(config, runs=(str(tmp_path / "run"),)), progress=QUIET)
     assert [row["method"] for row in result.table] == ["seeds", "text"]
     assert result.table[1]["tokens_changed"] == made.tokens_changed
@@ -165,6 +166,8 @@ def test_a_finished_run_is_compared_without_distilling_anew(
         other = replace(config, runs=(str(tmp_path / "run"),), out=tmp_path / "other", **change)
         with pytest.raises(UserError, match=re.escape(key)):
             compare(other, progress=QUIET)
+    with pytest.raises(UserError, match=r"--runs \(none\): the distilled rows in .* are of .*run;"):
+        compare(config, progress=QUIET)
     rows_of = tmp_path / "run" / "dataset" / "train.jsonl"
     kept = rows_of.read_text()
     rows_of.write_text(kept.replace("thing", "think"))

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nacd.comparison.config import FREE, ROWS, CompareConfig
+from nacd.comparison.config import DISTILLED, FREE, ROWS, CompareConfig
 from nacd.comparison.cost import forecast, seconds_per_token
 from nacd.comparison.grid import Grid, Keep, folder_name
 from nacd.comparison.rowsets import (
@@ -75,12 +75,8 @@ def compare(
     elsewhere = read_examples(config.elsewhere, flag="--elsewhere") if config.elsewhere else []
     splits = read_splits(config.data) if splits is None else splits
     folder = open_run(config, splits, free=FREE)
-    taken = folder.once("runs", lambda: runs) if runs else {}
-    if anew := [run for run, digest in runs.items() if taken.get(run) != digest]:
-        raise UserError(
-            f"--runs {anew[0]}: distilled anew since its rows were taken into {config.out}; choose "
-            "another --out."
-        )
+    if any(method in DISTILLED for method in config.methods):
+        _same_runs(folder, runs)
     source = prepare(config.model, config.data, progress.say, splits)
     if config.accuracy and any(e.choices is None for e in source.report.examples):
         raise UserError(
@@ -111,6 +107,25 @@ def compare(
         progress.say(f"target model {target}")
         _of_target(target, config, source, splits, sets, elsewhere, folder, progress, kept.add)
     return Compared(folder.path, kept.table(), shared, kept.write())
+
+
+def _same_runs(folder: RunFolder, runs: dict[str, str]) -> None:
+    """Hold the rows of --runs to those that this comparison's cells were made with, if any.
+
+    Raises:
+        UserError: other runs, or one that was distilled anew since.
+    """
+    taken = folder.once("runs", lambda: runs)
+    if taken.keys() != runs.keys():
+        raise UserError(
+            f"--runs {' '.join(runs) or '(none)'}: the distilled rows in {folder.path} are of "
+            f"{' '.join(taken) or 'its own distillations'}; give the same, or another --out."
+        )
+    if anew := [run for run, digest in runs.items() if taken[run] != digest]:
+        raise UserError(
+            f"--runs {anew[0]}: distilled anew since its rows were taken into {folder.path}; "
+            "choose another --out."
+        )
 
 
 @dataclass

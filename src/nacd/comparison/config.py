@@ -40,8 +40,10 @@ FREE = (
     "full_seeds",
     "accuracy",
     "elsewhere",
+    "runs",
 )
-"""Keys that may differ when a comparison goes on: they add cells, and change none."""
+"""Keys that may differ when a comparison goes on: they add cells, and change none. (Other --runs
+are refused once there are rows of a distillation.)"""
 
 
 @dataclass(frozen=True)
