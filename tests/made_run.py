@@ -12,7 +12,8 @@ import yaml
 
 from nacd.comparison.config import CompareConfig
 from nacd.comparison.table import summarise, write_parquet
-from nacd.config import DataConfig, DistillConfig, OuterLoopConfig, to_dict
+from nacd.config import DataConfig, DistillConfig, OuterLoopConfig
+from nacd.settings import to_dict
 
 METHODS = ("zero-shot", "random", "seeds", "soft", "text", "full")
 HOSTILE = (

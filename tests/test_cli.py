@@ -14,8 +14,10 @@ import yaml
 
 from nacd import files
 from nacd.cli import main
-from nacd.config import DistillConfig, from_dict
+from nacd.config import DataConfig, DistillConfig, OuterLoopConfig
+from nacd.errors import UserError
 from nacd.recipe import Recipe
+from nacd.settings import from_dict
 
 Folder = Callable[[str], Path]
 
@@ -164,11 +166,52 @@ def test_a_config_that_leaves_settings_out_has_the_commands_own() -> None:
     assert DistillConfig().recipe.shuffle is False
 
 
-def test_an_unknown_key_in_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "budget: 5%\nouter:\n  stepsize: 3\n",
+            "outer: unknown key stepsize; known: objective",
+        ),
+        ("learning_rate: 1e-3\n", "unknown key learning_rate; it stands under `recipe:`."),
+        ("recipe: {optimizer: adam}\n", "recipe: optimizer: 'adam': must be 'adamw' or 'sgd'."),
+        (
+            "outer: {engine: first_order}\n",
+            "must be 'auto', 'exact', 'first-order', 'one-sided'",
+        ),
+        ("outer: {outer_steps: 12.5}\n", "outer_steps: 12.5: must be a valid integer."),
+        ("draws: five\n", "draws: 'five': must be a valid integer."),
+        ("recipe: {learning_rate: fast}\n", "learning_rate: 'fast': must be a valid number."),
+        ("data: rows.jsonl\n", "data: 'rows.jsonl': must hold settings of its own, as in run.yaml"),
+    ],
+)
+def test_a_wrong_config_is_named(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text("budget: 5%\nouter:\n  stepsize: 3\n")
+    file.write_text(text)
     assert main(["distill", "--config", str(file)]) == 1
-    assert "run.yaml, outer: unknown key stepsize" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.startswith(f"nacd distill: {file}")
+    assert shown.count("\n") == 1
+
+
+def test_what_yaml_reads_as_another_type() -> None:
+    read = from_dict(
+        DistillConfig,
+        {"budget": 112, "compare": "random", "tune_rates": ["1e-3"], "recipe": {"clip": "5e-1"}},
+        "run.yaml",
+    )
+    assert (read.budget, read.compare, read.tune_rates) == ("112", ("random",), (1e-3,))
+    assert read.recipe.clip == 0.5
+
+
+def test_a_wrong_value_in_python() -> None:
+    data = DataConfig(data="rows.jsonl")
+    wrong = OuterLoopConfig(objective="target_loss")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match="--objective target_loss: must be 'target-loss', 'train-"):
+        DistillConfig(data=data, outer=wrong).check()
 
 
 def test_a_full_disk_and_ctrl_c_lose_nothing(

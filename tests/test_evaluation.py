@@ -139,6 +139,19 @@ def test_evaluation_leaves_the_model_as_it_was(tiny_folder: Any, questions: Path
     assert torch.equal(before[1], after[1])
 
 
+def test_it_asks_no_other_program(
+    tiny_folder: Any, questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*args: Any, **_: Any) -> None:
+        raise AssertionError(f"started {args}")
+
+    monkeypatch.setattr("subprocess.Popen", asked)  # git's complaints would reach the terminal
+    model = load_model(ModelConfig(str(tiny_folder("llama"))))
+    examples = read_examples(str(questions))
+    template = make_template("qa", model.tokenizer, examples)
+    assert choice_accuracy(model, model.zero_theta(), examples, template=template).n
+
+
 @pytest.mark.slow
 def test_an_unknown_task_is_named(tiny_folder: Any) -> None:
     model, theta = load(tiny_folder("llama"))

@@ -16,8 +16,8 @@ import yaml
 
 from nacd.comparison.compare import compare
 from nacd.comparison.config import CompareConfig
-from nacd.config import from_dict
 from nacd.progress import Progress
+from nacd.settings import from_dict
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 GRIDS = ("ladder", "mmlu", "paper_opt_to_llama")

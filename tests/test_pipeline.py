@@ -24,7 +24,6 @@ from nacd.config import (
     DistillConfig,
     ExpertConfig,
     OuterLoopConfig,
-    to_dict,
 )
 from nacd.data import make_template, read_examples
 from nacd.distillation.outer import OuterLoop
@@ -34,6 +33,7 @@ from nacd.learn import Distiller
 from nacd.models import ModelConfig, load_model
 from nacd.progress import Progress
 from nacd.recipe import Recipe
+from nacd.settings import to_dict
 from tiny import ARCHITECTURES
 
 Folder = Callable[[str], Path]

@@ -131,7 +131,7 @@ def _parse(kind: type[Any], verb: str, args: Sequence[str]) -> Any:
     import tyro
     import yaml
 
-    from nacd.config import from_dict
+    from nacd.settings import from_dict
 
     rest, default = list(args), None
     for i, arg in enumerate(rest):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Literal
 
 from nacd.data import Encoded
 from nacd.errors import UserError
 from nacd.models import ModelConfig
 from nacd.recipe import Recipe
+from nacd.settings import check_values
 from nacd.tracking import check_tracker
 
 LADDER = ("zero-shot", "random", "seeds", "random-prompts", "soft", "text", "full")
@@ -229,6 +229,7 @@ class DistillConfig:
         Raises:
             UserError: a flag's value is out of range; it is named.
         """
+        check_values(self)
         self.recipe.check()
         self.expert.check()
         check_tracker(self.track)
@@ -321,58 +322,7 @@ def budget_rows(text: str, rows: list[Encoded], order: list[int]) -> list[int]:
     if count > len(order):
         raise UserError(
             f"--budget {text}: {count} rows asked for, but there are {len(order)} training rows "
-            "(after target, development and report rows are set aside and long ones dropped)."
+            "(after target, development and report rows are set aside and long ones dropped); give "
+            "a smaller budget, or name files with --target and --heldout."
         )
     return order[: max(1, count)]
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as plain values that YAML and JSON take."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Path):
-            return str(value)
-        if isinstance(value, tuple):
-            return list(value)
-        if isinstance(value, Mapping):
-            return {key: plain(inner) for key, inner in value.items()}
-        return value
-
-    return {key: plain(value) for key, value in dataclasses.asdict(config).items()}
-
-
-C = TypeVar("C")
-
-
-def from_dict(kind: type[C], values: Mapping[str, Any], where: str) -> C:
-    """A configuration from plain values; the inverse of `to_dict`.
-
-    Raises:
-        UserError: an unknown key; it is named, with the file it stands in.
-    """
-    return kind(**_fields(kind, values, where))
-
-
-def _fields(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    hints = get_type_hints(kind)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise UserError(f"{where}: unknown key {', '.join(unknown)}; known: {', '.join(hints)}.")
-    built: dict[str, Any] = {}
-    factories: dict[str, Any] = {f.name: f.default_factory for f in dataclasses.fields(kind)}
-    for key, value in values.items():
-        hint = hints[key]
-        if dataclasses.is_dataclass(hint):  # what it leaves out is as this configuration has it
-            plain: Any = factories[key]()
-            own = _fields(hint, value, f"{where}, {key}")  # pyright: ignore[reportArgumentType]
-            built[key] = dataclasses.replace(plain, **own)
-        elif isinstance(value, list):
-            floats = hint == tuple[float, ...]
-            built[key] = tuple(float(entry) if floats else entry for entry in value)
-        elif hint is Path:
-            built[key] = Path(value)
-        elif hint is float and isinstance(value, (int, str)):
-            built[key] = float(value)  # YAML reads 1e-3 as text
-        else:
-            built[key] = value
-    return built

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from nacd.clock import StageClock
-from nacd.config import DistillConfig, to_dict
+from nacd.config import DistillConfig
 from nacd.data import Splits, hub_license
 from nacd.distillation.pseudo import PseudoData
 from nacd.distillation.text import TextRow
@@ -37,6 +37,7 @@ from nacd.report.page import ReportConfig, write_report
 from nacd.report.record import write_records
 from nacd.run import RunFolder
 from nacd.selection import check_method, check_rows
+from nacd.settings import to_dict
 from nacd.stages import checked_engine, chosen_rows, open_run, recorded_experts, tuned_recipe
 from nacd.student import plain
 from nacd.tracking import tracking

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from torch import Tensor
@@ -255,10 +256,13 @@ def _harness_model(
 
 
 def _simple_evaluate(lm: Any, tasks: list[Any], **options: Any) -> dict[str, Any]:
-    import lm_eval
+    """lm-eval's results, without its description of this machine: it asks git (whose complaint
+    would stand in the terminal) and a dozen other programs."""
+    import lm_eval.evaluator
 
     run: Any = lm_eval.simple_evaluate  # as above
-    with _quiet():
+    described = {"get_git_commit_hash": str, "add_env_info": lambda _: None}
+    with _quiet(), mock.patch.multiple(lm_eval.evaluator, create=True, **described):
         found = run(
             model=lm,
             tasks=tasks,

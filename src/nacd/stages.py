@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from nacd.config import DistillConfig, to_dict
+from nacd.config import DistillConfig
 from nacd.data import Splits
 from nacd.diagnosis import diagnose
 from nacd.distillation.pseudo import PseudoData
@@ -28,6 +28,7 @@ from nacd.recipe import Recipe
 from nacd.run import RunFolder, versions
 from nacd.selection import METHODS, Task, choose_once
 from nacd.selection.random import random_order
+from nacd.settings import to_dict
 from nacd.student import TUNING_SEED, mean_nll, train_student, tune_rate
 
 FREE = ("out", "compare", "draws")

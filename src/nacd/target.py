@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nacd.config import DataConfig, to_dict
+from nacd.config import DataConfig
 from nacd.data import Example, encode_all, make_template, read_examples
 from nacd.errors import UserError
 from nacd.evaluation import Accuracy, choice_accuracy, response_nll, task_accuracy
@@ -18,6 +18,7 @@ from nacd.models import ModelConfig, load_model
 from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.run import versions
+from nacd.settings import to_dict
 from nacd.tracking import check_tracker, tracking
 
 

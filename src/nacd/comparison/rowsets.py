@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nacd.comparison.config import DISTILLED, LEARNED, CompareConfig
 from nacd.comparison.transfer import other_prompts, surviving_boundaries
-from nacd.config import DistillConfig, from_dict, to_dict
+from nacd.config import DistillConfig
 from nacd.data import Encoded, Example, collate
 from nacd.data.split import Splits
 from nacd.distillation.pseudo import PseudoData, make_pseudo_data
@@ -30,6 +30,7 @@ from nacd.recipe import Recipe
 from nacd.report.folder import read_run
 from nacd.run import RunFolder, differences
 from nacd.selection import METHODS, Task, choose_once, forward_flops
+from nacd.settings import from_dict, to_dict
 from nacd.stages import SAID
 from nacd.student import plain
 

@@ -6,9 +6,10 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from nacd.config import DistillConfig, to_dict
+from nacd.config import DistillConfig
 from nacd.demo_config import DemoConfig, demo_config
 from nacd.report.folder import Run
+from nacd.settings import to_dict
 
 
 def command(run: Run) -> str:

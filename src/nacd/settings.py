@@ -1,0 +1,100 @@
+"""Configurations as plain values and back, every value held to the type of its field."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_origin, get_type_hints
+
+from nacd.errors import UserError
+
+C = TypeVar("C")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain values that YAML and JSON take."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return str(value)
+        if isinstance(value, tuple):
+            return list(value)
+        if isinstance(value, Mapping):
+            return {key: plain(inner) for key, inner in value.items()}
+        return value
+
+    return {key: plain(value) for key, value in dataclasses.asdict(config).items()}
+
+
+def from_dict(kind: type[C], values: Mapping[str, Any], where: str) -> C:
+    """A configuration from plain values; the inverse of `to_dict`.
+
+    What YAML reads as another type is taken for what it must be: 1e-3 for a number, 112 for text, a
+    value alone for a list of one.
+
+    Raises:
+        UserError: an unknown key, or a value of another type; it is named, with the file it stands
+            in.
+    """
+    return kind(**_fields(kind, values, where))
+
+
+def check_values(config: Any) -> None:
+    """Refuse a configuration whose values are not of their fields' types.
+
+    Raises:
+        UserError: the first such value, by its flag.
+    """
+    hints = get_type_hints(type(config))
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if dataclasses.is_dataclass(value):
+            check_values(value)
+        else:
+            _value(hints[entry.name], value, f"--{entry.name.replace('_', '-')} {value}")
+
+
+def _fields(kind: Any, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    groups = {key: hint for key, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    for key in values:
+        if key in hints:
+            continue
+        homes = [name for name, group in groups.items() if key in get_type_hints(group)]
+        mend = f"it stands under `{homes[0]}:`" if homes else f"known: {', '.join(hints)}"
+        raise UserError(f"{where}: unknown key {key}; {mend}.")
+    factories: dict[str, Any] = {f.name: f.default_factory for f in dataclasses.fields(kind)}
+    built: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in groups:
+            built[key] = _value(hints[key], value, f"{where}: {key}: {value!r}")
+            continue
+        if not isinstance(value, Mapping):
+            known = next(iter(get_type_hints(groups[key])))
+            raise UserError(
+                f"{where}: {key}: {value!r}: must hold settings of its own, as in run.yaml "
+                f"({key}: {{{known}: ...}})."
+            )
+        own = _fields(groups[key], value, f"{where}, {key}")
+        built[key] = dataclasses.replace(factories[key](), **own)  # the rest as the default has it
+    return built
+
+
+def _value(hint: Any, value: Any, named: str) -> Any:
+    """A value as its field's type."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    if get_origin(hint) is tuple and not isinstance(value, (list, tuple)):
+        value = [value]
+    adapter = TypeAdapter(hint, config=ConfigDict(coerce_numbers_to_str=True))
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        raise UserError(f"{named}: {'; '.join(dict.fromkeys(_reasons(error)))}.") from None
+
+
+def _reasons(error: Any) -> Iterator[str]:
+    for found in error.errors():
+        yield re.sub(r", (got|unable) .*", "", found["msg"].replace("Input should be", "must be"))
