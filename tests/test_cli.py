@@ -214,6 +214,18 @@ def test_a_wrong_value_in_python() -> None:
         DistillConfig(data=data, outer=wrong).check()
 
 
+def test_a_run_that_made_nothing_takes_the_mended_flags(
+    data: Path, tiny_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, model = tmp_path / "run", tiny_folder("gpt2")
+    assert main(flags(tmp_path / "absent", data, out)) == 1
+    assert main(flags(model, data, out, "--budget", "99999")) == 1
+    assert "--budget 99999: 99999 rows asked for" in capsys.readouterr().err
+    assert main(flags(model, data, out, "--outer-steps", "1")) == 0
+    assert main(flags(model, data, out, "--outer-steps", "2")) == 1
+    assert "outer.outer_steps: 1 there, 2 now" in capsys.readouterr().err
+
+
 def test_a_full_disk_and_ctrl_c_lose_nothing(
     data: Path,
     tiny_folder: Folder,

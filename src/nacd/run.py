@@ -18,6 +18,8 @@ import yaml
 from nacd.errors import UserError
 from nacd.files import write_json, write_text
 
+EMPTY = {"run.yaml", "provenance.json", "stages.json"}
+"""Files of a run that has made nothing yet."""
 LIBRARIES = ("nacd", "torch", "transformers", "peft", "trl", "datasets", "lm-eval", "tokenizers")
 
 
@@ -85,6 +87,8 @@ class RunFolder:
     ) -> None:
         """Make the folder, or check that it belongs to this configuration.
 
+        A run that has made nothing yet, whose model could not be loaded, say, begins anew.
+
         Args:
             config: the configuration.
             may_differ: dotted keys that need not be as they were.
@@ -96,6 +100,9 @@ class RunFolder:
         file = self.path / "run.yaml"
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out {self.path}: a file, not a folder; choose another --out.")
+        if file.is_file() and {entry.name for entry in self.path.iterdir()} <= EMPTY:
+            for name in EMPTY:
+                (self.path / name).unlink(missing_ok=True)
         if file.is_file():
             known = flatten(defaults or {}) | flatten(settings(self.path))
             free = set(may_differ)

@@ -75,8 +75,6 @@ def compare(
     elsewhere = read_examples(config.elsewhere, flag="--elsewhere") if config.elsewhere else []
     splits = read_splits(config.data) if splits is None else splits
     folder = open_run(config, splits, free=FREE)
-    if any(method in DISTILLED for method in config.methods):
-        _same_runs(folder, runs)
     source = prepare(config.model, config.data, progress.say, splits)
     if config.accuracy and any(e.choices is None for e in source.report.examples):
         raise UserError(
@@ -89,6 +87,8 @@ def compare(
             f"{len(shared)} training rows share 13 words with a report row, the first "
             f"{shared[0]['train']}; overlap.json names them all"
         )
+    if any(method in DISTILLED for method in config.methods):
+        _same_runs(folder, runs)
     others = _encoded(elsewhere, config, source, progress)
     _say_cost(config, source, splits, others, progress)
     recipes = {b: _recipe(config, b, source, source, folder, progress) for b in config.budgets}

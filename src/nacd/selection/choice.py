@@ -223,9 +223,9 @@ def choose_once(
         before = json.loads(clock.read_text())["seconds"] if clock.is_file() else 0.0
         try:
             chosen = choose(task, method, flag)
-        finally:
-            seconds = before + time.perf_counter() - began
-            write_json(clock, {"seconds": seconds})
+        except KeyboardInterrupt:
+            write_json(clock, {"seconds": before + time.perf_counter() - began})
+            raise
         scores = chosen.ranking.scores
         return {
             "method": method,
@@ -235,7 +235,7 @@ def choose_once(
                 None if scores is None or not math.isfinite(scores[i]) else float(scores[i])
                 for i in chosen.indices
             ],
-            "seconds": seconds,
+            "seconds": before + time.perf_counter() - began,
             "flops": chosen.ranking.flops,
         }
 
