@@ -40,7 +40,15 @@ def configuration(verb: str) -> type[Any]:
 
 
 def field_docstrings(kind: type[Any]) -> dict[str, str]:
-    """The string below each field of a dataclass."""
+    """The string below each field of a dataclass, those of its bases among them."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if dataclasses.is_dataclass(base):
+            found |= _own_docstrings(base)
+    return found
+
+
+def _own_docstrings(kind: type[Any]) -> dict[str, str]:
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(body, ast.ClassDef)
     found = {}
@@ -62,7 +70,7 @@ def page() -> str:
         "",
         "Made from the code when the site was built; `nacd COMMAND --help` says the same. Flags",
         "that several commands share stand once, [below](#shared-flags). `--config FILE` reads the",
-        "values of a `run.yaml` first; flags given beside it go before them.",
+        "values of a `run.yaml` first; flags given beside it override them.",
         "",
         "```text",
         cli.USAGE,

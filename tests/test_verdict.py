@@ -27,12 +27,18 @@ def table(
     return rows
 
 
+def draws(nll: float) -> dict[str, Any]:
+    return {"method": "random", "report_nll": nll, "sd": 0.04}
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
         (table(-0.1, 0.05), "beats its untouched seeds by 0.100"),
         (table(-0.1, 0.05, shuffled=2.45), "beats its untouched seeds by 0.100"),
-        (table(-0.1, 0.05, shuffled=2.4), "the seeds, shuffled, reach 2.400"),
+        (table(-0.1, 0.05, shuffled=2.4), "The seeds, shuffled, reach 2.400"),
+        ([*table(-0.1, 0.05), draws(2.43)], "But random rows do about as well (2.430)."),
+        ([*table(-0.1, 0.05), draws(2.47)], "(95 % interval ±0.050)."),
         (table(0.1, 0.05), "is worse than its untouched seeds by 0.100"),
         (table(-0.1, 0.2), "cannot be told apart"),
         (table(-0.1, None), "One training a row"),
@@ -44,7 +50,8 @@ def test_the_verdict_follows_the_table(rows: list[dict[str, Any]], said: str) ->
     learned: Any = SimpleNamespace(best_step=10)
     verdict = judge(rows, 0.1, learned)
     assert said in verdict
-    assert ("nothing is gained" in verdict) == (said.startswith("the seeds, shuffled"))
+    assert ("random rows" in verdict) == ("random rows" in said)
+    assert ("nothing is gained" in verdict) == (said.startswith("The seeds, shuffled"))
 
 
 @pytest.mark.parametrize(("step", "changed"), [(0, 0.1), (10, 0.0)])

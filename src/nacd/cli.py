@@ -31,10 +31,21 @@ USAGE = """usage: nacd COMMAND [flags]      (nacd COMMAND --help lists the flags
   evaluate   held-out response NLL, and multiple-choice accuracy (lm-eval)
 
   --json     with any command that has a result: the result on stdout, as JSON
+  --config FILE   settings from a run.yaml; flags beside it override them
 
   nacd distill --model smollm2 --data mine.jsonl --budget 5% --out runs/mine"""
 
 
+ANEW = ("doctor", "evaluate", "train", "push", "report", "runs", "show")
+"""Commands that keep nothing of a call that was stopped."""
+GOES_ON = "What is done is kept; the same command goes on from there."
+ABOUT = {
+    "doctor": "`nacd doctor`: which meta-gradient engine is right on this model and these rows, "
+    "and what the outer steps of `nacd distill` take with the same flags. It writes nothing.",
+    "experts": "`nacd experts`: record expert trajectories into --out; `nacd distill --objective "
+    "trajectory` with the same flags uses them.",
+}
+"""Help of the commands that share another's flags."""
 OWN_JSON = ("runs", "show")
 """Commands for which --json is a field of their configuration."""
 
@@ -99,7 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print(
-            f"\nnacd {verb}: stopped. What is done is kept; the same command goes on from there.",
+            f"\nnacd {verb}: stopped. "
+            + ("The same command starts anew." if verb in ANEW else GOES_ON),
             file=sys.stderr,
         )
         return 130
@@ -152,6 +164,8 @@ def _parse(kind: type[Any], verb: str, args: Sequence[str]) -> Any:
             default = from_dict(kind, values, str(path))
             break
     options: dict[str, Any] = {} if default is None else {"default": default}
+    if verb in ABOUT:
+        options["description"] = ABOUT[verb]
     return tyro.cli(
         kind,
         args=rest,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -18,31 +19,19 @@ LADDER = ("zero-shot", "random", "seeds", "random-prompts", "soft", "text", "ful
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Which rows, how they are read and rendered, and what is held out."""
+class ReadConfig:
+    """Which rows, and how they are read and rendered."""
 
     data: str = ""
     """JSONL, JSON, CSV or Parquet file, or a hub id (`owner/name`, `owner/name:config:split`)."""
-    target: str | None = None
-    """File or hub id of target rows; without it, some rows of --data are set aside for them."""
-    heldout: str | None = None
-    """Held-out file or hub id (a third development, the rest report); else rows of --data."""
     columns: tuple[str, ...] = ()
-    """Column names where they are not the usual ones: `prompt=question completion=reply`."""
+    """Column names where they are not the usual ones: `instruction=question output=reply`."""
     choices: Literal["cloze", "letter"] = "cloze"
     """Multiple choice: answer with the choice's text, or with its letter."""
     template: str = "auto"
     """`auto`, `chat`, `qa`, `alpaca`, `plain`, `verbatim`, or text with {prompt}, {response}."""
     max_tokens: int = 512
-    """Longest row; longer ones are dropped and counted."""
-    target_rows: int = 64
-    """Most rows set aside as target rows."""
-    group_column: str = ""
-    """Column that names a row's group (a subject, a source): strata, and the subtasks of LESS."""
-    license: str = ""
-    """Licence of --data by the hub's name (`apache-2.0`), for the card; empty: the hub card's."""
-    language: str = ""
-    """Languages of --data by the hub's codes (`en`, `en,de`), for the data card; empty: unsaid."""
+    """Longest row in tokens, prompt and response; longer ones are dropped and counted."""
 
     def mapping(self) -> dict[str, str]:
         """`columns` as a mapping from our names to the file's.
@@ -54,9 +43,27 @@ class DataConfig:
         for name, equals, column in pairs:
             if not (name and equals and column):
                 raise UserError(
-                    f"--columns {name}: expected NAME=COLUMN, for example prompt=question."
+                    f"--columns {name}: expected NAME=COLUMN, for example instruction=question."
                 )
         return {name: column for name, _, column in pairs}
+
+
+@dataclass(frozen=True)
+class DataConfig(ReadConfig):
+    """Which rows, how they are read and rendered, and what is held out."""
+
+    target: str | None = None
+    """File or hub id of target rows; without it, some rows of --data are set aside for them."""
+    heldout: str | None = None
+    """Held-out file or hub id (a third development, the rest report); else rows of --data."""
+    target_rows: int = 64
+    """Most rows set aside as target rows."""
+    group_column: str = ""
+    """Column that names a row's group (a subject, a source): strata, and the subtasks of LESS."""
+    license: str = ""
+    """Licence of --data by the hub's name (`apache-2.0`), for the card; empty: the hub card's."""
+    language: str = ""
+    """Languages of --data by the hub's codes (`en`, `en,de`), for the data card; empty: unsaid."""
 
 
 @dataclass(frozen=True)
@@ -129,19 +136,20 @@ class OuterLoopConfig:
     objective_rows: int = 64
     """`train-loss`: rows of it, other training rows (never seeds) at every outer step."""
     outer_steps: int = 40
-    """Outer steps."""
+    """Updates of the prompts; each runs a whole training and sweeps back."""
     learn: str = "prompt"
     """Learnable positions: `prompt`, or `prefix:K` for K extra tokens before it."""
     projection: Literal["nearest", "straight-through", "simplex"] = "simplex"
     """How vectors become tokens (`nearest` is the paper's)."""
     engine: Literal["auto", "exact", "first-order", "one-sided", "tesla"] = "auto"
-    """Meta-gradient engine; `auto` asks the doctor's short check."""
+    """Meta-gradient engine: `first-order` is safe, `one-sided` a third faster and coarser, `exact`
+    needs most memory; `auto` asks the doctor's short check."""
     fd_eps: float = 2e-3
     """Finite-difference step of the first-order engines, as a share of |theta|."""
     window: int = 0
-    """Inner steps differentiated through; 0: the whole recipe."""
+    """Inner steps differentiated through, 8, say, where trainings are long; 0: the whole recipe."""
     segments: int = 1
-    """Inner loops averaged in one outer step."""
+    """Inner loops averaged in one outer step: less noise, at their time."""
     expert_start: int = 0
     """`trajectory`: latest expert step (of those with a snapshot) that a segment starts from."""
     expert_ahead: int = 0
@@ -153,7 +161,7 @@ class OuterLoopConfig:
     trim: float = 0.01
     """Share of each inner step's gradient cotangents, the largest, that are clamped; 0: none."""
     beta: float = 0.0
-    """Weight of the neighbour regulariser."""
+    """Weight of the neighbour regulariser, which draws vectors (`nearest`) to tokens; 0: off."""
     metric: Literal["euclidean", "cosine"] = "euclidean"
     """Distance of the neighbour regulariser and of the nearest rows."""
     candidates: int = 16
@@ -201,17 +209,18 @@ class DistillConfig:
     out: Path = Path("runs/distill")
     """Run folder; the same command again goes on where it stopped."""
     budget: str = "5%"
-    """Size of the distilled set: rows (`112`), a percentage (`5%`) or tokens (`20000t`)."""
+    """Size of the distilled set: rows (`112`), tokens (`20000t`) or a percentage (`5%`) of the
+    training rows that are left once the held-out parts are set aside."""
     seed: int = 0
     """Seed of everything that is drawn."""
     seeds_by: str = "random"
     """How the seed rows are chosen: `random`, or a method of `nacd select`."""
     compare: tuple[str, ...] = LADDER
-    """Rows of the final table."""
+    """Rows of the final table; `full` trains on all rows: leave it out if that is dear."""
     draws: int = 3
     """Trainings (seeds; draws for `random`) behind each row of the table."""
     tune_rates: tuple[float, ...] = ()
-    """Learning rates to try first on development rows, training on the untouched seeds."""
+    """Learning rates to try first (`5e-4 1e-3`) on development rows, training on the seeds."""
     full_epochs: float = 1.0
     """Epochs of the table's `full` row (also shown at equal steps)."""
     track: str = ""
@@ -253,10 +262,17 @@ class DistillConfig:
                 raise UserError(f"{flag} {value}: must be at least {least}.")
         if not 0 < self.outer.seed_share < 1:
             raise UserError(f"--seed-share {self.outer.seed_share}: must lie between 0 and 1.")
+        if not 0 <= self.outer.trim < 1:
+            raise UserError(f"--trim {self.outer.trim}: a share, at least 0 and below 1.")
+        if not self.outer.cold > 0:
+            raise UserError(f"--cold {self.outer.cold}: a temperature, must be above 0.")
+        if not re.fullmatch(r"prompt|prefix:[1-9]\d*", self.outer.learn):
+            raise UserError(f"--learn {self.outer.learn}: give `prompt`, or `prefix:8`, say.")
         unknown = sorted(set(self.compare) - set(LADDER))
         if unknown:
             raise UserError(
-                f"--compare {' '.join(unknown)}: unknown; the rows are {', '.join(LADDER)}."
+                f"--compare {' '.join(unknown)}: unknown; the rows are {', '.join(LADDER)} "
+                "(for others: `nacd compare --methods`)."
             )
         parse_budget(self.budget)
 

@@ -356,12 +356,15 @@ def judge(table: Sequence[dict[str, Any]], changed: float, learned: Learned) -> 
         )
     if difference + spread < 0:
         beaten = f"NACD text beats its untouched seeds by {change} (95 % interval ±{spread:.3f})."
+        random = next((row for row in table if row["method"] == "random"), None)
+        if random and text["report_nll"] > random["report_nll"] - (random["sd"] or 0.0):
+            beaten += f" But random rows do about as well ({random['report_nll']:.3f})."
         shuffled = next((row for row in table if row["method"] == "seeds-shuffled"), None)
         if shuffled is None or text["report_nll"] < shuffled["report_nll"]:
             return beaten
         return (
-            f"{beaten} But the seeds, shuffled, reach {shuffled['report_nll']:.3f}: their order in "
-            "the file is an unlucky one, and nothing is gained."
+            f"{beaten} The seeds, shuffled, reach {shuffled['report_nll']:.3f}: their order in the "
+            "file is an unlucky one, and nothing is gained."
         )
     if difference - spread > 0:
         return f"NACD text is worse than its untouched seeds by {change} (±{spread:.3f})."

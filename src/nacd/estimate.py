@@ -39,9 +39,10 @@ class Estimate:
         peak = "not measured" if self.peak_bytes is None else byte_size(self.peak_bytes)
         return "\n".join(
             [
-                f"time: about {duration(self.seconds)} with --engine {self.engine}",
+                f"time: about {duration(self.seconds)} for the outer steps, --engine {self.engine}",
                 f"      {duration(self.outer_seconds)} an outer step of {self.inner_steps} "
                 "inner steps",
+                "      (tuning, looks at development rows and the table come on top)",
                 f"memory: about {peak} at the peak",
                 f"disk: about {byte_size(self.disk_bytes)}",
             ]

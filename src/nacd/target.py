@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nacd.config import DataConfig
+from nacd.config import ReadConfig
 from nacd.data import Example, encode_all, make_template, read_examples
 from nacd.errors import UserError
 from nacd.evaluation import Accuracy, choice_accuracy, response_nll, task_accuracy
@@ -18,7 +18,7 @@ from nacd.models import ModelConfig, load_model
 from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.run import versions
-from nacd.settings import to_dict
+from nacd.settings import check_values, to_dict
 from nacd.tracking import check_tracker, tracking
 
 
@@ -33,7 +33,7 @@ class TrainConfig:
     track: str = ""
     """Send losses to a tracker too: `trackio`, `tensorboard` or `wandb`, offline; empty: none."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
+    data: ReadConfig = field(default_factory=ReadConfig)
     recipe: Recipe = field(default_factory=Recipe)
 
 
@@ -44,6 +44,7 @@ def fine_tune(config: TrainConfig, progress: Progress | None = None) -> TrainRes
         UserError: a wrong input.
     """
     progress = progress or Progress(quiet=True)
+    check_values(config)
     config.recipe.check()
     check_tracker(config.track)
     examples = _read(config.data)
@@ -90,7 +91,7 @@ class EvaluateConfig:
     out: Path | None = None
     """File that gets the figures as JSON, beside standard output."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
+    data: ReadConfig = field(default_factory=ReadConfig)
 
 
 def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[str, Any]:
@@ -100,6 +101,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
         UserError: a wrong input.
     """
     progress = progress or Progress(quiet=True)
+    check_values(config)
     if not config.data.data and not config.tasks:
         raise UserError("give --data (a file of held-out rows), --tasks (names), or both.")
     examples = _read(config.data) if config.data.data else []
@@ -143,7 +145,7 @@ def _without_answers(accuracy: Accuracy) -> dict[str, Any]:
     return {k: v for k, v in asdict(accuracy).items() if k not in ("correct", "template")}
 
 
-def _read(data: DataConfig) -> list[Example]:
+def _read(data: ReadConfig) -> list[Example]:
     if not data.data:
         raise UserError("--data is missing: give a JSONL, JSON, CSV or Parquet file, or a hub id.")
     return read_examples(data.data, choice_form=data.choices, columns=data.mapping() or None)

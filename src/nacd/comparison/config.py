@@ -53,7 +53,8 @@ class CompareConfig:
     out: Path = Path("runs/compare")
     """Folder of the comparison; the same command again goes on where it stopped."""
     methods: tuple[str, ...] = ("zero-shot", "random", "less", "seeds", "text", "full")
-    """Rows of the table: `zero-shot`, `full`, methods of `nacd select`, NACD's own (see docs)."""
+    """Rows of the table: `zero-shot`, `full`, a method of `nacd select`; of a distillation `seeds`,
+    `seeds-shuffled`, `random-prompts`, `other-prompts`, `soft`, `text`, `text-shuffled`."""
     budgets: tuple[str, ...] = ("5%",)
     """Sizes of the small sets: rows (`112`), percentages (`5%`) or tokens (`20000t`)."""
     target_models: tuple[str, ...] = ()

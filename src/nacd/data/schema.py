@@ -108,7 +108,7 @@ def recognise(
     shapes = "; ".join(shape.description for shape in _SHAPES)
     raise UserError(
         f"{source} has the columns {_listed(own)}, which is no known shape.{near} "
-        f"Known: {shapes}. Rename the columns, or map them: --columns prompt=... completion=..."
+        f"Known: {shapes}. Rename the columns, or map them: --columns instruction=... output=..."
     )
 
 
