@@ -217,6 +217,7 @@ def _card(config: DistillConfig, outcome: Outcome) -> Card:
         recipe=outcome.final,
         projection=config.outer.projection,
         lora={name: getattr(config.model, name) for name in LORA},
+        max_tokens=config.data.max_tokens,
         settings={
             "objective": config.outer.objective,
             "outer steps": config.outer.outer_steps,

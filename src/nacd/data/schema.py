@@ -122,7 +122,7 @@ def _renamed(source: str, row: Any, columns: Mapping[str, str]) -> dict[str, Any
         if own not in row:
             raise UserError(
                 f"{source} has no column {own!r}, which --columns {canonical}={own} asks for: "
-                f"it has {_listed(row)}."
+                f"it has {_listed(row)}. Our name comes first: --columns instruction=question."
             )
     taken = set(columns.values())
     kept = {name: value for name, value in row.items() if name not in taken}

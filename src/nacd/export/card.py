@@ -42,6 +42,8 @@ class Card:
     """Rows of the results table, each with the same keys; None: not measured."""
     lora: Mapping[str, Any] = field(default_factory=dict)
     """The settings named in `LORA`, of the training that the rows are for."""
+    max_tokens: int = 512
+    """Longest row that was taken."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Other settings of the run, by name (objective, engine, outer steps, seed, ...)."""
     title: str = "Distilled instruction data"

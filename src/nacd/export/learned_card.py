@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from nacd.config import ReadConfig
 from nacd.export.card import (
     Card,
     columns_section,
@@ -15,6 +16,7 @@ from nacd.export.card import (
     trainers_section,
 )
 from nacd.export.dataset import DatasetRow
+from nacd.export.trainers import HEADROOM
 from nacd.models import ModelConfig
 from nacd.recipe import Recipe
 
@@ -118,8 +120,10 @@ def _order(recipe: Recipe) -> str:
 def _flags(card: Card) -> str:
     """Recipe and LoRA as flags, where they differ from the defaults."""
     plain = asdict(Recipe()) | {name: getattr(ModelConfig(), name) for name in card.lora}
+    plain["max_tokens"] = ReadConfig().max_tokens
+    length = max(plain["max_tokens"], HEADROOM * card.max_tokens)  # another tokenizer's, perhaps
     flags = []
-    for name, value in (asdict(card.recipe) | dict(card.lora)).items():
+    for name, value in (asdict(card.recipe) | dict(card.lora) | {"max_tokens": length}).items():
         flag = name.replace("_", "-")
         if value == plain[name]:
             continue

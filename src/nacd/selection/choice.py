@@ -136,7 +136,7 @@ def _require(package: str, flag: str) -> None:
     if find_spec(package) is None:
         raise UserError(
             f"{flag}: needs the package {package}, which is not installed; run "
-            "`pip install nacd[select]`."
+            "`pip install 'nacd[select]'`."
         )
 
 
