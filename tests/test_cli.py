@@ -14,7 +14,7 @@ import yaml
 
 from nacd import files
 from nacd.cli import main
-from nacd.config import DataConfig, DistillConfig, OuterLoopConfig
+from nacd.config import DataConfig, DistillConfig, OuterLoopConfig, decided
 from nacd.errors import UserError
 from nacd.recipe import Recipe
 from nacd.settings import from_dict
@@ -114,7 +114,11 @@ def test_wrong_data_is_named(
         (["--snapshot-every", "0"], "--snapshot-every 0"),
         (["--columns", "prompt"], "--columns prompt"),
         (["--max-tokens", "5"], "--max-tokens"),
-        (["--target-rows", "0"], "--objective target-loss needs target rows"),
+        (
+            ["--target-rows", "0", "--objective", "target-loss"],
+            "--objective target-loss needs target rows",
+        ),
+        (["--budget", "100%"], "--objective train-loss looks at training rows that are not seeds"),
         (["--config", "nowhere.yaml"], "--config nowhere.yaml: no such file"),
     ],
 )
@@ -207,10 +211,18 @@ def test_what_yaml_reads_as_another_type() -> None:
     assert read.recipe.clip == 0.5
 
 
+def test_the_objective_is_where_the_rows_are() -> None:
+    named, unnamed = DataConfig(target="target.jsonl"), DataConfig()
+    assert decided(OuterLoopConfig(), named).objective == "target-loss"
+    assert decided(OuterLoopConfig(), unnamed).objective == "train-loss"
+    asked = OuterLoopConfig(objective="trajectory")
+    assert decided(asked, named) is asked
+
+
 def test_a_wrong_value_in_python() -> None:
     data = DataConfig(data="rows.jsonl")
     wrong = OuterLoopConfig(objective="target_loss")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(UserError, match="--objective target_loss: must be 'target-loss', 'train-"):
+    with pytest.raises(UserError, match="--objective target_loss: must be 'auto', 'target-loss'"):
         DistillConfig(data=data, outer=wrong).check()
 
 

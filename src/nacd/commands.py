@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 
-from nacd.config import DistillConfig
+from nacd.config import DistillConfig, decided
 from nacd.diagnosis import Diagnosis, diagnose
 from nacd.estimate import Estimate, estimate
 from nacd.experts import Expert
@@ -24,6 +25,7 @@ def record_experts(config: DistillConfig, *, progress: Progress | None = None) -
     """
     progress = progress or Progress()
     config.check()
+    config = replace(config, outer=decided(config.outer, config.data))
     splits = read_splits(config.data)
     folder = open_run(config, splits)
     prepared = prepare(config.model, config.data, progress.say, splits)
@@ -43,6 +45,7 @@ def doctor(
     """
     progress = progress or Progress(quiet=True)
     config.check()
+    config = replace(config, outer=decided(config.outer, config.data))
     prepared = prepare(config.model, config.data, progress.say)
     seeds = make_seeds(
         prepared, draw(prepared.train, config.budget, config.seed), config.outer.learn

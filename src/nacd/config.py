@@ -131,8 +131,9 @@ class ExpertConfig:
 class OuterLoopConfig:
     """How the pseudo-prompts are learned."""
 
-    objective: Literal["target-loss", "train-loss", "trajectory"] = "target-loss"
-    """Loss after training on target rows, or on training rows; or the paper's `trajectory`."""
+    objective: Literal["auto", "target-loss", "train-loss", "trajectory"] = "auto"
+    """Loss after training on target rows, or on other training rows; or the paper's `trajectory`.
+    `auto`: on target rows where --target names them, else on training rows."""
     objective_rows: int = 64
     """`train-loss`: rows of it, other training rows (never seeds) at every outer step."""
     outer_steps: int = 40
@@ -174,6 +175,13 @@ class OuterLoopConfig:
     """Outer steps between two looks at the development rows."""
     check_seeds: int = 3
     """Trainings averaged in such a look."""
+
+
+def decided(outer: OuterLoopConfig, data: DataConfig) -> OuterLoopConfig:
+    """The outer loop with its objective named."""
+    if outer.objective != "auto":
+        return outer
+    return dataclasses.replace(outer, objective="target-loss" if data.target else "train-loss")
 
 
 @dataclass(frozen=True)

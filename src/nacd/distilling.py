@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from nacd.clock import StageClock
-from nacd.config import DistillConfig
+from nacd.config import DistillConfig, decided
 from nacd.data import Splits, hub_license
 from nacd.distillation.pseudo import PseudoData
 from nacd.distillation.text import TextRow
@@ -28,7 +28,7 @@ from nacd.export import (
 )
 from nacd.files import write_json
 from nacd.ladder import climb, entries_for, lines
-from nacd.learn import Distiller, Learned, Seeds, draw, make_seeds, refuse_without_target
+from nacd.learn import Distiller, Learned, Seeds, draw, make_seeds, refuse_without_rows
 from nacd.models import resolve_device
 from nacd.prepare import Prepared, prepare, read_splits
 from nacd.progress import Progress
@@ -110,6 +110,7 @@ def learn_text(
     """
     progress = progress or Progress()
     config.check()
+    config = replace(config, outer=decided(config.outer, config.data))
     check_method(config.seeds_by, config.selection, "--seeds-by")
     splits = read_splits(config.data) if splits is None else splits
     check_rows(config.seeds_by, config.selection, splits.train, splits.target, "--seeds-by")
@@ -118,11 +119,11 @@ def learn_text(
     if prepared is None:
         with clock.stage("loading the model and encoding rows"):
             prepared = prepare(config.model, config.data, progress.say, splits)
-    refuse_without_target(config, prepared)
     with clock.stage("choosing seed rows"):
         indices = chosen_rows(config, prepared, folder, progress)
     seeds = make_seeds(prepared, indices, config.outer.learn)
     config.recipe.check_rows(len(seeds.rows))
+    refuse_without_rows(config, prepared, seeds)
     tokens = sum(len(row) for row in seeds.rows)
     progress.say(
         f"{len(prepared.train)} training rows; {len(seeds.rows)} seed rows, {tokens} tokens, "
@@ -165,6 +166,7 @@ def distill(
         UserError: a wrong input; nothing already made is lost.
     """
     progress = progress or Progress()
+    config = replace(config, outer=decided(config.outer, config.data))
     outcome = learn_text(config, splits=splits, progress=progress)
     folder, prepared, seeds = outcome.folder, outcome.prepared, outcome.seeds
     learned, text = outcome.learned, outcome.text

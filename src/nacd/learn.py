@@ -171,10 +171,9 @@ class Distiller:
             recipe.learning_rate,
             self.config.outer_steps,
         )
-        own = {example.digest for example in seeds.examples}
-        train = zip(prepared.train.examples, prepared.train.rows, strict=True)
-        pool = [row for example, row in train if example.digest not in own]
-        self.segments = segment_maker(prepared, recipe, self.config, len(seeds.rows), experts, pool)
+        self.segments = segment_maker(
+            prepared, recipe, self.config, len(seeds.rows), experts, pool_of(prepared, seeds)
+        )
         template = prepared.template
         self.trips = [
             RoundTrip(template, self.model.tokenizer, example, row)
@@ -338,13 +337,25 @@ class Distiller:
             best["vectors"] = outer.vectors().cpu()
 
 
-def refuse_without_target(config: DistillConfig, prepared: Prepared) -> None:
-    """Refuse `target-loss` without target rows.
+def pool_of(prepared: Prepared, seeds: Seeds) -> list[Encoded]:
+    """The training rows that are no seeds."""
+    own = {example.digest for example in seeds.examples}
+    train = zip(prepared.train.examples, prepared.train.rows, strict=True)
+    return [row for example, row in train if example.digest not in own]
+
+
+def refuse_without_rows(config: DistillConfig, prepared: Prepared, seeds: Seeds) -> None:
+    """Refuse an objective that has no rows to look at.
 
     Raises:
-        UserError: there are none.
+        UserError: `target-loss` without target rows, or `train-loss` where all rows are seeds.
     """
     if config.outer.objective == "target-loss" and not len(prepared.target):
         raise UserError(
             "--objective target-loss needs target rows: raise --target-rows, or name --target."
+        )
+    if config.outer.objective == "train-loss" and not pool_of(prepared, seeds):
+        raise UserError(
+            "--objective train-loss looks at training rows that are not seeds, and there are none: "
+            "give a smaller --budget, or --objective target-loss."
         )

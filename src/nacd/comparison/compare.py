@@ -29,6 +29,7 @@ from nacd.comparison.rowsets import (
     tuning_data,
 )
 from nacd.comparison.table import lines, summarise, write_parquet
+from nacd.config import decided
 from nacd.data import Encoded, Example, Splits, encode_all, make_template, read_examples
 from nacd.errors import UserError
 from nacd.files import write_json
@@ -71,6 +72,7 @@ def compare(
     """
     progress = progress or Progress()
     config.check()
+    config = replace(config, outer=decided(config.outer, config.data))
     runs = check_runs(config)
     elsewhere = read_examples(config.elsewhere, flag="--elsewhere") if config.elsewhere else []
     splits = read_splits(config.data) if splits is None else splits

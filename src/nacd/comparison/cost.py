@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from nacd.comparison.config import DISTILLED, CompareConfig
-from nacd.config import budget_rows
+from nacd.config import budget_rows, decided
 from nacd.data import Encoded, collate
 from nacd.meta import PASSES, initial_state, step
 from nacd.prepare import Prepared
@@ -157,7 +157,7 @@ class _Work:
 
     def distilling(self) -> float:
         """One distillation: its seed rows, its experts, the outer loop and its looks."""
-        outer = self.config.outer
+        outer = decided(self.config.outer, self.config.data)
         steps = min(outer.window or self.steps, self.steps)
         inner = PASSES[outer.engine] * steps * self.step
         judged = {
