@@ -19,6 +19,7 @@ import nacd
 from nacd.progress import Progress
 
 VARIANTS: dict[str, dict[str, Any]] = {
+    "train-simplex": {"objective": "train-loss"},
     "target-simplex": {},
     "target-straight-through": {"projection": "straight-through", "beta": 0.1},
     "target-nearest": {"projection": "nearest", "beta": 0.1},
@@ -32,7 +33,7 @@ class Over(BaseException):
 
 
 def configuration(data: Path, runs: Path, name: str, seed: int, steps: int) -> nacd.DistillConfig:
-    base = nacd.OuterLoopConfig(outer_steps=steps, check_every=20)
+    base = nacd.OuterLoopConfig(objective="target-loss", outer_steps=steps, check_every=20)
     return nacd.DistillConfig(
         out=runs / f"{name}-{seed}",
         budget="112",

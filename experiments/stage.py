@@ -36,6 +36,6 @@ def opened(
             max_tokens=options.max_tokens,
             target_rows=options.target_rows,
         ),
-        outer=nacd.OuterLoopConfig(**outer),
+        outer=nacd.OuterLoopConfig(objective="target-loss", **outer),
     )
     return config, prepare(config.model, config.data, progress.say)

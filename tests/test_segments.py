@@ -38,7 +38,9 @@ def segments(folder: Path, recipe: Recipe, outer: OuterLoopConfig, count: int) -
 
 def test_a_recipe_in_order_visits_the_rows_as_they_are(tiny_folder: Folder) -> None:
     recipe = Recipe(batch_size=4, epochs=2, shuffle=False)
-    first, second = segments(tiny_folder("gpt2"), recipe, OuterLoopConfig(), 2)
+    first, second = segments(
+        tiny_folder("gpt2"), recipe, OuterLoopConfig(objective="target-loss"), 2
+    )
     epoch = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert first.order == second.order == epoch + epoch
     assert not torch.equal(first.start.theta, second.start.theta)
@@ -46,7 +48,7 @@ def test_a_recipe_in_order_visits_the_rows_as_they_are(tiny_folder: Folder) -> N
 
 def test_a_recipe_that_shuffles_takes_a_new_order_each_time(tiny_folder: Folder) -> None:
     recipe = Recipe(batch_size=4, epochs=1)
-    found = segments(tiny_folder("gpt2"), recipe, OuterLoopConfig(), 3)
+    found = segments(tiny_folder("gpt2"), recipe, OuterLoopConfig(objective="target-loss"), 3)
     assert len({str(segment.order) for segment in found}) == 3
     for segment in found:
         assert sorted(chain(*segment.order)) == list(range(ROWS))

@@ -59,7 +59,12 @@ def segment_maker(
         rows: rows that are trained on.
         experts: for `trajectory`.
         pool: for `train-loss`, the rows that its objective draws from.
+
+    Raises:
+        ValueError: the objective is still `auto`; see `nacd.config.decided`.
     """
+    if config.objective == "auto":
+        raise ValueError("auto is no objective; see nacd.config.decided")
     model = prepared.model
     total = recipe.total_steps(rows)
     window = min(config.window or total, total)
