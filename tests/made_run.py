@@ -51,7 +51,7 @@ def make_run(
     """
     config = config or DistillConfig(
         data=DataConfig(data=f"data/{texts[0]}.jsonl", max_tokens=64),
-        outer=OuterLoopConfig(outer_steps=4, beta=0.1),
+        outer=OuterLoopConfig(objective="target-loss", outer_steps=4, beta=0.1),
     )
     write(folder / "run.yaml", yaml.safe_dump(to_dict(replace(config, out=folder))))
     sizes = {"train": 40, "target": 8, "development": 9, "report": 20}

@@ -27,6 +27,7 @@ from nacd.export import (
     write_trainers,
 )
 from nacd.files import write_json
+from nacd.intervals import FEW
 from nacd.ladder import climb, entries_for, lines
 from nacd.learn import Distiller, Learned, Seeds, draw, make_seeds, refuse_without_rows
 from nacd.models import resolve_device
@@ -41,9 +42,6 @@ from nacd.settings import to_dict
 from nacd.stages import checked_engine, chosen_rows, open_run, recorded_experts, tuned_recipe
 from nacd.student import plain
 from nacd.tracking import tracking
-
-FEW = 3
-"""Trainings below which an interval says too little of chance to be judged by."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
+FEW = 3
+"""Trainings below which an interval says too little of chance to be judged by."""
+
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> float | None:
     """Half the width of the t-interval of the mean of `values`; None below two of them."""

@@ -373,7 +373,9 @@ def test_differences_are_paired_and_need_both_intervals() -> None:
     table = {row["method"]: row for row in summarise([*seeds, *better], ("seeds", "text"))}
     assert verdict(table["text"], "seeds") == "better"
     few = summarise([*seeds[:1], *better[:1]], ("seeds", "text"))[1]
-    assert verdict(few, "seeds") == "too few trainings"
+    assert verdict(few, "seeds") == "too few"
+    pair = summarise([*seeds[:2], *better[:2]], ("seeds", "text"))[1]
+    assert verdict(pair, "seeds") == "too few", "as a run's own verdict"
     # one question alone makes the whole difference: trainings agree, questions do not
     lucky = [cell("text", i, [x[0] - 5, *x[1:]]) for i, x in enumerate(base)]
     row = summarise([*seeds, *lucky], ("seeds", "text"))[1]

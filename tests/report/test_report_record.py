@@ -207,7 +207,13 @@ def test_a_learned_run_is_recorded(tiny_folder: Callable[[str], Path], tmp_path:
         model=ModelConfig(model=str(tiny_folder("llama")), lora_rank=1, device="cpu"),
         data=DataConfig(data=str(data), target_rows=4, template="alpaca"),
         recipe=Recipe(batch_size=2, epochs=1, learning_rate=5e-3),
-        outer=OuterLoopConfig(outer_steps=2, check_every=1, step_size=3.0, projection="nearest"),
+        outer=OuterLoopConfig(
+            objective="train-loss",
+            outer_steps=2,
+            check_every=1,
+            step_size=3.0,
+            projection="nearest",
+        ),
     )
     prepared = prepare(config.model, config.data)
     seeds = make_seeds(prepared, [0, 1, 2], "prompt")

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from nacd.files import whole
-from nacd.intervals import question_bootstrap, t_interval
+from nacd.intervals import FEW, question_bootstrap, t_interval
 
 RIVALS = ("seeds", "random", "less")
 """Rows that every other row is held against."""
@@ -101,9 +101,9 @@ def difference(cells: Sequence[Cell], rival: Sequence[Cell]) -> dict[str, Any] |
     """The paired difference between two rows: training seeds in common, question by question.
 
     Returns:
-        `mean`; `over_trainings`, half the width of its t-interval (over the distillations, where
-        there are several), or None; `over_questions`, the bootstrap interval [low, high] of the
-        mean over those trainings; None without a pair.
+        `mean`; `over_trainings`, half the width of its t-interval, or None, over `figures` (the
+        trainings, or the distillations where there are several); `over_questions`, the bootstrap
+        interval [low, high] of the mean over those trainings; None without a pair.
     """
     others = {cell["seed"]: cell for cell in rival if "failed" not in cell}
     pairs = [(cell, others[cell["seed"]]) for cell in cells if cell["seed"] in others]
@@ -111,11 +111,13 @@ def difference(cells: Sequence[Cell], rival: Sequence[Cell]) -> dict[str, Any] |
         return None
     values = [a["report_nll"] - b["report_nll"] for a, b in pairs]
     draws = [(a.get("draw"), b.get("draw")) for a, b in pairs]
+    figures = by_draw(values, draws)
     by_question = np.mean([np.subtract(a["row_nll"], b["row_nll"]) for a, b in pairs], axis=0)
     low, high = question_bootstrap(by_question, np.asarray(pairs[0][0]["row_tokens"]))
     return {
         "mean": statistics.fmean(values),
-        "over_trainings": t_interval(by_draw(values, draws)),
+        "over_trainings": t_interval(figures),
+        "figures": len(figures),
         "over_questions": [low, high],
         "pairs": len(pairs),
     }
@@ -152,11 +154,12 @@ def _recovered(nll: float, rows: Mapping[str, Sequence[Cell]], start: str) -> fl
 def verdict(row: Mapping[str, Any], rival: str) -> str:
     """One row against one rival in a word: better, worse, or cannot be told.
 
-    Better or worse only where both intervals, over trainings and over questions, exclude 0.
+    Better or worse only where both intervals, over trainings and over questions, exclude 0, and of
+    three trainings or more.
     """
     found = row.get(f"minus_{rival}")
-    if not found or found["over_trainings"] is None:
-        return "too few trainings"
+    if not found or found.get("figures", found["pairs"]) < FEW:
+        return "too few"
     mean, spread = found["mean"], found["over_trainings"]
     low, high = found["over_questions"]
     if mean + spread < 0 and high < 0:
@@ -190,7 +193,7 @@ def lines(summary: Sequence[Mapping[str, Any]], rival: str = "seeds") -> list[st
             against = f"{found['mean']:+.3f}"
             if found["over_trainings"] is not None:
                 against += f" ±{found['over_trainings']:.3f}"
-            word = verdict(row, rival) if found["over_trainings"] is not None else ""
+            word = verdict(row, rival)
         accuracy = "" if row["accuracy"] is None else f"{row['accuracy']:.2f}"
         out.append(
             f"{row['method']:<17}{row['report_nll']:>7.3f} {sd:>6} {against:>15} {word:<15}"

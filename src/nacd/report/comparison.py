@@ -30,7 +30,11 @@ LABELS = {
     "text-shuffled": "NACD text, shuffled",
     "full-equal-steps": "full, equal steps",
 }
-WORDS = {"better": "is better than", "worse": "is worse than"}
+WORDS = {
+    "better": "is better than",
+    "worse": "is worse than",
+    "too few": "has too few trainings to be judged against",
+}
 RIVAL_NAMES = {"seeds": "its untouched seeds", "random": "random rows", "less": "LESS"}
 
 
