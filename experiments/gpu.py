@@ -1,9 +1,10 @@
-"""ARC-Easy at full length on a GPU, in resumable pieces: which objective and projection gain text.
+"""ARC-Easy at full length on a GPU, in resumable pieces: which way of learning gains most.
 
     python experiments/gpu.py --data FOLDER --runs FOLDER --minutes 9
 
 Each call goes on where the last one stopped, stops by itself after `--minutes`, and prints one
-table of what is done so far. FOLDER holds ARC-Easy's train.jsonl and validation.jsonl.
+table of what is done so far. FOLDER holds ARC-Easy's train.jsonl and validation.jsonl. The variants
+stand in the order of what they are expected to tell; `--variants` names some of them.
 """
 
 from __future__ import annotations
@@ -19,68 +20,92 @@ import nacd
 from nacd.progress import Progress
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "train-simplex": {"objective": "train-loss"},
-    "target-simplex": {},
-    "target-straight-through": {"projection": "straight-through", "beta": 0.1},
-    "target-nearest": {"projection": "nearest", "beta": 0.1},
-    "trajectory-simplex": {"objective": "trajectory"},
+    "train-simplex": {},
+    "best-of-simplex": {"seeds_by": "best-of"},
+    "train-shuffled": {"shuffle": True},
+    "train-nearest": {"projection": "nearest", "beta": 0.1},
     "trajectory-nearest": {"objective": "trajectory", "projection": "nearest", "beta": 0.1},
+    "trajectory-simplex": {"objective": "trajectory"},
+    "target-simplex": {"objective": "target-loss"},
 }
+"""Objective (other training rows unless it is named) and projection; how the seeds are chosen."""
 
 
-class Over(BaseException):
-    """The time is up."""
+class Over(KeyboardInterrupt):
+    """The time is up; runs stop as on Ctrl-C."""
 
 
-def configuration(data: Path, runs: Path, name: str, seed: int, steps: int) -> nacd.DistillConfig:
-    base = nacd.OuterLoopConfig(objective="target-loss", outer_steps=steps, check_every=20)
+def configuration(options: argparse.Namespace, name: str, seed: int) -> nacd.DistillConfig:
+    """One variant's run."""
+    changes = dict(VARIANTS[name])
+    seeds_by, shuffle = changes.pop("seeds_by", "random"), changes.pop("shuffle", False)
+    base = nacd.OuterLoopConfig(
+        objective="train-loss", outer_steps=options.outer_steps, check_every=20
+    )
     return nacd.DistillConfig(
-        out=runs / f"{name}-{seed}",
-        budget="112",
+        out=options.runs / f"{name}-{seed}",
+        budget=options.budget,
         seed=seed,
+        seeds_by=seeds_by,
         draws=5,
         full_epochs=2.0,
+        model=nacd.ModelConfig(model=options.model),
         data=nacd.DataConfig(
-            data=str(data / "train.jsonl"), heldout=str(data / "validation.jsonl"), max_tokens=96
+            data=str(options.data / "train.jsonl"),
+            heldout=str(options.data / "validation.jsonl"),
+            max_tokens=options.max_tokens,
         ),
-        recipe=nacd.Recipe(batch_size=8, epochs=2, shuffle=False),
-        outer=replace(base, **VARIANTS[name]),
+        recipe=nacd.Recipe(batch_size=8, epochs=2, shuffle=shuffle),
+        outer=replace(base, **changes),
     )
 
 
+def print_table(runs: Path) -> None:
+    """What the runs that have ended found."""
+    print(f"{'run':<24}{'row':<22}{'NLL':>8}{'vs seeds':>18}{'changed':>9}")
+    for file in sorted(runs.glob("*/results.json")):
+        for row in json.loads(file.read_text())["table"]:
+            against, changed = row.get("minus_seeds"), row["tokens_changed"]
+            half = row.get("minus_seeds_95")
+            versus = "" if against is None else f"{against:+.3f}"
+            versus += "" if half is None else f" ± {half:.3f}"
+            print(
+                f"{file.parent.name:<24}{row['label']:<22}{row['report_nll']:>8.3f}{versus:>18}"
+                f"{'' if changed is None else f'{changed:.1%}':>9}"
+            )
+
+
 def main() -> None:
+    """Run the variants until the time is up."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/gpu"))
     parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--variants", nargs="+", choices=[*VARIANTS], default=[*VARIANTS])
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--outer-steps", type=int, default=200)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--budget", default="112")
+    parser.add_argument("--max-tokens", type=int, default=96)
     options = parser.parse_args()
 
     def over(*_: object) -> None:
         raise Over
 
     signal.signal(signal.SIGALRM, over)
-    signal.alarm(int(60 * options.minutes))
+    signal.setitimer(signal.ITIMER_REAL, 60 * options.minutes)
     progress = Progress()
     try:
         for seed in range(options.seeds):
-            for name in VARIANTS:
-                run = configuration(options.data, options.runs, name, seed, options.outer_steps)
-                nacd.distill(run, progress=progress)
+            for name in options.variants:
+                config = configuration(options, name, seed)
+                if not (config.out / "results.json").is_file():
+                    nacd.distill(config, progress=progress)
     except Over:
         progress.say("time is up; the same command goes on")
     finally:
-        signal.alarm(0)
-    print(f"{'run':<28}{'row':<24}{'NLL':>8}{'vs seeds':>10}{'changed':>9}")
-    for file in sorted(options.runs.glob("*/results.json")):
-        for row in json.loads(file.read_text())["table"]:
-            changed = row["tokens_changed"]
-            print(
-                f"{file.parent.name:<28}{row['label']:<24}{row['report_nll']:>8.3f}"
-                f"{row.get('minus_seeds', float('nan')):>10.3f}"
-                f"{'' if changed is None else f'{changed:.1%}':>9}"
-            )
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    print_table(options.runs)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,8 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 import yaml
+from pyarrow import parquet
 
 from nacd.comparison.compare import compare
 from nacd.comparison.config import CompareConfig
@@ -124,6 +128,26 @@ def test_mmlu_in_letters(data: Path, tiny_folder: Callable[[str], Path], tmp_pat
     assert 0 <= text["accuracy"] <= 1
 
 
+def test_one_row_against_every_other(tmp_path: Path) -> None:
+    nll = {"text": (2.0, 2.1, 2.2), "random": (2.5, 2.4, 2.6), "full": (1.5,)}
+    cells = [
+        {"target": "m", "budget": "4", "method": method, "seed": seed, "draw": 0, "report_nll": x}
+        | {"row_nll": [x, x], "row_tokens": [1, 1]}
+        for method, values in nll.items()
+        for seed, x in enumerate(values)
+    ]
+    cells.append({"target": "m", "budget": "4", "method": "seeds", "failed": "no rows"})
+    parquet.write_table(pyarrow.Table.from_pylist(cells), tmp_path / "results.parquet")
+    command = [sys.executable, FOLDER / "against.py", tmp_path]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    half = 4.302653 * statistics.stdev((-0.5, -0.3, -0.4)) / math.sqrt(3)
+    assert [line.split() for line in shown.splitlines()] == [
+        ["m,", "budget", "4:", "text", "minus"],
+        ["random", "-0.400", "±", f"{half:.3f}"],
+        ["full", "+0.500"],
+    ]
+
+
 @pytest.fixture
 def script(
     data: Path, tiny_folder: Callable[[str], Path], tmp_path: Path
@@ -157,6 +181,31 @@ def test_which_objective_predicts_goes_on_where_it_stopped(
     assert names[0] == "target"
     assert len(names) > 1
     assert all(name.startswith(("train ", "matching ")) for name in names[1:])
+
+
+@pytest.mark.slow
+def test_the_gpu_script_goes_on_until_all_is_done(
+    data: Path, tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    here, runs = tmp_path / "data", tmp_path / "runs"
+    here.mkdir()
+    shutil.copy(data / "train.jsonl", here / "train.jsonl")
+    shutil.copy(data / "heldout.jsonl", here / "validation.jsonl")
+    names = ["train-simplex", "best-of-simplex", "train-shuffled", "trajectory-nearest"]
+    command = [sys.executable, FOLDER / "gpu.py", "--data", here, "--runs", runs, "--budget", "8"]
+    command += ["--model", tiny_folder("llama"), "--outer-steps", "2", "--seeds", "1"]
+    command += ["--variants", *names]
+    short = subprocess.run(
+        [*command, "--minutes", "0.02"], check=True, capture_output=True, text=True
+    )
+    assert "time is up; the same command goes on" in short.stderr
+    assert len(short.stdout.splitlines()) == 1, "a header and no rows"
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    lines = [line.split() for line in shown.splitlines()[1:]]
+    assert {line[0] for line in lines} == {f"{name}-0" for name in names}
+    text = [line for line in lines if line[1:3] == ["NACD", "text"] and "±" in line]
+    assert text
+    assert max(len(line) for line in shown.splitlines()) <= 90
 
 
 @pytest.mark.slow

@@ -118,9 +118,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":
             raise
+        kept = "" if verb in ANEW else "What is done is kept. "
         print(
-            f"nacd {verb}: the device is out of memory. What is done is kept. Give a smaller "
-            "--batch-size or --max-tokens, or --gradient-checkpointing.",
+            f"nacd {verb}: the device is out of memory. {kept}Give a smaller --batch-size or "
+            "--max-tokens, or --gradient-checkpointing.",
             file=sys.stderr,
         )
         return 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from nacd.cli import main
 from nacd.comparison.compare import compare
 from nacd.comparison.config import ROWS, CompareConfig
 from nacd.comparison.cost import Forecast, forecast
-from nacd.comparison.grid import Grid
+from nacd.comparison.grid import Grid, folder_name
 from nacd.comparison.rowsets import Training, _encoded, of_training
 from nacd.comparison.table import lines
 from nacd.comparison.transfer import other_prompts, surviving_boundaries
@@ -104,6 +105,24 @@ def test_the_grid_and_its_resuming(
     again = compare(wider, progress=QUIET)
     assert all(p.stat().st_mtime_ns == t for p, t in before.items()), "no cell is made twice"
     assert {row["trainings"] for row in again.table if row["method"] == "seeds"} == {3}
+
+    def figures(table: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[float, int]]:
+        return {(r["target"], r["method"]): (r["report_nll"], r["trainings"]) for r in table}
+
+    # fewer rows asked for: what is there stays in the table, and new rows are held against it
+    one = compare(replace(config, methods=("longest",), target_models=()), progress=QUIET)
+    assert figures(again.table).items() < figures(one.table).items()
+    row = next(row for row in one.table if row["method"] == "longest")
+    assert row["minus_seeds"]["pairs"] == 2
+    assert json.loads((config.out / "results.json").read_text())["trainings"] == {
+        "done": len(parquet.read_table(config.out / "results.parquet")),
+        "of": len(before) + 2 * (3 + 4) + 2,
+    }
+    shutil.rmtree(config.out / "cells" / folder_name(str(config.model.model)) / "4" / "random")
+    gone = compare(replace(config, methods=("longest",), target_models=()), progress=QUIET)
+    assert figures(one.table).keys() - figures(gone.table).keys() == {
+        (config.model.model, "random")
+    }
 
 
 def test_a_table_is_there_from_the_first_row_on(

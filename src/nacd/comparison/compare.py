@@ -7,41 +7,32 @@
     results.parquet, results.json, report.html  all cells; the table; the page
 
 A cell that fails is kept as failed and the others go on; the same command again tries it anew.
-Table and page are written after every row, and say how many of the trainings they count.
+Table and page are written after every row, and say how many of the trainings they count. They hold
+what earlier calls have left in the folder too.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nacd.comparison.config import DISTILLED, FREE, ROWS, CompareConfig
+from nacd.comparison.config import DISTILLED, FREE, CompareConfig
 from nacd.comparison.cost import forecast, seconds_per_token
 from nacd.comparison.grid import Grid, Keep, folder_name
-from nacd.comparison.rowsets import (
-    RowSet,
-    check_runs,
-    reason,
-    rowsets,
-    tuning_data,
-)
-from nacd.comparison.table import lines, summarise, write_parquet
+from nacd.comparison.kept import Kept
+from nacd.comparison.rowsets import RowSet, check_runs, reason, rowsets, tuning_data
+from nacd.comparison.table import lines
 from nacd.config import decided
 from nacd.data import Encoded, Example, Splits, encode_all, make_template, read_examples
 from nacd.errors import UserError
-from nacd.files import write_json
 from nacd.overlap import overlapping, row_text
 from nacd.prepare import Prepared, prepare, read_splits
 from nacd.progress import Progress
 from nacd.recipe import Recipe
-from nacd.report.page import ReportConfig, write_report
 from nacd.run import RunFolder
 from nacd.stages import open_run, tuned
-
-ORDER = (*ROWS[:-1], "full-equal-steps", "full")
 
 
 @dataclass(frozen=True)
@@ -98,10 +89,15 @@ def compare(
         budget: rowsets(config, budget, source, splits, recipes[budget], folder, progress)
         for budget in config.budgets
     }
-    models = 1 + len(config.target_models)
-    every = [rowset for budget in config.budgets for rowset in sets[budget]]
-    of = sum(rowset.trainings * (1 if rowset.source_only else models) for rowset in every)
-    kept = Kept(folder.path, source.sizes, of)
+    asked = {
+        (target, budget, rowset.method, seed)
+        for target in (config.model.model, *config.target_models)
+        for budget in config.budgets
+        for rowset in sets[budget]
+        for seed in range(rowset.trainings)
+        if target == config.model.model or not rowset.source_only
+    }
+    kept = Kept(folder.path, source.sizes, asked)
     for budget in config.budgets:
         grid = Grid(config, folder, source, config.model.model, budget, recipes[budget], others)
         grid.run(sets[budget], progress, kept.add)
@@ -128,37 +124,6 @@ def _same_runs(folder: RunFolder, runs: dict[str, str]) -> None:
             f"--runs {anew[0]}: distilled anew since its rows were taken into {folder.path}; "
             "choose another --out."
         )
-
-
-@dataclass
-class Kept:
-    """The table, the cells and the page on disk, from the first row on."""
-
-    folder: Path
-    sizes: Mapping[str, int]
-    of: int
-    """Trainings of the whole grid."""
-    cells: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, cells: Sequence[dict[str, Any]]) -> None:
-        """Take the cells of one more row; a table that counts more of them is left as it is."""
-        self.cells += cells
-        there = self.folder / "results.json"
-        before = json.loads(there.read_text()).get("trainings", {}) if there.is_file() else {}
-        if len(self.cells) > before.get("done", 0):
-            self.write()
-
-    def table(self) -> list[dict[str, Any]]:
-        """The summary of the cells so far."""
-        return summarise(self.cells, ORDER)
-
-    def write(self) -> Path:
-        """Write all of it; the page's path."""
-        write_parquet(self.cells, self.folder / "results.parquet")
-        counted = {"done": len(self.cells), "of": self.of}
-        found = {"table": self.table(), "sizes": self.sizes, "trainings": counted}
-        write_json(self.folder / "results.json", found)
-        return write_report(ReportConfig(self.folder))
 
 
 def _of_target(

@@ -37,6 +37,11 @@ def folder_name(model: str) -> str:
     return last if last == model else f"{last}-{digest}"
 
 
+def cell_folder(target: str, budget: str, method: str, seed: int) -> str:
+    """Where one training's result stands in a comparison's folder."""
+    return f"cells/{folder_name(target)}/{budget}/{method}/{seed}"
+
+
 @dataclass(frozen=True)
 class Grid:
     """The cells of one target model and budget."""
@@ -70,7 +75,7 @@ class Grid:
                 keep(cells)
 
     def _cell(self, rowset: RowSet, seed: int, made: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        place = f"cells/{folder_name(self.target)}/{self.budget}/{rowset.method}/{seed}"
+        place = cell_folder(self.target, self.budget, rowset.method, seed)
         key = {
             "target": self.target,
             "budget": self.budget,

@@ -1,0 +1,81 @@
+"""What a comparison's folder holds so far: its cells in one Parquet file, the table, the page.
+
+A call that asks for other rows, budgets or models adds to them; so does another process at work in
+the same folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pyarrow import parquet
+
+from nacd.comparison.config import ROWS
+from nacd.comparison.grid import cell_folder
+from nacd.comparison.table import summarise, write_parquet
+from nacd.files import write_json
+from nacd.report.page import ReportConfig, write_report
+
+Key = tuple[str, str, str, int]
+"""Target model, budget, row, training seed."""
+ORDER = (*ROWS[:-1], "full-equal-steps", "full")
+LATER = ("draw", "choosing_seconds", "choosing_flops")
+"""What a cell is given beside its own result, and only the Parquet file has."""
+
+
+@dataclass
+class Kept:
+    """The table, the cells and the page on disk, from the first row on."""
+
+    folder: Path
+    sizes: Mapping[str, int]
+    asked: Set[Key]
+    """Trainings of this call's grid."""
+    cells: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    """What this call has made or read so far."""
+
+    def add(self, cells: Sequence[dict[str, Any]]) -> None:
+        """Take the cells of one more row."""
+        self.cells |= {_key(cell): cell for cell in cells}
+        self.write()
+
+    def table(self) -> list[dict[str, Any]]:
+        """The summary of the cells so far."""
+        return summarise([*self._all().values()], ORDER)
+
+    def write(self) -> Path:
+        """Write all of it; the page's path."""
+        cells = self._all()
+        write_parquet([*cells.values()], self.folder / "results.parquet")
+        counted = {"done": len(cells), "of": len(self.asked | cells.keys())}
+        found = {"table": self.table(), "sizes": self.sizes, "trainings": counted}
+        write_json(self.folder / "results.json", found)
+        return write_report(ReportConfig(self.folder))
+
+    def _all(self) -> dict[Key, dict[str, Any]]:
+        """This call's cells, and those that others have left."""
+        return earlier(self.folder) | self.cells
+
+
+def earlier(folder: Path) -> dict[Key, dict[str, Any]]:
+    """The cells that `results.parquet` names, where their own files are still there."""
+    file = folder / "results.parquet"
+    found: dict[Key, dict[str, Any]] = {}
+    for row in parquet.read_table(file).to_pylist() if file.is_file() else []:
+        key = _key(row)
+        for name in ("result", "failed"):
+            result = folder / cell_folder(*key) / f"{name}.json"
+            if result.is_file():
+                about = {k: row[k] for k in ("target", "budget", "method", "seed")}
+                about |= {k: row.get(k) for k in LATER}
+                found[key] = json.loads(result.read_text(encoding="utf-8")) | about
+                break
+    return found
+
+
+def _key(cell: Mapping[str, Any]) -> Key:
+    return cell["target"], cell["budget"], cell["method"], cell["seed"]
