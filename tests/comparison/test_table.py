@@ -86,6 +86,7 @@ def test_what_the_table_has_no_column_for() -> None:
         cell("random", 0, [6.0, 6.0]),
         cell("text", 0, [5.0, 5.0]),
         cell("full", 0, [4.0, 4.0]),
+        cell("longest", 0, [7.0, 7.0]),
     ]
     cells[1] |= {
         "choosing_seconds": 10.0,
@@ -94,8 +95,8 @@ def test_what_the_table_has_no_column_for() -> None:
         "accuracy": {"acc": 0.5, "lm_eval": "0.4.9", "shots": 0, "n": 2},
     }
     cells[2] |= {"training_seconds": 4.0}
-    table = summarise(cells, ("random", "text", "full"))
-    assert notes(table, {"text": "NACD text"}) == [
+    table = summarise(cells, ("random", "longest", "text", "full"))
+    assert notes(table, {"text": "NACD text"}) == [  # worse than random: on no way to the full data
         "accuracy by lm-eval 0.4.9: 2 questions, 0 shots, template qa",
         "share of the way from random rows to the full data: NACD text 50%",
         "token boundaries that this model's tokenizer keeps: NACD text 91%",
@@ -105,4 +106,5 @@ def test_what_the_table_has_no_column_for() -> None:
     assert max(map(len, shown)) <= 80
     assert "m, budget 4: accuracy by lm-eval 0.4.9: 2 questions, 0 shots, template qa" in shown
     cells[2] |= {"training_seconds": 1.0}
-    assert summarise(cells, ("random", "text", "full"))[1]["repaid_after"] is None
+    again = {row["method"]: row for row in summarise(cells, ("random", "longest", "text", "full"))}
+    assert again["text"]["repaid_after"] is None

@@ -240,7 +240,9 @@ def notes(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str] | None = 
         ("repaid_after", "{}", "trainings after which the time to choose is repaid"),
     ):
         # the same rows in another order keep the same boundaries, and took as long to choose
-        shown = own if key == "recovered_from_random" else in_order
+        shown = in_order
+        if key == "recovered_from_random":  # a row that is worse than random ones is on no way
+            shown = [row for row in own if (row.get(key) or 0) >= 0]
         if figures := _each(shown, key, form, labels):
             found.append(f"{words}: {figures}")
     return found
