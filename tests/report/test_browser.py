@@ -177,9 +177,9 @@ def test_a_comparison_of_hostile_names(page: Page, tmp_path: Path, number: int) 
     assert page.complaints == []
     assert [url for url in page.requests if url != file.as_uri()] == []
     shown = page.ask("document.querySelector('main').textContent")
-    assert f"rds+ failed: {HOSTILE[number]}" in shown
+    assert f"RDS+ failed: {HOSTILE[number]}" in shown
     assert "Token boundaries that this model's tokenizer keeps: NACD text 75%." in shown
-    assert "to choose is repaid: less 3, NACD text 3." in shown
+    assert "to choose is repaid: LESS 3, NACD text 3." in shown
     fits(page, 390)
 
 

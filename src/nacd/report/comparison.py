@@ -21,6 +21,12 @@ from nacd.run import settings
 
 LABELS = {
     "random": "random rows",
+    "best-of": "best of draws",
+    "longest": "longest responses",
+    "kcenter": "k-center",
+    "bm25": "BM25",
+    "rds+": "RDS+",
+    "less": "LESS",
     "seeds": "seeds untouched",
     "seeds-shuffled": "seeds, shuffled",
     "random-prompts": "seeds, random prompts",
@@ -111,7 +117,11 @@ def _blocks(
             budget=budget,
             chart=chart,
             rows=rows,
-            failed=[(row["method"], row["why"]) for row in own if "failed" in row],
+            failed=[
+                (LABELS.get(row["method"], row["method"]), row["why"])
+                for row in own
+                if "failed" in row
+            ],
             rivals=[r for r in RIVALS[1:] if any(row["method"] == r for row in made)],
             sentence=_sentence(Path(target).name, budget, made),
             elsewhere=next((Path(row["elsewhere"]).name for row in made if row["elsewhere"]), None),
