@@ -1,16 +1,32 @@
 """One row of a comparison against every other, paired by training seed.
 
-python experiments/against.py runs/ladder [--row text]
+python experiments/against.py runs/ladder [--row text] [--of runs/other]
+
+With --of the row is another comparison's (of the same report rows), held against the first one's.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from pyarrow import parquet
 
 from nacd.comparison.table import difference
+
+Cells = dict[tuple[str, str], dict[str, list[dict[str, Any]]]]
+
+
+def cells(run: Path) -> Cells:
+    """Trainings that have ended: (target, budget) -> row -> cells."""
+    found: Cells = {}
+    for cell in parquet.read_table(run / "results.parquet").to_pylist():
+        if cell.get("report_nll") is not None:
+            cell.pop("failed", None)
+            group = found.setdefault((cell["target"], cell["budget"]), {})
+            group.setdefault(cell["method"], []).append(cell)
+    return found
 
 
 def main() -> None:
@@ -18,18 +34,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--row", default="text")
+    parser.add_argument("--of", type=Path)
     options = parser.parse_args()
-    groups: dict[tuple[str, str], dict[str, list[dict]]] = {}
-    for cell in parquet.read_table(options.run / "results.parquet").to_pylist():
-        if cell.get("report_nll") is not None:
-            group = groups.setdefault((cell["target"], cell["budget"]), {})
-            cell.pop("failed", None)
-            group.setdefault(cell["method"], []).append(cell)
-    for (target, budget), rows in groups.items():
+    rows, rivals = cells(options.of or options.run), cells(options.run)
+    for (target, budget), group in rows.items():
+        mine = group.get(options.row, [])
         print(f"{Path(target).name}, budget {budget}: {options.row} minus")
-        for name, cells in rows.items():
-            found = difference(rows.get(options.row, []), cells) if name != options.row else None
-            if found:
+        for name, theirs in rivals.get((target, budget), {}).items():
+            if not options.of and name == options.row:
+                continue
+            if found := difference(mine, theirs):
                 half = found["over_trainings"]
                 print(f"  {name:<18}{found['mean']:+.3f}" + (f" ± {half:.3f}" if half else ""))
 

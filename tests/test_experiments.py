@@ -146,6 +146,16 @@ def test_one_row_against_every_other(tmp_path: Path) -> None:
         ["random", "-0.400", "±", f"{half:.3f}"],
         ["full", "+0.500"],
     ]
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(tmp_path / "results.parquet", other)
+    command += ["--of", other, "--row", "full"]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert [line.split() for line in shown.splitlines()[1:]] == [
+        ["text", "-0.500"],
+        ["random", "-1.000"],
+        ["full", "+0.000"],
+    ]
 
 
 @pytest.fixture
