@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +140,11 @@ def test_evaluation_leaves_the_model_as_it_was(tiny_folder: Any, questions: Path
     assert torch.equal(before[1], after[1])
 
 
-def test_it_asks_no_other_program(
-    tiny_folder: Any, questions: Path, monkeypatch: pytest.MonkeyPatch
+def test_it_asks_no_other_program_and_draws_no_bars(
+    tiny_folder: Any,
+    questions: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def asked(*args: Any, **_: Any) -> None:
         raise AssertionError(f"started {args}")
@@ -149,7 +153,13 @@ def test_it_asks_no_other_program(
     model = load_model(ModelConfig(str(tiny_folder("llama"))))
     examples = read_examples(str(questions))
     template = make_template("qa", model.tokenizer, examples)
-    assert choice_accuracy(model, model.zero_theta(), examples, template=template).n
+    capsys.readouterr()
+    for bars in (False, True):  # a pipe wants none, whoever asks
+        found = choice_accuracy(model, model.zero_theta(), examples, template=template, bars=bars)
+        assert found.n
+    lines = re.split(r"[\r\n]+", capsys.readouterr().err)
+    # `datasets` draws its own, which the command line turns off
+    assert [line for line in lines if line and not line.startswith("Generating")] == []
 
 
 @pytest.mark.slow

@@ -11,9 +11,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -99,6 +101,7 @@ def choice_accuracy(
     template: Template,
     task: str = "local",
     batch_size: int = 16,
+    bars: bool = False,
 ) -> Accuracy:
     """Accuracy on multiple-choice rows, by lm-eval, without a network.
 
@@ -110,6 +113,7 @@ def choice_accuracy(
         template: how the rows are written; the one that the model was trained with.
         task: name in the result.
         batch_size: answers a forward pass.
+        bars: whether lm-eval draws its progress bars, on a terminal.
 
     Raises:
         UserError: no row, a row that is not multiple choice, or one longer than the model reads.
@@ -140,7 +144,7 @@ def choice_accuracy(
                 for metric in ("acc", "acc_norm")
             ],
         }
-        with _harness_model(model, theta, template, batch_size) as lm:
+        with _harness_model(model, theta, template, batch_size, bars) as lm:
             for example, question in zip(examples, questions, strict=True):
                 longest = max(question["choices"], key=len)
                 length = len(lm.tok_encode(question["context"] + lead + longest))
@@ -189,7 +193,7 @@ def task_accuracy(
             f"{version('lm-eval')}; `lm-eval ls tasks` lists {len(known)} names."
         )
     try:
-        with _harness_model(model, theta, template, batch_size) as lm:
+        with _harness_model(model, theta, template, batch_size, bars=True) as lm:
             found = _simple_evaluate(
                 lm,
                 list(tasks),
@@ -232,7 +236,7 @@ def _written(example: Example, template: Template) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def _harness_model(
-    model: LoraModel, theta: Tensor, template: Template, batch_size: int
+    model: LoraModel, theta: Tensor, template: Template, batch_size: int, bars: bool
 ) -> Iterator[Any]:
     """The model as lm-eval wants it, theta written into it; its mode is put back afterwards."""
     from lm_eval.models.huggingface import HFLM
@@ -250,6 +254,9 @@ def _harness_model(
                 # A chat template writes its BOS itself, or wants none.
                 add_bos_token=False if template.text is None else None,
             )
+        if not (bars and sys.stderr.isatty()):
+            for name in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
+                setattr(lm, name, partial(getattr(lm, name), disable_tqdm=True))
         yield lm
     finally:
         model.hf.train(training)
@@ -258,11 +265,17 @@ def _harness_model(
 def _simple_evaluate(lm: Any, tasks: list[Any], **options: Any) -> dict[str, Any]:
     """lm-eval's results, without its description of this machine: it asks git (whose complaint
     would stand in the terminal) and a dozen other programs."""
+    import lm_eval.api.task
     import lm_eval.evaluator
 
     run: Any = lm_eval.simple_evaluate  # as above
     described = {"get_git_commit_hash": str, "add_env_info": lambda _: None}
-    with _quiet(), mock.patch.multiple(lm_eval.evaluator, create=True, **described):
+    silent = partial(lm_eval.api.task.tqdm, disable=True)  # writing questions out takes no time
+    with (
+        _quiet(),
+        mock.patch.multiple(lm_eval.evaluator, create=True, **described),
+        mock.patch.object(lm_eval.api.task, "tqdm", silent),
+    ):
         found = run(
             model=lm,
             tasks=tasks,

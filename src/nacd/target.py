@@ -129,7 +129,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
             "response_nll_per_token": nll.mean,
         }
         if all(example.choices for example in kept):
-            accuracy = choice_accuracy(model, theta, kept, template=template)
+            accuracy = choice_accuracy(model, theta, kept, template=template, bars=True)
             found["accuracy"] = _without_answers(accuracy)
     if config.tasks:
         accuracies = task_accuracy(
