@@ -1,4 +1,4 @@
-"""One row of a comparison against every other, paired by training seed.
+"""One row of a comparison against every other: 95 % intervals over trainings and over questions.
 
 python experiments/against.py runs/ladder [--row text] [--of runs/other]
 
@@ -44,8 +44,9 @@ def main() -> None:
             if not options.of and name == options.row:
                 continue
             if found := difference(mine, theirs):
-                half = found["over_trainings"]
-                print(f"  {name:<18}{found['mean']:+.3f}" + (f" ± {half:.3f}" if half else ""))
+                half, (low, high) = found["over_trainings"], found["over_questions"]
+                over = f" ± {half:.3f}" if half else ""
+                print(f"  {name:<18}{found['mean']:+.3f}{over:<10}questions {low:+.3f} {high:+.3f}")
 
 
 if __name__ == "__main__":

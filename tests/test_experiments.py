@@ -143,8 +143,8 @@ def test_one_row_against_every_other(tmp_path: Path) -> None:
     half = 4.302653 * statistics.stdev((-0.5, -0.3, -0.4)) / math.sqrt(3)
     assert [line.split() for line in shown.splitlines()] == [
         ["m,", "budget", "4:", "text", "minus"],
-        ["random", "-0.400", "±", f"{half:.3f}"],
-        ["full", "+0.500"],
+        ["random", "-0.400", "±", f"{half:.3f}", "questions", "-0.400", "-0.400"],
+        ["full", "+0.500", "questions", "+0.500", "+0.500"],
     ]
     other = tmp_path / "other"
     other.mkdir()
@@ -152,9 +152,9 @@ def test_one_row_against_every_other(tmp_path: Path) -> None:
     command += ["--of", other, "--row", "full"]
     shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert [line.split() for line in shown.splitlines()[1:]] == [
-        ["text", "-0.500"],
-        ["random", "-1.000"],
-        ["full", "+0.000"],
+        ["text", "-0.500", *["questions", "-0.500", "-0.500"]],
+        ["random", "-1.000", *["questions", "-1.000", "-1.000"]],
+        ["full", "+0.000", *["questions", "+0.000", "+0.000"]],
     ]
 
 
