@@ -118,7 +118,7 @@ def _blocks(
             chart=chart,
             rows=rows,
             failed=[
-                (LABELS.get(row["method"], row["method"]), row["why"])
+                (LABELS.get(str(row["method"]), str(row["method"])), row["why"])
                 for row in own
                 if "failed" in row
             ],
