@@ -173,8 +173,8 @@ def test_a_finished_run_is_compared_without_distilling_anew(
     before = [file.stat().st_mtime_ns for file in learned]
     compare(replace(config, methods=("zero-shot",)), progress=QUIET)  # --runs may come later
     result = compare(replace(config, runs=(str(tmp_path / "run"),)), progress=QUIET)
-    assert [row["method"] for row in result.table] == ["seeds", "text"]
-    assert result.table[1]["tokens_changed"] == made.tokens_changed
+    assert [row["method"] for row in result.table] == ["zero-shot", "seeds", "text"]
+    assert result.table[2]["tokens_changed"] == made.tokens_changed
     assert not (config.out / "distilled").exists()
     assert [file.stat().st_mtime_ns for file in learned] == before
     for change, key in (
