@@ -13,9 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pyarrow import parquet
 
 import nacd
+from nacd import learn as learn_module
+from nacd import stages as stages_module
 from nacd.cli import main
 from nacd.comparison.compare import compare
 from nacd.comparison.config import ROWS, CompareConfig
@@ -458,3 +461,49 @@ def test_the_command(
     assert "NLL on general.jsonl" in (tmp_path / "grid" / "report.html").read_text()
     assert main(["show", str(tmp_path / "grid"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["table"][0]["method"] == "zero-shot"
+
+
+def test_learning_looks_at_development_rows_alone(
+    tiny_folder: Callable[[str], Path], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = grid(tiny_folder("llama"), rows, tmp_path / "g").distillation("4", 0)
+    development = prepare(config.model, config.data).development.rows
+    seen: list[list[Any]] = []
+    for module in (learn_module, stages_module):
+        real = module.mean_nll
+        monkeypatch.setattr(
+            module, "mean_nll", lambda m, t, r, real=real: seen.append([*r]) or real(m, t, r)
+        )
+    nacd.distill(
+        replace(config, out=tmp_path / "r", tune_rates=(1e-3, 2e-3), compare=()), progress=QUIET
+    )
+    assert len(seen) > 2
+    assert all(r == [*development] for r in seen)
+
+
+def test_cells_are_their_own_trainings(
+    tiny_folder: Callable[[str], Path], rows: Path, tmp_path: Path
+) -> None:
+    outer = OuterLoopConfig(outer_steps=0, engine="exact")
+    config = grid(
+        tiny_folder("llama"),
+        rows,
+        tmp_path / "g",
+        methods=("zero-shot", "random", "seeds", "seeds-shuffled"),
+        outer=outer,
+    )
+    compare(config, progress=QUIET)
+    cells = parquet.read_table(config.out / "results.parquet").to_pylist()
+    nll = {(c["method"], c["seed"]): c["report_nll"] for c in cells}
+    assert len(set(nll.values())) == len(nll) == 7
+    p = prepare(config.model, config.data)
+    total = n = 0
+    p.model.write(p.model.zero_theta())
+    for row in p.report.rows:
+        with torch.no_grad():
+            log = p.model.hf(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
+        for i in range(1, len(row.ids)):
+            if row.response[i]:
+                total -= float(log[i - 1, row.ids[i]])
+                n += 1
+    assert nll["zero-shot", 0] == pytest.approx(total / n, rel=1e-5)

@@ -13,7 +13,7 @@ from torch import Tensor
 from nacd.data import Encoded
 from nacd.distillation import outer as module
 from nacd.distillation.outer import PATIENCE, DivergedError, OuterConfig, OuterLoop, Segment
-from nacd.distillation.projection import Nearest
+from nacd.distillation.projection import Nearest, Simplex
 from nacd.distillation.pseudo import make_pseudo_data
 from nacd.meta import FirstOrder, MetaGradient
 
@@ -159,3 +159,73 @@ def test_a_saved_state_goes_on_alike(answer: Callable[..., None]) -> None:
     assert two.state().keys() == one.state().keys()
     for name, tensor in one.state().items():
         assert torch.equal(tensor, two.state()[name]), name
+
+
+def feed(monkeypatch: pytest.MonkeyPatch, found: list[MetaGradient]) -> None:
+    """Meta-gradients one after the other."""
+    coming = iter(found)
+    monkeypatch.setattr(module, "meta_gradient", lambda *_, **__: next(coming))
+
+
+def of(gradient: Tensor, rate: float = 0.0, value: float = 1.0) -> MetaGradient:
+    zeros = torch.zeros(1)
+    slope = torch.tensor(rate)
+    return MetaGradient(value, slope, zeros, zeros, [0.5], [1.0, 1.0], vectors=gradient)
+
+
+def test_rate_is_torch_adam(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = make_loop(rate_step_size=0.1)
+    leaf = torch.tensor(math.log(1e-3), dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([leaf], lr=0.1, betas=(0.9, 0.99), eps=1e-12)
+    slopes = (0.3, -0.2, 0.5, 0.1)
+    feed(monkeypatch, [of(torch.ones(3, 4), s) for s in slopes])
+    for s in slopes:
+        loop.step([SEGMENT])
+        leaf.grad = torch.tensor(s, dtype=torch.float64)
+        adam.step()
+        assert float(loop.log_rate) == pytest.approx(float(leaf.detach()), rel=1e-6)
+
+
+def test_segments_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = torch.ones(3, 4), torch.arange(12.0).view(3, 4)
+    loop = make_loop(rate_step_size=0.1)
+    feed(monkeypatch, [of(a, 1.0, 2.0), of(b, 4.0, 4.0)])
+    assert loop.step([SEGMENT] * 2)["objective"] == 3.0
+    torch.testing.assert_close(loop.adam.m, 0.1 * (a + b) / 2)
+    assert float(loop.rate_adam.m) == pytest.approx(0.25)
+    loop = make_loop()
+    feed(monkeypatch, [of(torch.full((3, 4), math.nan)), of(b)])
+    assert "skipped" not in loop.step([SEGMENT] * 2)
+    torch.testing.assert_close(loop.adam.m, 0.1 * b / 2)
+
+
+def test_beta_and_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = make_loop(beta=0.3)
+    p = loop.projection.parameters + 0.05
+    loop.projection.parameters = p
+    g = torch.full((3, 4), 0.01)
+    feed(monkeypatch, [of(g)])
+    loop.step([SEGMENT])
+    t = loop.table
+    rows = t[((p[:, None] - t) ** 2).sum(2).argmin(1)]
+    scale = sum(float(r @ r) for r in t) / len(t)
+    torch.testing.assert_close(loop.adam.m, 0.1 * (g + 0.3 * 2 * (p - rows) / (len(p) * scale)))
+
+
+def test_pull_at_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = make_loop()
+    table = loop.table
+    ch = torch.tensor([[1, 5, 6], [2, 7, 8], [3, 9, 10]])
+    loop.projection = Simplex(
+        torch.randn(3, 3, generator=torch.Generator().manual_seed(0)), ch, table
+    )
+    loop.adam = module.Adam(torch.zeros(3, 3), torch.zeros(3, 3))
+    loop.done = 4
+    g = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+    feed(monkeypatch, [of(g)])
+    leaf = loop.projection.parameters.clone().requires_grad_()
+    heat = 1.0 * 0.05**0.4
+    (torch.einsum("qc,qcd->qd", (leaf / heat).softmax(1), table[ch]) * g).sum().backward()
+    loop.step([SEGMENT])
+    assert leaf.grad is not None
+    torch.testing.assert_close(loop.adam.m, 0.1 * leaf.grad)

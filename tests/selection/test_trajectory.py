@@ -6,12 +6,15 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from nacd.config import DataConfig, SelectionConfig
-from nacd.data import Example, Message, Splits
+from nacd.data import Batch, Example, Message, Splits
 from nacd.errors import UserError
 from nacd.models import ModelConfig
 from nacd.prepare import Prepared, prepare
@@ -109,3 +112,33 @@ def test_a_training_that_diverges_is_said(prepared: Prepared, tmp_path: Path) ->
     hot = replace(asked, recipe=replace(asked.recipe, learning_rate=1e30, clip=0.0))
     with pytest.raises(UserError, match=r"group 1 of \d+ diverges at --learning-rate 1e\+30"):
         trajectory(hot)
+
+
+def test_trajectory_scores(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = np.random.default_rng(0)
+    made = []
+
+    def fake(_: object, __: object, batches: list[Batch], *___: object, **____: object) -> Any:
+        found = [torch.from_numpy(draw.normal(size=len(b.ids))) for b in batches]
+        made.append((batches, found))
+        return SimpleNamespace(value=0.0), found
+
+    monkeypatch.setattr(module, "weight_gradient", fake)
+    scores = trajectory(task(prepared, tmp_path)).scores
+    expected = np.zeros(40)
+    which = {r.ids: i for i, r in enumerate(prepared.train.rows)}
+    passes = task(prepared, tmp_path).config.weight_passes
+    for batches, found in made:
+        w: dict[int, float] = {}
+        for b, d in zip(batches, found, strict=True):
+            for k in range(len(b.ids)):
+                i = which[tuple(b.row(k).ids[0].tolist())]
+                w[i] = w.get(i, 0.0) - float(d[k])
+        z = np.asarray(list(w.values()))
+        z = (z - z.mean()) / z.std()
+        for i, x in zip(w, z, strict=True):
+            expected[i] += x / passes
+    assert scores is not None
+    np.testing.assert_allclose(scores, expected, rtol=1e-9)

@@ -1,0 +1,204 @@
+"""Oracles from outside for what other tests take as given: table rows, segments, the student."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from transformers import get_linear_schedule_with_warmup
+
+from float64 import float64_only
+from nacd.config import LADDER, OuterLoopConfig
+from nacd.data import Encoded, collate
+from nacd.distillation.pseudo import PseudoData, make_pseudo_data
+from nacd.ladder import Entry, _summary, entries_for
+from nacd.learn import expected_tokens
+from nacd.meta import FirstOrder, Start
+from nacd.models import ModelConfig, load_model
+from nacd.recipe import Recipe
+from nacd.segments import segment_maker
+from nacd.student import plain, train_student
+
+
+def test_ladder_difference() -> None:
+    cells = [
+        {
+            "report_nll": x,
+            "rows": 4,
+            "tokens": 9,
+            "steps": 2,
+            "learning_rate": 1e-3,
+            "training_seconds": 1.0,
+        }
+        for x in (2.0, 2.1, 2.3)
+    ]
+    base = [{"report_nll": x} for x in (2.5, 2.4, 2.9)]
+    row = _summary(Entry("text", "", lambda _: None), cells, base)
+    d = np.array([-0.5, -0.3, -0.6])
+    assert row["minus_seeds"] == pytest.approx(d.mean())
+    low, high = stats.t.interval(0.95, 2, d.mean(), stats.sem(d))
+    assert row["minus_seeds_95"] == pytest.approx((high - low) / 2)
+
+
+def test_entries_train_on_what_they_say() -> None:
+    def of(i: int) -> PseudoData:
+        return plain([Encoded((i, 2, 3), (False, True, True), (0, 1))] * 4, 0)
+
+    seeds, text, last, full, drawn = map(of, (11, 12, 13, 14, 15))
+    soft = torch.ones(4, 2)
+    r = Recipe(batch_size=2, shuffle=False)
+    learned = replace(r, learning_rate=7e-3)
+    found = {
+        e.name: e
+        for e in entries_for(
+            LADDER,
+            draws=lambda _: drawn,
+            seeds=seeds,
+            allowed=torch.ones(20, dtype=torch.bool),
+            soft=soft,
+            soft_recipe=learned,
+            text=text,
+            text_changed=0.5,
+            last=last,
+            last_changed=0.6,
+            full=full,
+            recipe=r,
+            full_epochs=3.0,
+        )
+    }
+    expected = {
+        "random": drawn,
+        "seeds": seeds,
+        "seeds-shuffled": seeds,
+        "soft": seeds,
+        "text": text,
+        "text-shuffled": text,
+        "text-last": last,
+        "full": full,
+        "full-equal-steps": full,
+    }
+    for name, data in expected.items():
+        given = found[name].data(0)
+        assert given is not None
+        assert given.rows == data.rows, name
+        own = name.startswith("text") or name == "soft"
+        assert (found[name].recipe or r).learning_rate == (7e-3 if own else 1e-3), name
+        assert (found[name].vectors is soft) == (name == "soft")
+
+
+@pytest.mark.parametrize("kind", ["recorded", "zeros"])
+def test_trajectory_segment(kind: str, tiny_folder: Callable[[str], Path]) -> None:
+    model = load_model(ModelConfig(model=str(tiny_folder("gpt2")), lora_rank=1, device="cpu"))
+    prepared: Any = SimpleNamespace(model=model, target=SimpleNamespace(rows=()))
+    recipe = Recipe(batch_size=2, epochs=2)
+
+    def snapshot(step: int, _: object) -> Start:
+        theta = torch.full((model.size,), float(step))
+        return Start(theta, (theta + 1, theta + 2), step)
+
+    expert: Any = SimpleNamespace(steps=[0, 4, 8, 12], state=kind, snapshot=snapshot)
+    make = segment_maker(
+        prepared,
+        recipe,
+        OuterLoopConfig(objective="trajectory", expert_start=4, expert_ahead=4),
+        10,
+        [expert],
+    )
+    seen: set[float] = set()
+    for n in range(12):
+        s = make(n, 0)
+        first = float(s.start.theta[0])
+        seen.add(first)
+        goal = torch.full((model.size,), first + 4)
+        assert s.objective(goal)[0] == 0.0
+        assert s.objective(s.start.theta)[0] == pytest.approx(1.0)
+        slope = s.objective(s.start.theta)[1]
+        assert s.objective(s.start.theta - 0.1 * slope / slope.norm())[0] < 1.0
+        own = first > 0 and kind == "recorded"
+        assert [float(x[0]) for x in s.start.state] == ([first + 1, first + 2] if own else [0, 0])
+        assert s.start.count == (first if own else 0)
+        rates = [s.loop.recipe.rate(k, s.loop.total) for k in range(s.loop.total)]
+        assert (len(set(rates)) == 1) == (first > 0)
+    assert seen == {0.0, 4.0}
+
+
+def test_student_is_torch(tiny_folder: Callable[[str], Path]) -> None:
+    model = load_model(
+        ModelConfig(model=str(tiny_folder("llama")), lora_rank=2, device="cpu", dtype="float64")
+    )
+    g = torch.Generator().manual_seed(1)
+    rs = [
+        Encoded(
+            tuple(torch.randint(5, 290, (8,), generator=g).tolist()),
+            (False,) * 5 + (True,) * 3,
+            (1, 3),
+        )
+        for _ in range(10)
+    ]
+    r = Recipe(batch_size=4, epochs=3, learning_rate=5e-3, weight_decay=0.1, clip=0.5)
+    with float64_only():
+        found = train_student(model, r, plain(rs, 0), 7)
+        model.write(model.fresh_theta(7))
+        ps = [p for p in model.hf.parameters() if p.requires_grad]
+        opt = torch.optim.AdamW(ps, lr=5e-3, weight_decay=0.1)
+        sched = get_linear_schedule_with_warmup(opt, 1, 9)
+        for epoch in range(3):
+            order = np.random.default_rng((7, epoch)).permutation(10)
+            for at in (0, 4, 8):
+                b = collate([rs[i] for i in order[at : at + 4]], 0)
+                model.hf(
+                    input_ids=b.ids,
+                    attention_mask=b.attention,
+                    labels=b.ids.masked_fill(~b.response, -100),
+                ).loss.backward()
+                torch.nn.utils.clip_grad_norm_(ps, 0.5)
+                opt.step()
+                sched.step()
+                opt.zero_grad()
+    torch.testing.assert_close(
+        found, torch.cat([p.detach().flatten() for p in ps]), rtol=1e-5, atol=1e-9
+    )
+
+
+def test_eps_is_a_share_of_theta(
+    tiny_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(
+        ModelConfig(model=str(tiny_folder("llama")), lora_rank=2, device="cpu", dtype="float64")
+    )
+    pseudo = make_pseudo_data(
+        [Encoded((5, 6, 7, 8), (False, False, False, True), (1, 3))], "prompt", 0
+    )
+    theta = model.fresh_theta(1)
+    v = torch.linspace(-3, 3, model.size, dtype=torch.float64)
+    seen: list[torch.Tensor] = []
+    real = type(model).value_and_grad
+    monkeypatch.setattr(
+        type(model),
+        "value_and_grad",
+        lambda self, t, *a, **k: seen.append(t) or real(self, t, *a, **k),
+    )
+    FirstOrder(2e-3)(model, theta, pseudo.batch([0]), model.embed(pseudo.ids), v, (theta, None))
+    assert [float((t - theta).norm() / theta.norm()) for t in seen] == pytest.approx([2e-3, 2e-3])
+
+
+def test_expected_tokens(tiny_folder: Callable[[str], Path]) -> None:
+    model = load_model(ModelConfig(model=str(tiny_folder("llama")), lora_rank=2, device="cpu"))
+    pseudo = make_pseudo_data(
+        [Encoded((5, 60, 71, 8, 9), (False,) * 4 + (True,), (1, 4))], "prompt", 0
+    )
+    allowed = torch.ones(308, dtype=torch.bool)
+    allowed[::2] = False
+    found = expected_tokens(model, pseudo, 3, allowed)
+    for q, position in enumerate((1, 2, 3)):
+        with torch.no_grad():
+            logits = model.hf(input_ids=torch.tensor([[5, 60, 71, 8, 9][:position]])).logits[0, -1]
+        order = [t for t in logits.argsort(descending=True).tolist() if t % 2]
+        assert found[q].tolist() == order[:3]
