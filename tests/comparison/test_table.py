@@ -108,3 +108,29 @@ def test_what_the_table_has_no_column_for() -> None:
     cells[2] |= {"training_seconds": 1.0}
     again = {row["method"]: row for row in summarise(cells, ("random", "longest", "text", "full"))}
     assert again["text"]["repaid_after"] is None
+
+
+def test_worse_is_said_as_better_is() -> None:
+    base = [np.random.default_rng(i).normal(4, 1, 50) for i in range(3)]
+    seeds = [cell("seeds", i, x.tolist()) for i, x in enumerate(base)]
+    worse = [cell("text", i, (x + 0.5 + 0.01 * i).tolist()) for i, x in enumerate(base)]
+    assert verdict(summarise([*seeds, *worse], ("seeds", "text"))[1], "seeds") == "worse"
+
+
+def test_pairs_are_of_one_seed() -> None:
+    text = [cell("text", i, [2.0 * i, 4.0]) for i in (1, 2)]
+    seeds = [cell("seeds", i, [3.0 * i, 4.0]) for i in (0, 1, 2)]
+    found = difference(text, seeds)
+    assert found is not None
+    assert found["pairs"] == 2
+    assert found["mean"] == pytest.approx((-1 - 2) / 4 / 2)
+
+
+def test_draws_of_either_side_count() -> None:
+    base = [4.0, 4.5]
+    text = [cell("text", i, [x - i for x in base]) | {"draw": i} for i in range(3)]
+    seeds = [cell("seeds", i, base) | {"draw": 0} for i in range(3)]
+    for one, other in ((text, seeds), (seeds, text)):
+        found = difference(one, other)
+        assert found is not None
+        assert found["figures"] == 3
