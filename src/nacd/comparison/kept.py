@@ -52,7 +52,8 @@ class Kept:
         cells = self._all()
         write_parquet([*cells.values()], self.folder / "results.parquet")
         counted = {"done": len(cells), "of": len(self.asked | cells.keys())}
-        found = {"table": self.table(), "sizes": self.sizes, "trainings": counted}
+        table = summarise([*cells.values()], ORDER)
+        found = {"table": table, "sizes": self.sizes, "trainings": counted}
         write_json(self.folder / "results.json", found)
         return write_report(ReportConfig(self.folder))
 
