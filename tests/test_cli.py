@@ -14,7 +14,14 @@ import yaml
 
 from nacd import files
 from nacd.cli import main
-from nacd.config import DataConfig, DistillConfig, OuterLoopConfig, decided
+from nacd.config import (
+    DataConfig,
+    DistillConfig,
+    OuterLoopConfig,
+    SelectionConfig,
+    decided,
+    with_judge,
+)
 from nacd.errors import UserError
 from nacd.recipe import Recipe
 from nacd.settings import from_dict
@@ -217,6 +224,14 @@ def test_the_objective_is_where_the_rows_are() -> None:
     assert decided(OuterLoopConfig(), unnamed).objective == "train-loss"
     asked = OuterLoopConfig(objective="trajectory")
     assert decided(asked, named) is asked
+
+
+def test_draws_are_judged_where_the_rows_are() -> None:
+    named, unnamed = DataConfig(target="target.jsonl"), DataConfig()
+    assert with_judge(SelectionConfig(), named).judge == "target"
+    assert with_judge(SelectionConfig(), unnamed).judge == "train"
+    asked = SelectionConfig(judge="train")
+    assert with_judge(asked, named) is asked
 
 
 def test_a_wrong_value_in_python() -> None:

@@ -196,6 +196,9 @@ class SelectionConfig:
     """`less`: target rows take turns to choose, instead of each row's largest subtask score."""
     tries: int = 16
     """`best-of`: random draws that are trained on."""
+    judge: Literal["auto", "target", "train"] = "auto"
+    """`best-of`: rows whose loss ranks the draws: target rows, or 256 training rows not drawn.
+    `auto`: target rows where --target names them, else training rows."""
     warmup_share: float = 0.05
     """`less`: share of the training rows that the warm-up trains on."""
     warmup_epochs: int = 4
@@ -204,6 +207,13 @@ class SelectionConfig:
     """`less`: length that gradients are projected to."""
     weight_passes: int = 2
     """`trajectory`: how often every row is weighed, each time among other rows."""
+
+
+def with_judge(selection: SelectionConfig, data: DataConfig) -> SelectionConfig:
+    """The settings of a choice with the judge of `best-of` named."""
+    if selection.judge != "auto":
+        return selection
+    return dataclasses.replace(selection, judge="target" if data.target else "train")
 
 
 IN_ORDER = Recipe(shuffle=False)

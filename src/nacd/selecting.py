@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nacd.config import DataConfig, DistillConfig, SelectionConfig
+from nacd.config import DataConfig, DistillConfig, SelectionConfig, with_judge
 from nacd.data import Splits, hub_license
 from nacd.export import (
     Card,
@@ -108,7 +108,7 @@ def select(
     task = Task(
         prepared,
         config.recipe,
-        config.selection,
+        with_judge(config.selection, config.data),
         config.seed,
         folder.path / "selection",
         progress,

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from nacd.config import DistillConfig
+from nacd.config import DistillConfig, with_judge
 from nacd.data import Splits
 from nacd.diagnosis import diagnose
 from nacd.distillation.pseudo import PseudoData
@@ -78,7 +78,7 @@ def chosen_rows(
     task = Task(
         prepared,
         config.recipe,
-        config.selection,
+        with_judge(config.selection, config.data),
         config.seed,
         folder.path / "selection",
         progress,

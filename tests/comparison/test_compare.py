@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 from collections.abc import Callable
@@ -15,19 +14,19 @@ import numpy as np
 import pytest
 import torch
 from pyarrow import parquet
+from small_grid import grid
 
 import nacd
 from nacd import learn as learn_module
 from nacd import stages as stages_module
 from nacd.cli import main
 from nacd.comparison.compare import compare
-from nacd.comparison.config import ROWS, CompareConfig
-from nacd.comparison.cost import Forecast, forecast
+from nacd.comparison.config import ROWS
 from nacd.comparison.grid import Grid, folder_name
 from nacd.comparison.rowsets import Training, _encoded, of_training
 from nacd.comparison.table import lines
 from nacd.comparison.transfer import other_prompts, surviving_boundaries
-from nacd.config import DataConfig, ExpertConfig, OuterLoopConfig, SelectionConfig
+from nacd.config import DataConfig, OuterLoopConfig
 from nacd.data import Example, Message, make_template, read_examples
 from nacd.errors import UserError
 from nacd.models import ModelConfig
@@ -39,37 +38,6 @@ from tiny import tiny_tokenizer
 
 Folder = Callable[[str], Path]
 QUIET = Progress(quiet=True)
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("data") / "rows.jsonl"
-    lines = [
-        {
-            "id": str(i),
-            "question": f"Which colour has the thing number {i}?",
-            "choices": {"text": ["red", "green", "the answer"], "label": ["A", "B", "C"]},
-            "answerKey": "ABC"[i % 3],
-        }
-        for i in range(60)
-    ]
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return file
-
-
-def grid(model: Path, data: Path, out: Path, **changes: object) -> CompareConfig:
-    config = CompareConfig(
-        out=out,
-        methods=("zero-shot", "random", "seeds", "text", "full"),
-        budgets=("4",),
-        seeds=2,
-        model=ModelConfig(model=str(model), lora_rank=2),
-        data=DataConfig(data=str(data), target_rows=6),
-        recipe=Recipe(batch_size=2, epochs=2, learning_rate=5e-3, shuffle=False),
-        outer=OuterLoopConfig(outer_steps=2, check_every=1, engine="exact", step_size=1.0),
-        selection=SelectionConfig(warmup_share=0.3, warmup_epochs=2, projection_dim=256),
-    )
-    return replace(config, **changes)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
@@ -365,40 +333,6 @@ def test_wrong_input(tmp_path: Path, changes: dict[str, object], message: str) -
     assert not (tmp_path / "out").exists()
 
 
-def test_the_forecast_counts_every_stage(tiny_folder: Folder, rows: Path, tmp_path: Path) -> None:
-    config = grid(tiny_folder("llama"), rows, tmp_path / "grid")
-    source = prepare(config.model, config.data)
-    per_token = {config.model.model: 2.0, "other": 4.0}
-
-    def of(**changes: object) -> Forecast:
-        changed = replace(config, **changes)  # pyright: ignore[reportArgumentType]
-        return forecast(changed, source, per_token, changed.recipe)
-
-    plain = of()
-    assert set(plain.before) == {"distilling, budget 4"}
-    assert plain.training["other"] == pytest.approx(2 * plain.training[config.model.model])
-    distilling = plain.before["distilling, budget 4"]
-    assert of(distillations=3).before["distilling, budget 4"] == pytest.approx(3 * distilling)
-    assert of(seeds_by="less").before["distilling, budget 4"] == pytest.approx(
-        distilling + of(methods=("less",)).before["choosing by less, budget 4"]
-    )
-    tuned = of(tune_rates=(1e-3, 2e-3)).before
-    name = Path(config.model.model).name
-    assert tuned["tuning other, budget 4"] == pytest.approx(2 * tuned[f"tuning {name}, budget 4"])
-    matching = replace(config.outer, objective="trajectory")
-    few, more = (
-        of(outer=matching, expert=ExpertConfig(experts=k)).before["distilling, budget 4"]
-        for k in (1, 3)
-    )
-    steps = math.ceil(len(source.train) / ExpertConfig().expert_batch)
-    mean = sum(map(len, source.train.rows)) / len(source.train)
-    assert more - few > 2 * 2.0 * steps * ExpertConfig().expert_batch * mean
-    measured = of(accuracy=config.methods).training["other"]
-    assert measured > plain.training["other"]
-    text = plain.describe()
-    assert max(map(len, text.splitlines())) <= 80
-
-
 def test_boundaries_that_survive() -> None:
     class Letters:
         def __call__(self, text: str, **_: object) -> dict[str, object]:
@@ -438,10 +372,14 @@ def test_the_command(
     assert main(["compare", *flags.split(), "--json"]) == 0
     out, shown = capsys.readouterr()
     assert [row["method"] for row in json.loads(out)["table"]] == ["zero-shot", "random"]
-    assert "the grid: 3 trainings, about" in shown, "the cost, before anything runs"
+    assert "the grid: 3 trainings; about" in shown, "the cost, before anything runs"
     assert "learning rate 0.00" in shown
     assert "zero-shot" in shown
     assert "results.parquet" in shown
+    assert main(["compare", *flags.split(), "--seeds", "3"]) == 0
+    shown = capsys.readouterr().err
+    assert "the grid: 4 trainings, 3 of them done; about" in shown
+    assert "tuning" not in shown.split("to go")[1].split("training and measuring")[0]
     assert main(["runs", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines()[-1].split() == ["grid", "compared"]
     assert main(["show", str(tmp_path / "grid")]) == 0

@@ -46,7 +46,7 @@ def prepared(tiny_folder: Callable[[str], Path]) -> Prepared:
 
 
 def task(prepared: Prepared, folder: Path, **changes: Any) -> Task:
-    config = SelectionConfig(tries=5)
+    config = SelectionConfig(tries=5, judge=changes.pop("judge", "target"))
     return Task(prepared, RECIPE, config, 0, folder, QUIET, changes.pop("budget", "6"), **changes)
 
 
@@ -65,9 +65,43 @@ def test_the_best_draw_in_its_own_order(prepared: Prepared, tmp_path: Path) -> N
     assert ranking.flops > 0
     # as seed rows of a distillation they stay in that order
     config = DistillConfig(out=tmp_path / "run", budget="6", seeds_by="best-of", recipe=RECIPE)
-    config = replace(config, selection=SelectionConfig(tries=5))
+    config = replace(config, selection=SelectionConfig(tries=5, judge="target"))
     seeds = chosen_rows(config, prepared, RunFolder(tmp_path / "run"), QUIET)
     assert seeds == order[:6] == choose(task(prepared, tmp_path), "best-of").indices
+    # without a target file, and nothing said, training rows judge
+    config = replace(config, out=tmp_path / "other", selection=SelectionConfig(tries=5))
+    seeds = chosen_rows(config, prepared, RunFolder(tmp_path / "other"), QUIET)
+    judged = choose(task(prepared, tmp_path / "judged", judge="train"), "best-of").indices
+    assert seeds == judged != order[:6]
+    config = replace(config, out=tmp_path / "third", data=DataConfig(data="rows", target="file"))
+    assert chosen_rows(config, prepared, RunFolder(tmp_path / "third"), QUIET) == order[:6]
+
+
+def test_training_rows_that_are_not_drawn_judge(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, orders = prepared.train.rows, [random_order(30, 1_000_003 * n) for n in range(5)]
+    seen: list[list[int]] = []
+
+    def judged(_: Any, __: Any, judges: list[Any]) -> float:
+        assert {id(row) for row in judges} <= {id(row) for row in rows}
+        seen.append([next(i for i, row in enumerate(rows) if row is judge) for judge in judges])
+        return float(len(seen))
+
+    monkeypatch.setattr(module, "train_student", lambda *_: None)
+    monkeypatch.setattr(module, "mean_nll", judged)
+    best_of(task(prepared, tmp_path / "all", judge="train"))
+    assert [sorted(judges) for judges in seen] == [sorted(order[6:]) for order in orders]
+    # of many rows some, as far as possible the same for every draw
+    seen.clear()
+    monkeypatch.setattr(module, "JUDGES", 12)
+    best_of(task(prepared, tmp_path / "some", judge="train"))
+    queue = random_order(30, module.JUDGES_SEED)
+    assert seen == [[i for i in queue if i not in order[:6]][:12] for order in orders]
+    with pytest.raises(UserError, match=r"--budget 30 takes all training rows and leaves none to"):
+        best_of(task(prepared, tmp_path / "none", judge="train", budget="30"))
+    with pytest.raises(UserError, match=r"draws\.json: made with other settings"):
+        best_of(task(prepared, tmp_path / "some"))
 
 
 def test_a_killed_run_goes_on_after_its_last_draw(

@@ -156,6 +156,10 @@ def test_filters_and_budgets(data: Path, tiny_folder: Folder, tmp_path: Path) ->
         (["--stratify"], "--group-column"),
         (["--stratify", "--group-column", "topic"], "topic"),
         (["--method", "rds+", "--target-rows", "0"], "--method rds+: needs target rows"),
+        (
+            ["--method", "best-of", "--judge", "target", "--target-rows", "0"],
+            "--method best-of: needs target rows",
+        ),
         (["--max-tokens", "5"], "--max-tokens"),
         (["--learning-rate", "0"], "--learning-rate 0"),
         (["--data", ""], "--data is missing"),

@@ -206,7 +206,8 @@ def _say_cost(
             speeds[target] = seconds_per_token(other, config.recipe)
         except Exception as error:  # its cells will be shown as failed
             progress.say(f"target model {target} cannot be used: {reason(error)}")
-    for line in forecast(config, source, speeds, config.recipe, elsewhere).describe().splitlines():
+    found = forecast(config, source, speeds, config.recipe, elsewhere, config.out)
+    for line in found.describe().splitlines():
         progress.say(line)
 
 

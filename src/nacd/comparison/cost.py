@@ -1,22 +1,29 @@
-"""What a grid will take, before anything of it runs: measured steps times counted tokens."""
+"""What a grid will take, before anything of it runs: measured steps times counted tokens.
+
+What its folder already holds takes nothing.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from nacd.comparison.config import DISTILLED, CompareConfig
-from nacd.config import budget_rows, decided
+from nacd.comparison.grid import cell_folder, folder_name
+from nacd.config import budget_rows, decided, with_judge
 from nacd.data import Encoded, collate
 from nacd.meta import PASSES, initial_state, step
 from nacd.prepare import Prepared
 from nacd.recipe import Recipe
 from nacd.selection import METHODS
+from nacd.selection.best_of import JUDGES
 from nacd.units import duration
 
 FORWARD = 0.4
@@ -30,8 +37,10 @@ class Forecast:
     before: dict[str, float]
     """Choosing, distilling and tuning, each by its name -> seconds."""
     training: dict[str, float]
-    """Target model -> seconds of all its trainings and evaluations."""
+    """Target model -> seconds of its trainings and evaluations."""
     trainings: int
+    done: int = 0
+    """Trainings of them that an earlier call has made."""
 
     @property
     def seconds(self) -> float:
@@ -40,7 +49,10 @@ class Forecast:
 
     def describe(self) -> str:
         """A few lines, at 80 columns."""
-        lines = [f"the grid: {self.trainings} trainings, about {duration(self.seconds)} in all"]
+        of = f"{self.trainings} trainings"
+        if self.done:
+            of += f", {self.done} of them done"
+        lines = [f"the grid: {of}; about {duration(self.seconds)} to go"]
         lines += [
             f"  {name}: {duration(seconds)}"
             for name, seconds in self.before.items()
@@ -49,6 +61,7 @@ class Forecast:
         lines += [
             f"  training and measuring {Path(name).name}: {duration(seconds)}"
             for name, seconds in self.training.items()
+            if seconds >= 1 or not self.done
         ]
         return "\n".join(lines)
 
@@ -77,6 +90,7 @@ def forecast(
     per_token: Mapping[str, float],
     recipe: Recipe,
     elsewhere: Sequence[Encoded] = (),
+    folder: Path | None = None,
 ) -> Forecast:
     """What the grid takes, from counted tokens.
 
@@ -86,7 +100,9 @@ def forecast(
         per_token: target model -> seconds a token of training; the source's first.
         recipe: of every training.
         elsewhere: rows of other data that every trained model is measured on.
+        folder: of the comparison, where an earlier call may have left something.
     """
+    there = _Folder(folder)
     source_name, own = next(iter(per_token.items()))
     tokens, report = _tokens(source.train.rows), _tokens(source.report.rows)
     measuring = FORWARD * (report + _tokens(elsewhere))
@@ -94,32 +110,64 @@ def forecast(
     answering = FORWARD * report * sum(answers) / max(1, len(answers))
     before: dict[str, float] = {}
     training = dict.fromkeys(per_token, 0.0)
-    trainings = 0
+    trainings, done = 0, 0
     for budget in config.budgets:
         rows = len(budget_rows(budget, list(source.train.rows), [*range(len(source.train))]))
         work = _Work(config, source, recipe, rows)
         for method in config.methods:
-            if method in METHODS and (spent := work.choosing(method)):
+            spent = work.choosing(method) if method in METHODS else 0.0
+            if spent and there.read(f"choosing/{budget}/{method}/chosen") is None:
                 before[f"choosing by {method}, budget {budget}"] = own * spent
         if not config.runs and any(method in DISTILLED for method in config.methods):
-            before[f"distilling, budget {budget}"] = own * config.distillations * work.distilling()
+            steps = config.outer.outer_steps
+            shares = [there.learned(budget, n, steps) for n in range(config.distillations)]
+            if left := math.fsum(1 - share for share in shares):
+                before[f"distilling, budget {budget}"] = own * left * work.distilling()
         for name, speed in per_token.items():
-            if config.tune_rates:
+            if config.tune_rates and there.read(f"tuning/{folder_name(name)}-{budget}") is None:
                 spent = speed * len(config.tune_rates) * work.look
                 before[f"tuning {Path(name).name}, budget {budget}"] = spent
             for method in config.methods:
                 if method == "soft" and name != source_name:
                     continue
-                measured = measuring + (answering if method in config.accuracy else 0.0)
-                count = 1 if method == "zero-shot" else config.seeds
-                spent = 0.0 if method == "zero-shot" else work.one
-                training[name] += speed * count * (spent + measured)
-                trainings += count
+                kinds = [(method, config.seeds, work.one)]
+                if method == "zero-shot":
+                    kinds = [(method, 1, 0.0)]
                 if method == "full":
-                    spent = config.full_epochs * tokens + measured
-                    training[name] += speed * config.full_seeds * spent
-                    trainings += config.full_seeds
-    return Forecast(before, training, trainings)
+                    kinds = [
+                        ("full-equal-steps", config.seeds, work.one),
+                        (method, config.full_seeds, config.full_epochs * tokens),
+                    ]
+                for row, count, one in kinds:
+                    trainings += count
+                    for seed in range(count):
+                        cell = there.read(f"{cell_folder(name, budget, row, seed)}/result")
+                        work_left = measuring if cell is None else 0.0
+                        if row in config.accuracy and not (cell and cell["accuracy"]):
+                            work_left += answering
+                        done += not work_left
+                        training[name] += speed * (work_left and one + work_left)
+    return Forecast(before, training, trainings, done)
+
+
+class _Folder:
+    """What a comparison's folder holds."""
+
+    def __init__(self, path: Path | None):
+        self.path = path
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """What is kept under the name; None: nothing yet."""
+        file = self.path and self.path / f"{name}.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else None
+
+    def learned(self, budget: str, number: int, steps: int) -> float:
+        """The share of a distillation's outer steps that are done."""
+        file = self.path and self.path / f"distilled/{budget}-{number}/distill/metrics.jsonl"
+        if not file or not file.is_file():
+            return 0.0
+        with file.open(encoding="utf-8") as lines:
+            return min(1.0, sum(1 for _ in lines) / (1 + steps))  # the first is the start
 
 
 class _Work:
@@ -139,7 +187,7 @@ class _Work:
 
     def choosing(self, method: str) -> float:
         """By a method of `nacd select`; 0 where it reads no model."""
-        selection = self.config.selection
+        selection = with_judge(self.config.selection, self.config.data)
         if method == "kcenter":
             return FORWARD * self.tokens
         if method == "rds+":
@@ -148,7 +196,8 @@ class _Work:
             once = self.tokens * (1 + selection.warmup_share) + self.targets
             return selection.warmup_epochs * once
         if method == "best-of":
-            return selection.tries * (self.one + FORWARD * self.targets)
+            judges = self.targets if selection.judge == "target" else JUDGES * self.mean
+            return selection.tries * (self.one + FORWARD * judges)
         if method == "trajectory":
             groups = math.ceil(len(self.source.train) / self.rows)
             loop = PASSES["first-order"] * self.one + self.targets

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nacd.comparison.config import DISTILLED, LEARNED, CompareConfig
 from nacd.comparison.transfer import other_prompts, surviving_boundaries
-from nacd.config import DistillConfig
+from nacd.config import DistillConfig, with_judge
 from nacd.data import Encoded, Example, collate
 from nacd.data.split import Splits
 from nacd.distillation.pseudo import PseudoData, make_pseudo_data
@@ -164,7 +164,8 @@ def _plain(
         ]
     place = folder.path / "choosing" / budget / method
     progress.say(f"budget {budget}: choosing by {method}")
-    task = Task(source, recipe, config.selection, config.seed, place, progress, budget)
+    selection = with_judge(config.selection, config.data)
+    task = Task(source, recipe, selection, config.seed, place, progress, budget)
     found = choose_once(folder, f"choosing/{budget}/{method}/chosen", task, method, "--methods")
     chosen = [examples[i] for i in found["rows"]]
 

@@ -1,45 +1,52 @@
 """The plainest search there is: several random draws, each trained on, the best one kept.
 
 Every draw of the budget's size is trained on by the recipe, in its own order where the recipe does
-not shuffle, and judged by the loss on the target rows. What a method has learned in the time of
-`--tries` trainings has to be held against this. The choice is as good as the judge: few target rows
-rank draws poorly.
+not shuffle, and judged by the loss on target rows, or on training rows that it has not drawn. What
+a method has learned in the time of `--tries` trainings has to be held against this. The choice is
+as good as the judge: some dozens of rows rank draws poorly.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from nacd.config import budget_rows
-from nacd.data import training_order
+from nacd.data import Encoded, training_order
 from nacd.errors import UserError
 from nacd.files import write_json
 from nacd.selection.method import Ranking, Task, forward_flops
 from nacd.selection.random import random_order
 from nacd.student import LEARNING_SEED, mean_nll, plain, train_student
 
+JUDGES = 256
+"""Training rows, none of them drawn, that judge a draw."""
+JUDGES_SEED = 499
+"""They are the first of a random order by this seed, beyond --seed."""
+
 
 def best_of(task: Task) -> Ranking:
     """The rows of the best draw in its own order, then all others; goes on after the last draw.
 
     Raises:
-        UserError: every training diverged, or draws made with other settings in the same folder.
+        UserError: every training diverged, the budget leaves no rows to judge by, or the folder
+            holds draws made with other settings.
     """
     model, rows = task.prepared.model, list(task.prepared.train.rows)
-    target = task.prepared.target.rows
     found, flops = _read(task), 0.0
     losses: list[float] = found["losses"]
     orders = [random_order(len(rows), task.seed + 1_000_003 * n) for n in range(task.config.tries)]
     with task.progress.stage("draws", task.config.tries, done=len(losses)) as tick:
         for number, order in enumerate(orders):
             drawn = budget_rows(task.budget, rows, order)
+            judges = _judges(task, drawn)
             data = plain([rows[i] for i in drawn], model.tokenizer.pad_token_id)
             seed = LEARNING_SEED + number
             if number == len(losses):
                 theta = train_student(model, task.recipe, data, seed)
-                losses.append(mean_nll(model, theta, target))
+                losses.append(mean_nll(model, theta, judges))
                 write_json(task.folder / "draws.json", found)
                 tick(number + 1, min(losses))
             total = task.recipe.total_steps(len(drawn))
@@ -47,7 +54,7 @@ def best_of(task: Task) -> Ranking:
                 len(drawn), task.recipe.batch_size, total, task.recipe.order_seed(seed)
             )
             trained = sum(len(data.rows[i]) for batch in visits for i in batch)
-            flops += forward_flops(model, 2 * trained + sum(len(row) for row in target))
+            flops += forward_flops(model, 2 * trained + sum(len(row) for row in judges))
     kept = [number for number, loss in enumerate(losses) if math.isfinite(loss)]
     if not kept:
         raise UserError(
@@ -58,12 +65,33 @@ def best_of(task: Task) -> Ranking:
     return Ranking(orders[best], None, flops)
 
 
+def _judges(task: Task, drawn: Sequence[int]) -> Sequence[Encoded]:
+    """The rows whose loss ranks a draw; of the training rows nearly the same for every draw.
+
+    Raises:
+        UserError: all training rows are drawn.
+    """
+    if task.config.judge == "target":
+        return task.prepared.target.rows
+    rows, own = task.prepared.train.rows, set(drawn)
+    left = [i for i in random_order(len(rows), task.seed + JUDGES_SEED) if i not in own]
+    if not left:
+        raise UserError(
+            f"--method best-of: --budget {task.budget} takes all training rows and leaves none to "
+            "judge by; give a smaller one, or --judge target."
+        )
+    return [rows[i] for i in left[:JUDGES]]
+
+
 def _about(task: Task) -> str:
-    return f"rows {task.rows_digest()}, budget {task.budget}, seed {task.seed}, {task.recipe}"
+    judge = f"judged by {task.config.judge} rows"
+    return (
+        f"rows {task.rows_digest()}, budget {task.budget}, seed {task.seed}, {judge}, {task.recipe}"
+    )
 
 
 def _read(task: Task) -> dict[str, Any]:
-    """Target losses of the draws so far."""
+    """Judged losses of the draws so far."""
     file = task.folder / "draws.json"
     if not file.is_file():
         return {"of": _about(task), "losses": []}

@@ -46,7 +46,6 @@ METHODS: dict[str, MethodEntry] = {
     "best-of": MethodEntry(
         "the best of several random draws, each trained on",
         "nacd.selection.best_of",
-        True,
         orders=True,
     ),
     "longest": MethodEntry("the longest responses", "nacd.selection.longest"),
@@ -121,7 +120,8 @@ def check_rows(
     Raises:
         UserError: no target rows for a method that looks at them, or no groups to stratify by.
     """
-    if METHODS[method].needs_target and not len(target):
+    judged = method == "best-of" and config.judge == "target"
+    if (METHODS[method].needs_target or judged) and not len(target):
         raise UserError(
             f"{flag} {method}: needs target rows, and there are none: raise --target-rows, or name "
             "a file with --target."
