@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nacd import checkpoints
@@ -96,3 +98,26 @@ def test_a_gguf_file_is_converted_once_and_its_checksum_held(
         assert converted == ["a.gguf"] * 4, "a damaged copy is made anew"
     assert (folder / "model.safetensors").read_bytes() == whole
     assert AutoModelForCausalLM.from_pretrained(folder).config.model_type == "llama"
+
+
+def test_lora_begins_as_peft_draws_it(tiny_folder: Folder) -> None:
+    """A within +-1/sqrt(fan-in), all the way to it, on either side; B zero; each seed its own."""
+    model = load_model(ModelConfig(model=str(tiny_folder("llama")), lora_rank=8))
+    theta = model.named_theta(model.fresh_theta(0))
+    other = model.named_theta(model.fresh_theta(1))
+    fans = set()
+    for name, values in theta.items():
+        if "lora_B" in name:
+            assert not values.any()
+            continue
+        rank, fan_in = values.shape
+        fans.add(fan_in)
+        assert rank == 8
+        bound = fan_in**-0.5
+        assert 0.95 * bound < float(values.max()) <= bound
+        assert 0.95 * bound < -float(values.min()) <= bound
+        assert not torch.equal(values, other[name])
+        drawn = torch.empty(rank, fan_in)
+        torch.nn.init.kaiming_uniform_(drawn, a=math.sqrt(5))  # what peft calls
+        assert float(drawn.abs().max()) == pytest.approx(bound, rel=0.05)
+    assert len(fans) > 1, "matrices of unlike width"

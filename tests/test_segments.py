@@ -17,7 +17,7 @@ from nacd.evaluation import response_nll
 from nacd.meta import Start, initial_state
 from nacd.models import ModelConfig, load_model
 from nacd.recipe import Recipe
-from nacd.segments import segment_maker
+from nacd.segments import matched_steps, segment_generator, segment_maker
 
 Folder = Callable[[str], Path]
 ROWS = 10
@@ -83,3 +83,18 @@ def test_the_loss_on_training_rows_is_one_on_other_rows_each_time(tiny_folder: F
     assert (
         fixed[0] == fixed[1] == pytest.approx(response_nll(model, theta, pool[:3]).mean, rel=1e-5)
     )
+
+
+def test_a_stretch_of_an_expert() -> None:
+    """Every snapshot to start from is drawn; the goal is the first snapshot so many steps on."""
+    steps = [0, 4, 8, 10]
+
+    def stretches(latest: int, ahead: int) -> set[tuple[int, int]]:
+        drawn = (segment_generator(number) for number in range(60))
+        return {matched_steps(steps, latest, ahead, generator) for generator in drawn}
+
+    assert stretches(0, 0) == {(0, 10)}
+    assert stretches(8, 0) == {(0, 10), (4, 10), (8, 10)}
+    assert stretches(99, 4) == {(0, 4), (4, 8), (8, 10)}, "never from the end"
+    assert stretches(5, 5) == {(0, 8), (4, 10)}, "a goal between two snapshots is the later one"
+    assert matched_steps([3, 9], 0, 2, segment_generator(0)) == (3, 9)

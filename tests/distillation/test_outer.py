@@ -105,10 +105,12 @@ def test_a_useless_gradient_is_skipped_then_learning_stops(
     assert torch.equal(loop.projection.parameters, good)
 
 
-def test_one_good_segment_among_bad_ones_counts(answer: Callable[..., None]) -> None:
+def test_one_good_step_ends_a_row_of_bad_ones(answer: Callable[..., None]) -> None:
     loop = make_loop()
     answer(torch.full((3, WIDTH), math.nan))
-    loop.step([SEGMENT])
+    for _ in range(PATIENCE - 1):
+        loop.step([SEGMENT])
+    assert loop.skipped == PATIENCE - 1
     answer(torch.ones(3, WIDTH))
     assert "skipped" not in loop.step([SEGMENT])
     assert loop.skipped == 0
@@ -134,6 +136,20 @@ def test_a_leap_is_scaled_down_to_the_median(answer: Callable[..., None]) -> Non
     loop.step([SEGMENT])
     added = (loop.adam.m - 0.9 * before) / 0.1
     torch.testing.assert_close(added, module.JUMP * calm)
+
+
+def test_a_second_step_that_leaps_is_held_against_the_first(answer: Callable[..., None]) -> None:
+    """Of two lengths the smaller is the median, and the rate's gradient shrinks with the rest."""
+    loop, calm = make_loop(rate_step_size=0.1), torch.ones(3, WIDTH)
+    answer(calm, rate=1.0)
+    loop.step([SEGMENT])
+    before, rate_before = loop.adam.m.clone(), float(loop.rate_adam.m)
+    answer(1000 * calm, rate=50.0)
+    loop.step([SEGMENT])
+    added = (loop.adam.m - 0.9 * before) / 0.1
+    torch.testing.assert_close(added, module.JUMP * calm)
+    added_rate = (float(loop.rate_adam.m) - 0.9 * rate_before) / 0.1
+    assert added_rate == pytest.approx(50.0 * module.JUMP / 1000, rel=1e-4)
 
 
 def test_the_regulariser_pulls_to_the_nearest_row(answer: Callable[..., None]) -> None:

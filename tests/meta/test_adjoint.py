@@ -146,6 +146,40 @@ def test_engines_agree_with_the_unrolled_graph(
     assert best < 1e-6
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_rest_of_the_sweep(models: dict[str, LoraModel], name: str) -> None:
+    """lambda_0 by finite differences, theta_N and the losses by the loop itself."""
+    model, recipe = models["llama"], replace(RECIPES[name], clip=0.05)
+    start = start_of(model, recipe, trained=True)
+    goal = goal_of(start)
+    loop = InnerLoop(model, recipe, 12)
+    log_rate = torch.tensor(math.log(recipe.learning_rate), dtype=torch.float64)
+    vectors, batches = initial_vectors(model), [random_batch(100 + i) for i in range(3)]
+
+    def objective(theta: Tensor) -> tuple[float, Tensor]:
+        return float(((theta - goal) ** 2).sum()), 2 * (theta - goal)
+
+    def value(theta: Tensor) -> float:
+        end, _ = loop.run(replace(start, theta=theta), batches, log_rate, vectors)
+        return objective(end.theta)[0]
+
+    found = meta_gradient(loop, start, batches, log_rate, vectors, objective, Exact())
+    end, losses = loop.run(start, batches, log_rate, vectors)
+    torch.testing.assert_close(found.end, end.theta, rtol=1e-12, atol=0.0)
+    assert found.losses == pytest.approx(losses, rel=1e-12)
+    assert found.value == pytest.approx(objective(end.theta)[0], rel=1e-12)
+    first = float(objective(end.theta)[1].norm())
+    assert found.cotangent_norms[0] == pytest.approx(first, rel=1e-12)
+    assert found.cotangent_norms[-1] == pytest.approx(float(found.theta.norm()), rel=1e-12)
+    assert len(found.cotangent_norms) == 1 + len(batches)
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(2):
+        v = torch.randn(model.size, generator=generator).double()
+        v *= 1e-5 * start.theta.norm() / v.norm()
+        slope = (value(start.theta + v) - value(start.theta - v)) / 2
+        assert float(found.theta @ v) == pytest.approx(slope, rel=1e-5)
+
+
 def test_clamping_the_largest_entries() -> None:
     v = torch.tensor([0.1, -50.0, 0.3, -0.2, 0.0, 1e9, 0.25, 0.05, -0.15, 0.4]).double()
     expected = v.clamp(-0.4, 0.4)

@@ -118,6 +118,57 @@ def test_every_weight_agrees_with_the_unrolled_graph(
     assert best < 1e-6
 
 
+@pytest.mark.parametrize("trim", [0.0, 0.02])
+def test_one_step_against_each_rows_own_gradient(models: dict[str, LoraModel], trim: float) -> None:
+    """One step of plain SGD: a row is worth -lr times its gradient along the clamped cotangent."""
+    model = models["llama"]
+    recipe = Recipe(optimizer="sgd", learning_rate=0.1, warmup=0.0, clip=0.0)
+    loop = InnerLoop(model, recipe, 9)
+    start = Start(model.fresh_theta(3) + 0.05, ())
+    log_rate = torch.tensor(math.log(0.1), dtype=torch.float64)
+    batch = random_batch(7)
+    slope = torch.randn(model.size, generator=torch.Generator().manual_seed(2)).double() ** 5
+
+    _, (found,) = weight_gradient(
+        loop, start, [batch], log_rate, lambda _: (0.0, slope), FirstOrder(1e-4), trim=trim
+    )
+    along = -0.1 * slope
+    if trim:
+        limit = along.abs().sort().values[-round(trim * len(along)) - 1]
+        along = along.clamp(-limit, limit)
+    counts = batch.response.sum(1)
+    theta = start.theta.clone().requires_grad_()
+    losses = token_losses(model, theta, batch).split(counts.tolist())
+    rows = [torch.autograd.grad(x.sum(), theta, retain_graph=True)[0] for x in losses]
+    expected = torch.stack([row @ along for row in rows]) / counts.sum()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("central", [True, False])
+def test_rows_are_weighed_eps_theta_apart(models: dict[str, LoraModel], central: bool) -> None:
+    model, recipe = models["llama"], RECIPES["sgd"]
+    asked: list[Tensor] = []
+
+    class Spy:
+        def __getattr__(self, name: str) -> object:
+            return getattr(model, name)
+
+        def rows_and_grad(self, theta: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+            asked.append(theta.clone())
+            return model.rows_and_grad(theta, batch)
+
+    loop = InnerLoop(Spy(), recipe, 9)  # pyright: ignore[reportArgumentType]
+    theta = model.fresh_theta(3)
+    log_rate = torch.tensor(math.log(recipe.learning_rate), dtype=torch.float64)
+    engine = FirstOrder(1e-3, central=central)
+    start = Start(theta, initial_state(recipe, theta))
+    weight_gradient(
+        loop, start, [random_batch(1)], log_rate, lambda x: (0.0, torch.ones_like(x)), engine
+    )
+    moved = [float((x - theta).norm() / theta.norm()) for x in asked]
+    assert moved == pytest.approx([0.0, 1e-3, 1e-3] if central else [0.0, 1e-3], rel=1e-6)
+
+
 def test_one_sided_is_the_same_to_first_order(models: dict[str, LoraModel]) -> None:
     model, recipe = models["llama"], RECIPES["momentum"]
     loop = InnerLoop(model, recipe, 9)

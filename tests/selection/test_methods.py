@@ -165,6 +165,22 @@ def test_longest_is_by_response_tokens(prepared: Prepared, tmp_path: Path) -> No
     assert ranking.flops == 0
 
 
+def test_kcenter_takes_the_row_farthest_from_all_taken(prepared: Prepared, tmp_path: Path) -> None:
+    asked = task(prepared, tmp_path)
+    order = list(rank(asked, "kcenter").order)
+
+    def greedy(weighting: Any) -> list[int]:
+        points = hidden_states(asked, "train", weighting).astype(np.float64)
+        apart = np.sqrt(((points[:, None] - points[None]) ** 2).sum(2))
+        taken = order[:1]
+        while len(taken) < 12:
+            left = sorted(set(range(len(points))) - {*taken})
+            taken.append(max(left, key=lambda i: apart[i, taken].min()))
+        return taken
+
+    assert order[:12] == greedy("mean") != greedy("weighted")
+
+
 def test_rds_serves_every_target_row(prepared: Prepared, tmp_path: Path) -> None:
     asked = task(prepared, tmp_path, budget=str(len(prepared.target)))
     chosen = choose(asked, "rds+").indices

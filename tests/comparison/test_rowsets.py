@@ -1,0 +1,155 @@
+"""What each row of the comparison trains on, of two distillations that are put in by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from small_grid import grid
+
+from nacd import distilling
+from nacd.comparison import rowsets as module
+from nacd.comparison.config import CompareConfig
+from nacd.data import Example, Message
+from nacd.prepare import Prepared, prepare
+from nacd.progress import Progress
+from nacd.run import RunFolder
+
+QUIET = Progress(quiet=True)
+
+
+@pytest.fixture
+def config(tiny_folder: Callable[[str], Path], rows: Path, tmp_path: Path) -> CompareConfig:
+    return grid(tiny_folder("llama"), rows, tmp_path / "grid")
+
+
+@pytest.fixture
+def source(config: CompareConfig) -> Prepared:
+    return prepare(config.model, config.data)
+
+
+def example(prompt: str, response: str) -> Example:
+    return Example((Message("user", prompt), Message("assistant", response)), prompt)
+
+
+def outcome(source: Prepared, folder: Path, number: int, chosen_by: str = "bm25") -> Any:
+    """The distillation of this number: each has its own seeds, text, rate, time."""
+    folder.mkdir()
+    (folder / "seeds.json").write_text(json.dumps({"method": chosen_by, "flops": 7.0}))
+    seeds = [example(f"seed {number} {i}", f"reply {i}") for i in range(2)]
+    rows = tuple(source.template.encode(seed, turns="last") for seed in seeds)
+    text = [SimpleNamespace(example=example(f"text {number} {i}", f"reply {i}")) for i in range(2)]
+    stages = [("choosing seed rows", 2.0), ("learning", 100.0 * (1 + number)), ("tuning", 5000.0)]
+    return SimpleNamespace(
+        folder=SimpleNamespace(path=folder),
+        seeds=SimpleNamespace(examples=tuple(seeds), rows=rows, pseudo=f"pseudo {number}"),
+        text=text,
+        changed=0.1 * (1 + number),
+        learned=SimpleNamespace(
+            learning_rate=1e-3 * (1 + number), soft=torch.full((2, 2), float(number)), metrics=[]
+        ),
+        distiller=SimpleNamespace(config=SimpleNamespace(learn="prompt")),
+        clock=SimpleNamespace(stages=[{"name": n, "seconds": s} for n, s in stages]),
+    )
+
+
+def read(source: Prepared, training: module.Training) -> list[str]:
+    assert training.data is not None
+    return [source.model.tokenizer.decode(row.ids) for row in training.data.rows]
+
+
+def rowset(
+    method: str, config: CompareConfig, source: Prepared, outcomes: list[Any], monkeypatch: Any
+) -> module.RowSet:
+    monkeypatch.setattr(module, "_learning_flops", lambda _: 1000.0)
+    return module._of_distillation(config, method, outcomes, source)
+
+
+@pytest.mark.parametrize("method", ["seeds", "seeds-shuffled", "text", "text-shuffled"])
+def test_trainings_take_the_distillations_in_turn(
+    method: str,
+    config: CompareConfig,
+    source: Prepared,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    outcomes = [outcome(source, tmp_path / str(n), n) for n in range(2)]
+    found = rowset(method, config, source, outcomes, monkeypatch)
+    learned = method.startswith("text")
+    word = "text" if learned else "seed"
+    other = replace(source, report=source.report)  # another target
+    for seed in range(4):
+        own = found.training(source, seed)
+        texts = read(source, own)
+        assert [f"{word} {seed % 2} {i}" in text for i, text in enumerate(texts)] == [True] * 2
+        assert own.in_order == (not method.endswith("-shuffled"))
+        assert own.learning_rate == (1e-3 * (1 + seed % 2) if learned else None)
+        assert own.tokens_changed == (0.1 * (1 + seed % 2) if learned else 0.0)
+        assert own.boundaries_kept == (1.0 if learned else None)
+        assert found.training(other, seed).learning_rate is None, "learned for the source alone"
+    assert (found.draws, found.trainings, found.source_only) == (2, config.seeds, False)
+    # of both distillations the mean time; the time to tune is everybody's
+    assert found.choosing_seconds == (2.0 + 150.0 if learned else 2.0)
+    assert found.choosing_flops == (1007.0 if learned else 7.0)
+
+
+def test_soft_prompts_are_of_the_same_distillation(
+    config: CompareConfig, source: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes = [outcome(source, tmp_path / str(n), n) for n in range(2)]
+    found = rowset("soft", config, source, outcomes, monkeypatch)
+    for seed in range(3):
+        own: Any = found.training(source, seed)
+        assert own.data == f"pseudo {seed % 2}"
+        assert float(own.vectors[0, 0]) == seed % 2
+        assert own.learning_rate == 1e-3 * (1 + seed % 2)
+        assert own.in_order
+    assert found.source_only
+
+
+def test_random_seed_rows_take_no_time(
+    config: CompareConfig, source: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes = [outcome(source, tmp_path / "run", 0, "random")]
+    assert rowset("seeds", config, source, outcomes, monkeypatch).choosing_seconds == 0.0
+    assert rowset("text", config, source, outcomes, monkeypatch).choosing_seconds == 100.0
+
+
+def test_random_draws_are_those_of_distill(
+    config: CompareConfig, source: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every training another draw, none of them the seeds' own; `nacd distill` has the same."""
+    config = replace(config, seed=2, methods=("random",))
+    folder = RunFolder(tmp_path / "grid")
+    splits: Any = None
+    (found,) = module.rowsets(config, "4", source, splits, config.recipe, folder, QUIET)
+    drawn = [found.training(source, seed).data for seed in range(3)]
+    assert all(data is not None for data in drawn)
+    rows = [{row.ids for row in data.rows} for data in drawn if data is not None]
+    assert all(len(own) == 4 for own in rows)
+    assert rows[0] != rows[1] != rows[2] != rows[0]
+
+    taken: dict[str, Any] = {}
+    monkeypatch.setattr(distilling, "entries_for", lambda _, **given: taken.update(given) or [])
+    monkeypatch.setattr(distilling, "climb", lambda *_: [])
+    stub: Any = SimpleNamespace(
+        prepared=source,
+        seeds=SimpleNamespace(pseudo=SimpleNamespace(pad_id=0, ids=torch.zeros(1))),
+        distiller=SimpleNamespace(allowed=None, settled=lambda _: None, text=lambda _: None),
+        learned=SimpleNamespace(soft=torch.zeros(1), last_ids=torch.zeros(1)),
+        final=None,
+        text=[],
+        changed=0.0,
+        recipe=config.recipe,
+        clock=SimpleNamespace(stage=lambda _: QUIET.stage("", 1)),
+        folder=folder,
+    )
+    distilling._table(config.distillation("4", 0), stub, QUIET)
+    own = [{row.ids for row in taken["draws"](seed).rows} for seed in range(3)]
+    assert own == rows
