@@ -62,6 +62,11 @@ def test_copies_share_a_part():
     assert sum(len(part) for part in prompts) == 40
     with pytest.raises(UserError, match="4 distinct rows are too few"):
         split_by_hash(rows(*range(4), *range(4), *range(4)))
+    # with files for the rest every row is a training row, and with --heldout alone one is not
+    assert split_by_hash(rows(1), target=0, development=0, report=0).sizes["train"] == 1
+    assert split_by_hash(rows(1, 2), development=0, report=0).sizes["train"] == 1
+    with pytest.raises(UserError, match="1 target rows leave none of 1 distinct rows to train on"):
+        split_by_hash(rows(1), development=0, report=0)
 
 
 def test_exact_numbers_and_none():

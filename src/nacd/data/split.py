@@ -58,11 +58,11 @@ def split_by_hash(
         report: a fraction (at most 400 rows), or an exact number.
 
     Raises:
-        UserError: fewer than 8 distinct rows, or no row left to train on.
+        UserError: no row left to train on, or fewer than 8 distinct rows and no held-out file.
     """
     ranked = _ranked(examples)
     total = len(ranked)
-    if total < MIN_ROWS:
+    if total < MIN_ROWS and (development or report):
         raise UserError(
             f"{total} distinct rows are too few to split into train, target, development and "
             f"report: expected at least {MIN_ROWS}. Add rows, or name files: --target, --heldout."
