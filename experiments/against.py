@@ -8,6 +8,7 @@ With --of the row is another comparison's (of the same report rows), held agains
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ def cells(run: Path) -> Cells:
     return found
 
 
+def report_rows(run: Path) -> str:
+    """What tells a comparison's report rows from others."""
+    return json.loads((run / "provenance.json").read_text(encoding="utf-8"))["data"]["report"]
+
+
 def main() -> None:
     """Print the differences, a line a target, budget and row."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -36,6 +42,8 @@ def main() -> None:
     parser.add_argument("--row", default="text")
     parser.add_argument("--of", type=Path)
     options = parser.parse_args()
+    if options.of and report_rows(options.of) != report_rows(options.run):
+        parser.error(f"--of {options.of}: its report rows are not those of {options.run}.")
     rows, rivals = cells(options.of or options.run), cells(options.run)
     for (target, budget), group in rows.items():
         mine = group.get(options.row, [])

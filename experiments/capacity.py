@@ -174,7 +174,7 @@ def main() -> None:
         found = folder.once(projection, lambda projection=projection: learned(projection))
         show(name, found["soft"], found["changed"])
         show(f"{name}, its text", found["text"], found["changed"])
-    found = folder.once("swaps", swapped)
+    found = folder.once(f"swaps-{options.swaps}", swapped)
     show(f"{options.swaps} swaps, {found['kept']} kept", found["text"], found["changed"])
     print(
         f"rows {len(seeds.rows)}, target rows {len(prepared.target)}, "

@@ -197,7 +197,7 @@ class SelectionConfig:
     tries: int = 16
     """`best-of`: random draws that are trained on."""
     judge: Literal["auto", "target", "train"] = "auto"
-    """`best-of`: rows whose loss ranks the draws: target rows, or 256 training rows not drawn.
+    """`best-of`: rows whose loss ranks the draws: target rows, or 256 training rows set aside.
     `auto`: target rows where --target names them, else training rows."""
     warmup_share: float = 0.05
     """`less`: share of the training rows that the warm-up trains on."""

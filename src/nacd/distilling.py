@@ -67,6 +67,7 @@ class Distilled:
 class Outcome:
     """What learning left, before anything is exported or compared."""
 
+    config: DistillConfig
     folder: RunFolder
     prepared: Prepared
     seeds: Seeds
@@ -146,7 +147,17 @@ def learn_text(
     text = distiller.text(learned.ids)
     changed = _share(seeds.pseudo, learned.ids)
     return Outcome(
-        folder, prepared, seeds, recipe, learned, text, changed, distiller, engine.name, clock
+        config,
+        folder,
+        prepared,
+        seeds,
+        recipe,
+        learned,
+        text,
+        changed,
+        distiller,
+        engine.name,
+        clock,
     )
 
 

@@ -6,11 +6,11 @@ Same splits, same budget and same form of rows as `nacd distill`, so that the tw
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nacd.config import DataConfig, DistillConfig, SelectionConfig, with_judge
+from nacd.config import IN_ORDER, DataConfig, DistillConfig, SelectionConfig, with_judge
 from nacd.data import Splits, hub_license
 from nacd.export import (
     Card,
@@ -43,7 +43,7 @@ class SelectConfig:
     """Seed of everything that is drawn."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    recipe: Recipe = field(default_factory=Recipe)
+    recipe: Recipe = field(default_factory=lambda: IN_ORDER)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
 
     def check(self) -> None:
@@ -153,6 +153,9 @@ def select(
 
 def _export(config: SelectConfig, prepared: Prepared, result: Selected) -> None:
     """Write `dataset/`: the rows as `nacd distill` writes them, and a card of their own."""
+    recipe, in_order = config.recipe, METHODS[config.method].orders
+    if not in_order:  # best first is no order to train in
+        recipe = replace(recipe, shuffle=True)
     rows = []
     for example in (prepared.train.examples[i] for i in result.rows):
         row = prepared.template.row(example)
@@ -163,7 +166,7 @@ def _export(config: SelectConfig, prepared: Prepared, result: Selected) -> None:
         data_rows=result.of,
         model=shared_name(config.model.model),
         template=prepared.template.describe(),
-        recipe=config.recipe,
+        recipe=recipe,
         projection="none",
         settings=_settings(config, result),
         title=f"Instruction data chosen by {config.method}",
@@ -171,11 +174,12 @@ def _export(config: SelectConfig, prepared: Prepared, result: Selected) -> None:
         language=config.data.language,
         provenance=json.loads((result.folder / "provenance.json").read_text(encoding="utf-8")),
     )
-    write_dataset(result.dataset, rows, render_chosen_card(card, config.method, rows))
+    text = render_chosen_card(card, config.method, rows, in_order=in_order)
+    write_dataset(result.dataset, rows, text)
     write_trainers(
         result.dataset,
         rows,
-        config.recipe,
+        recipe,
         config.model,
         max_tokens=config.data.max_tokens,
         seed=config.seed,

@@ -16,9 +16,11 @@ from small_grid import grid
 from nacd import distilling
 from nacd.comparison import rowsets as module
 from nacd.comparison.config import CompareConfig
-from nacd.data import Example, Message
-from nacd.prepare import Prepared, prepare
+from nacd.config import DistillConfig, ExpertConfig, OuterLoopConfig
+from nacd.data import Encoded, Example, Message
+from nacd.prepare import Part, Prepared, prepare
 from nacd.progress import Progress
+from nacd.recipe import Recipe
 from nacd.run import RunFolder
 
 QUIET = Progress(quiet=True)
@@ -54,7 +56,7 @@ def outcome(source: Prepared, folder: Path, number: int, chosen_by: str = "bm25"
         learned=SimpleNamespace(
             learning_rate=1e-3 * (1 + number), soft=torch.full((2, 2), float(number)), metrics=[]
         ),
-        distiller=SimpleNamespace(config=SimpleNamespace(learn="prompt")),
+        config=DistillConfig(),
         clock=SimpleNamespace(stages=[{"name": n, "seconds": s} for n, s in stages]),
     )
 
@@ -119,6 +121,38 @@ def test_random_seed_rows_take_no_time(
     outcomes = [outcome(source, tmp_path / "run", 0, "random")]
     assert rowset("seeds", config, source, outcomes, monkeypatch).choosing_seconds == 0.0
     assert rowset("text", config, source, outcomes, monkeypatch).choosing_seconds == 100.0
+
+
+@pytest.mark.parametrize("objective", ["target-loss", "train-loss", "trajectory"])
+def test_the_operations_of_learning(
+    objective: Any, source: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted by hand, in passes forward and back over a token."""
+    monkeypatch.setattr(module, "forward_flops", lambda _, tokens: tokens)
+    row = Encoded((1, 2, 3, 4, 5), (False, False, False, True, True), (0, 5))
+    parts = {name: Part((), (row,) * n) for name, n in (("train", 40), ("target", 3))}
+    prepared = replace(source, **parts, development=Part((), (row,) * 6))
+    found = outcome(source, tmp_path / "run", 0)
+    found.prepared, found.engine = prepared, "first-order"
+    found.seeds.rows = (row,) * 4
+    found.recipe = Recipe(batch_size=2, epochs=3)
+    outer = OuterLoopConfig(objective=objective, segments=2, objective_rows=7, check_seeds=5)
+    expert = ExpertConfig(experts=2, expert_batch=8, expert_epochs=1)
+    found.config = DistillConfig(outer=outer, expert=expert)
+    found.learned.metrics = [
+        {"outer_step": 0, "development_text": 3.0},
+        {"outer_step": 1},
+        {"outer_step": 2, "development_text": 2.0},
+    ]
+    training = 6 * 2 * 5  # steps, rows, tokens
+    looks = 2 * 2 * 5 * (training + 6 * 5 / 2)
+    judged = {"target-loss": 3 * 5, "train-loss": 7 * 5, "trajectory": 0}[objective]
+    experts = 2 * 5 * 8 * 5 if objective == "trajectory" else 0
+    steps = 2 * 2 * (3 * training + judged)
+    assert module._learning_flops(found) == pytest.approx(2 * (experts + steps + looks))
+    found.config = replace(found.config, outer=replace(outer, window=2))
+    steps = 2 * 2 * (3 * 2 * 2 * 5 + judged)
+    assert module._learning_flops(found) == pytest.approx(2 * (experts + steps + looks))
 
 
 def test_random_draws_are_those_of_distill(

@@ -123,7 +123,7 @@ def test_card_names_untouched_seeds() -> None:
 def test_card_says_licence_language_and_provenance(chosen: bool) -> None:
     def render(card: Card) -> str:
         if chosen:
-            return render_chosen_card(card, "rds+", RAW)
+            return render_chosen_card(card, "rds+", RAW, in_order=False)
         return render_learned_card(card, RAW)
 
     provenance = {
@@ -149,7 +149,9 @@ def test_card_says_licence_language_and_provenance(chosen: bool) -> None:
 
 
 def test_chosen_card_says_that_rows_are_real() -> None:
-    text = render_chosen_card(replace(CARD, projection="none"), "rds+", RAW)
+    card = replace(CARD, projection="none")
+    assert "in the order of the draw" in render_chosen_card(card, "random", RAW, in_order=True)
+    text = render_chosen_card(card, "rds+", RAW, in_order=False)
     assert "real rows, chosen by rds+" in text
     assert "| projection |" not in text
     assert "data-selection" in header(text)["tags"]

@@ -21,6 +21,7 @@ from nacd.run import RunFolder
 from nacd.selection import best_of as module
 from nacd.selection import choose
 from nacd.selection.best_of import best_of
+from nacd.selection.filters import stratified
 from nacd.selection.method import Task
 from nacd.selection.random import random_order
 from nacd.stages import chosen_rows
@@ -77,31 +78,60 @@ def test_the_best_draw_in_its_own_order(prepared: Prepared, tmp_path: Path) -> N
     assert chosen_rows(config, prepared, RunFolder(tmp_path / "third"), QUIET) == order[:6]
 
 
-def test_training_rows_that_are_not_drawn_judge(
+def test_training_rows_set_aside_judge_every_draw(
     prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows, orders = prepared.train.rows, [random_order(30, 1_000_003 * n) for n in range(5)]
-    seen: list[list[int]] = []
+    rows = prepared.train.rows
+    judged: list[list[int]] = []
+    drawn: list[list[int]] = []
 
-    def judged(_: Any, __: Any, judges: list[Any]) -> float:
-        assert {id(row) for row in judges} <= {id(row) for row in rows}
-        seen.append([next(i for i, row in enumerate(rows) if row is judge) for judge in judges])
-        return float(len(seen))
+    def numbers(of: Any) -> list[int]:
+        return [next(i for i, row in enumerate(rows) if row is one) for one in of]
 
-    monkeypatch.setattr(module, "train_student", lambda *_: None)
-    monkeypatch.setattr(module, "mean_nll", judged)
-    best_of(task(prepared, tmp_path / "all", judge="train"))
-    assert [sorted(judges) for judges in seen] == [sorted(order[6:]) for order in orders]
-    # of many rows some, as far as possible the same for every draw
-    seen.clear()
-    monkeypatch.setattr(module, "JUDGES", 12)
-    best_of(task(prepared, tmp_path / "some", judge="train"))
-    queue = random_order(30, module.JUDGES_SEED)
-    assert seen == [[i for i in queue if i not in order[:6]][:12] for order in orders]
-    with pytest.raises(UserError, match=r"--budget 30 takes all training rows and leaves none to"):
-        best_of(task(prepared, tmp_path / "none", judge="train", budget="30"))
+    def train(_: Any, __: Any, data: Any, ___: Any) -> None:
+        drawn.append(numbers(data.rows))
+
+    def judge(_: Any, __: Any, judges: Any) -> float:
+        judged.append(numbers(judges))
+        return [2.0, 3.0, 1.0, 2.0, 2.5][len(judged) - 1]
+
+    monkeypatch.setattr(module, "train_student", train)
+    monkeypatch.setattr(module, "mean_nll", judge)
+    order = list(best_of(task(prepared, tmp_path / "a", judge="train")).order)
+    own = random_order(30, module.JUDGES_SEED)[:7]  # at most a quarter
+    assert judged == [own] * 5
+    free = [[i for i in random_order(30, 1_000_003 * n) if i not in own][:6] for n in range(5)]
+    assert drawn == free
+    assert order[:6] == free[2]
+    assert sorted(order) == [*range(30)]
+    judged.clear()
+    monkeypatch.setattr(module, "JUDGES", 3)
+    best_of(task(prepared, tmp_path / "b", judge="train", budget="27"))
+    assert judged == [own[:3]] * 5
+    with pytest.raises(UserError, match=r"28 of 30 training rows, and 3 are set aside to judge by"):
+        best_of(task(prepared, tmp_path / "c", judge="train", budget="28"))
     with pytest.raises(UserError, match=r"draws\.json: made with other settings"):
-        best_of(task(prepared, tmp_path / "some"))
+        best_of(task(prepared, tmp_path / "a", judge="target"))
+
+
+def test_what_is_tried_is_what_is_chosen(prepared: Prepared, tmp_path: Path) -> None:
+    """Filters come before training: every draw holds the groups in proportion."""
+    part = prepared.train
+    examples = [replace(e, group="ab"[i % 3 > 0]) for i, e in enumerate(part.examples)]
+    grouped = replace(prepared, train=replace(part, examples=tuple(examples)))
+    asked = task(grouped, tmp_path)
+    asked = replace(asked, config=replace(asked.config, stratify=True))
+    chosen = choose(asked, "best-of").indices
+    assert sum(i % 3 == 0 for i in chosen) == 2
+    pad = prepared.model.tokenizer.pad_token_id
+    losses = []
+    for number in range(5):
+        queue = random_order(30, 1_000_003 * number)
+        drawn = [*stratified(queue, [e.group for e in examples])][:6]
+        data = plain([part.rows[i] for i in drawn], pad)
+        theta = train_student(prepared.model, RECIPE, data, LEARNING_SEED + number)
+        losses.append((mean_nll(prepared.model, theta, prepared.target.rows), drawn))
+    assert chosen == min(losses)[1]
 
 
 def test_a_killed_run_goes_on_after_its_last_draw(
@@ -133,8 +163,8 @@ def test_a_draw_that_diverges_is_not_the_best(
     monkeypatch.setattr(module, "train_student", lambda *_: None)
     monkeypatch.setattr(module, "mean_nll", lambda *_: next(losses))
     asked = task(prepared, tmp_path / "some")
-    order = best_of(asked).order
-    assert list(order) == random_order(len(prepared.train), asked.seed + 1_000_003 * 2)
+    order = [*best_of(asked).order]
+    assert order[:6] == random_order(len(prepared.train), asked.seed + 1_000_003 * 2)[:6]
     losses = iter([math.nan] * 5)
     with pytest.raises(UserError, match=r"best-of: training diverges on every draw at --learning"):
         best_of(task(prepared, tmp_path / "none"))

@@ -88,6 +88,12 @@ def test_from_a_file_to_chosen_rows(
     card = (out / "dataset" / "README.md").read_text()
     assert f"real rows, chosen by {method}" in card
     assert METHODS[method].about in card
+    # a draw is trained on in its order; "best first" is no order to train in
+    drawn = method in ("random", "best-of")
+    assert ("in the order of the draw" in card) == drawn == ("best first" not in card)
+    assert (
+        "train_sampling_strategy" in (out / "dataset" / "train_with" / "trl.yaml").read_text()
+    ) == drawn
     # The same command again chooses nothing anew, and leaves every file as it is.
     before = contents(out)
     with monkeypatch.context() as patch:

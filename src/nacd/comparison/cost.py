@@ -1,6 +1,7 @@
 """What a grid will take, before anything of it runs: measured steps times counted tokens.
 
-What its folder already holds takes nothing.
+Choices, outer steps and trainings that its folder already holds take nothing; a choice half-way
+counts whole.
 """
 
 from __future__ import annotations
@@ -142,11 +143,13 @@ def forecast(
                     trainings += count
                     for seed in range(count):
                         cell = there.read(f"{cell_folder(name, budget, row, seed)}/result")
-                        work_left = measuring if cell is None else 0.0
-                        if row in config.accuracy and not (cell and cell["accuracy"]):
-                            work_left += answering
-                        done += not work_left
-                        training[name] += speed * (work_left and one + work_left)
+                        spent = 0.0 if cell else measuring
+                        if cell and elsewhere and cell.get("elsewhere") is None:
+                            spent = FORWARD * _tokens(elsewhere)
+                        if row in config.accuracy and not (cell and cell.get("accuracy")):
+                            spent += answering
+                        done += not spent
+                        training[name] += speed * (spent and one + spent)
     return Forecast(before, training, trainings, done)
 
 
@@ -196,11 +199,13 @@ class _Work:
             once = self.tokens * (1 + selection.warmup_share) + self.targets
             return selection.warmup_epochs * once
         if method == "best-of":
-            judges = self.targets if selection.judge == "target" else JUDGES * self.mean
+            judges = min(JUDGES, len(self.source.train) // 4) * self.mean
+            if selection.judge == "target":
+                judges = self.targets
             return selection.tries * (self.one + FORWARD * judges)
         if method == "trajectory":
             groups = math.ceil(len(self.source.train) / self.rows)
-            loop = PASSES["first-order"] * self.one + self.targets
+            loop = PASSES["one-sided"] * self.one + self.targets
             return selection.weight_passes * groups * loop
         return 0.0
 

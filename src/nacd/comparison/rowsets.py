@@ -280,9 +280,7 @@ def _of_distillation(
             rows = other_prompts(seeds, seed)
         encoded: list[Encoded] = [target.template.encode(row, turns="last") for row in rows]
         if method == "random-prompts":
-            pseudo = make_pseudo_data(
-                encoded, outcome.distiller.config.learn, tokenizer.pad_token_id
-            )
+            pseudo = make_pseudo_data(encoded, outcome.config.outer.learn, tokenizer.pad_token_id)
             allowed = choosable(tokenizer, len(target.model.table))
             return Training(
                 random_prompts(pseudo, allowed, seed), in_order=True, tokens_changed=1.0
@@ -330,22 +328,33 @@ def _chosen(outcome: Outcome) -> dict[str, Any]:
 
 
 def _learning_flops(outcome: Outcome) -> float:
-    """Operations of a distillation's outer steps (looks at the development rows left out)."""
-    prepared, outer = outcome.prepared, outcome.distiller.config
+    """Operations of a distillation: its experts, its outer steps, its looks at development rows."""
+    prepared, outer, recipe = outcome.prepared, outcome.config.outer, outcome.recipe
     rows = outcome.seeds.rows
-    total = outcome.recipe.total_steps(len(rows))
+    total = recipe.total_steps(len(rows))
     steps = min(outer.window or total, total)
     pad = prepared.model.tokenizer.pad_token_id
-    batch = collate(rows, pad).tokens / len(rows) * outcome.recipe.batch_size
-    engine = outcome.engine
-    passes = outer.segments * steps * batch * PASSES[engine]
+    batch = collate(rows, pad).tokens / len(rows) * recipe.batch_size
+    train = sum(len(row) for row in prepared.train.rows)
+    mean = train / len(prepared.train)
+
+    segment, recording = steps * batch * PASSES[outcome.engine], 0.0
     if outer.objective == "target-loss":
-        passes += outer.segments * sum(len(row) for row in prepared.target.rows)
+        segment += sum(len(row) for row in prepared.target.rows)
     elif outer.objective == "train-loss":
-        mean = sum(len(row) for row in prepared.train.rows) / len(prepared.train)
-        passes += outer.segments * outer.objective_rows * mean
-    done = outcome.learned.metrics[-1]["outer_step"] if outcome.learned.metrics else 0
-    return 2 * forward_flops(prepared.model, done * passes)
+        segment += outer.objective_rows * mean
+    elif not outcome.config.expert.expert_from:
+        expert = outcome.config.expert.recipe(recipe)
+        seen = expert.total_steps(len(prepared.train)) * expert.batch_size * mean
+        recording = outcome.config.expert.experts * seen
+    metrics = outcome.learned.metrics
+    done = metrics[-1]["outer_step"] if metrics else 0
+    looks = sum("development_text" in row for row in metrics)
+    # soft prompts and text, each trained and then read without a gradient
+    read = sum(len(row) for row in prepared.development.rows) / 2
+    looking = looks * 2 * outer.check_seeds * (total * batch + read)
+    passes = recording + done * outer.segments * segment + looking
+    return 2 * forward_flops(prepared.model, passes)
 
 
 def tuning_data(

@@ -15,14 +15,18 @@ from nacd.export.card import (
 from nacd.export.dataset import DatasetRow
 
 
-def render_chosen_card(card: Card, method: str, rows: Sequence[DatasetRow]) -> str:
+def render_chosen_card(
+    card: Card, method: str, rows: Sequence[DatasetRow], *, in_order: bool
+) -> str:
     """The text of `README.md` for real rows.
 
     Args:
         card: what to say.
         method: who chose them.
-        rows: the rows of the data set, best first, at least one.
+        rows: the rows of the data set, at least one.
+        in_order: whether their order is one to train in; else they stand best first.
     """
+    order = "in the order of the draw" if in_order else "best first"
     columns = columns_section(
         chat=rows[0].chat,
         prompt="the row's prompt",
@@ -34,7 +38,7 @@ def render_chosen_card(card: Card, method: str, rows: Sequence[DatasetRow]) -> s
 # {card.title}
 
 **These are real rows, chosen by {method}**: {len(rows)} of the {card.data_rows} training rows of
-{card.data}, word for word, best first. Nothing in them was learned, written or changed.
+{card.data}, word for word, {order}. Nothing in them was learned, written or changed.
 
 They are the source data's own, with its licence, its mistakes and its personal data. That they
 train a model better than as many drawn at random is not shown here: draw some and compare

@@ -1,9 +1,9 @@
 """The plainest search there is: several random draws, each trained on, the best one kept.
 
 Every draw of the budget's size is trained on by the recipe, in its own order where the recipe does
-not shuffle, and judged by the loss on target rows, or on training rows that it has not drawn. What
-a method has learned in the time of `--tries` trainings has to be held against this. The choice is
-as good as the judge: some dozens of rows rank draws poorly.
+not shuffle, and judged by the loss on target rows, or on training rows that are set aside for it:
+the same for every draw. What a method has learned in the time of `--tries` trainings has to be held
+against this. The choice is as good as the judge: some dozens of rows rank draws poorly.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from nacd.config import budget_rows
 from nacd.data import Encoded, training_order
 from nacd.errors import UserError
 from nacd.files import write_json
+from nacd.selection.choice import take
+from nacd.selection.filters import filtered
 from nacd.selection.method import Ranking, Task, forward_flops
 from nacd.selection.random import random_order
 from nacd.student import LEARNING_SEED, mean_nll, plain, train_student
 
 JUDGES = 256
-"""Training rows, none of them drawn, that judge a draw."""
+"""Training rows set aside to judge; at most a quarter of all."""
 JUDGES_SEED = 499
 """They are the first of a random order by this seed, beyond --seed."""
 
@@ -30,28 +32,32 @@ JUDGES_SEED = 499
 def best_of(task: Task) -> Ranking:
     """The rows of the best draw in its own order, then all others; goes on after the last draw.
 
+    Draws are what the filters leave of a random order, so that what is tried is what is chosen.
+
     Raises:
         UserError: every training diverged, the budget leaves no rows to judge by, or the folder
             holds draws made with other settings.
     """
     model, rows = task.prepared.model, list(task.prepared.train.rows)
+    judges, aside = _judges(task)
     found, flops = _read(task), 0.0
     losses: list[float] = found["losses"]
-    orders = [random_order(len(rows), task.seed + 1_000_003 * n) for n in range(task.config.tries)]
+    draws: list[list[int]] = []
     with task.progress.stage("draws", task.config.tries, done=len(losses)) as tick:
-        for number, order in enumerate(orders):
-            drawn = budget_rows(task.budget, rows, order)
-            judges = _judges(task, drawn)
-            data = plain([rows[i] for i in drawn], model.tokenizer.pad_token_id)
+        for number in range(task.config.tries):
+            order = random_order(len(rows), task.seed + 1_000_003 * number)
+            free = [i for i in order if i not in aside]
+            draws.append(take(task.budget, rows, filtered(free, task.prepared.train, task.config)))
+            data = plain([rows[i] for i in draws[-1]], model.tokenizer.pad_token_id)
             seed = LEARNING_SEED + number
             if number == len(losses):
                 theta = train_student(model, task.recipe, data, seed)
                 losses.append(mean_nll(model, theta, judges))
                 write_json(task.folder / "draws.json", found)
                 tick(number + 1, min(losses))
-            total = task.recipe.total_steps(len(drawn))
+            total = task.recipe.total_steps(len(data.rows))
             visits = training_order(
-                len(drawn), task.recipe.batch_size, total, task.recipe.order_seed(seed)
+                len(data.rows), task.recipe.batch_size, total, task.recipe.order_seed(seed)
             )
             trained = sum(len(data.rows[i]) for batch in visits for i in batch)
             flops += forward_flops(model, 2 * trained + sum(len(row) for row in judges))
@@ -61,32 +67,37 @@ def best_of(task: Task) -> Ranking:
             f"--method best-of: training diverges on every draw at --learning-rate "
             f"{task.recipe.learning_rate:g}; give a smaller one."
         )
-    best = min(kept, key=lambda number: losses[number])
-    return Ranking(orders[best], None, flops)
+    best = draws[min(kept, key=lambda number: losses[number])]
+    rest = set(range(len(rows))) - set(best)
+    return Ranking([*best, *sorted(rest)], None, flops, filtered=True)
 
 
-def _judges(task: Task, drawn: Sequence[int]) -> Sequence[Encoded]:
-    """The rows whose loss ranks a draw; of the training rows nearly the same for every draw.
+def _judges(task: Task) -> tuple[Sequence[Encoded], set[int]]:
+    """The rows whose loss ranks the draws, and the training rows among them.
 
     Raises:
-        UserError: all training rows are drawn.
+        UserError: the budget takes rows that are set aside.
     """
     if task.config.judge == "target":
-        return task.prepared.target.rows
-    rows, own = task.prepared.train.rows, set(drawn)
-    left = [i for i in random_order(len(rows), task.seed + JUDGES_SEED) if i not in own]
-    if not left:
+        return task.prepared.target.rows, set()
+    rows = list(task.prepared.train.rows)
+    order = random_order(len(rows), task.seed + JUDGES_SEED)
+    count = min(JUDGES, len(rows) // 4)
+    wanted = len(budget_rows(task.budget, rows, order[::-1]))
+    if not count or wanted > len(rows) - count:
         raise UserError(
-            f"--method best-of: --budget {task.budget} takes all training rows and leaves none to "
-            "judge by; give a smaller one, or --judge target."
+            f"--method best-of: --budget {task.budget} takes {wanted} of {len(rows)} training "
+            f"rows, and {max(1, count)} are set aside to judge by; give a smaller one, or --judge "
+            "target."
         )
-    return [rows[i] for i in left[:JUDGES]]
+    return [rows[i] for i in order[:count]], set(order[:count])
 
 
 def _about(task: Task) -> str:
-    judge = f"judged by {task.config.judge} rows"
+    judge = "target rows" if task.config.judge == "target" else "training rows set aside"
     return (
-        f"rows {task.rows_digest()}, budget {task.budget}, seed {task.seed}, {judge}, {task.recipe}"
+        f"rows {task.rows_digest()}, budget {task.budget}, seed {task.seed}, judged by {judge}, "
+        f"filters {task.config.dedup:g} {task.config.stratify}, {task.recipe}"
     )
 
 

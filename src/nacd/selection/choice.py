@@ -21,7 +21,7 @@ from nacd.data import Encoded, Example
 from nacd.errors import UserError
 from nacd.files import write_json
 from nacd.run import RunFolder
-from nacd.selection.filters import deduplicated, stratified
+from nacd.selection.filters import filtered
 from nacd.selection.method import Ranking, Task
 
 
@@ -171,11 +171,9 @@ def choose(task: Task, method: str, flag: str = "--method") -> Chosen:
         UserError: as `rank`, or fewer rows than the budget asks for.
     """
     ranking = rank(task, method, flag)
-    examples, order = task.prepared.train.examples, ranking.order
-    if task.config.dedup:
-        order = deduplicated(order, examples, task.config.dedup)
-    if task.config.stratify:
-        order = stratified(order, [example.group for example in examples])
+    order = ranking.order
+    if not ranking.filtered:
+        order = filtered(order, task.prepared.train, task.config)
     return Chosen(take(task.budget, list(task.prepared.train.rows), order), ranking)
 
 

@@ -8,13 +8,24 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 
+from nacd.config import SelectionConfig
 from nacd.data import Example
+from nacd.prepare import Part
 from nacd.selection.words import words
 
 PERMUTATIONS = 128
 """Hashes of a MinHash signature."""
 RECALL = 0.99
 """Least chance that two rows just as alike as the threshold are compared."""
+
+
+def filtered(order: Iterable[int], train: Part, config: SelectionConfig) -> Iterable[int]:
+    """The order through the filters that are asked for."""
+    if config.dedup:
+        order = deduplicated(order, train.examples, config.dedup)
+    if config.stratify:
+        order = stratified(order, [example.group for example in train.examples])
+    return order
 
 
 def bands(threshold: float) -> tuple[int, int]:

@@ -58,6 +58,8 @@ class Ranking:
     """(n,) float64: what the order comes from, higher is better; None where there is no such."""
     flops: float = 0.0
     """Floating-point operations spent on the model, see `forward_flops`."""
+    filtered: bool = False
+    """Whether the order has been through the task's filters already."""
 
 
 class Method(Protocol):
