@@ -238,7 +238,8 @@ class DistillConfig:
     draws: int = 3
     """Trainings (seeds; draws for `random`) behind each row of the table."""
     tune_rates: tuple[float, ...] = ()
-    """Learning rates to try first (`5e-4 1e-3`) on development rows, training on the seeds."""
+    """Learning rates to try first (`5e-4 1e-3`) on development rows, training on the seeds (which
+    --seeds-by chooses before, at --learning-rate)."""
     full_epochs: float = 1.0
     """Epochs of the table's `full` row (also shown at equal steps)."""
     track: str = ""

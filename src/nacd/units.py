@@ -1,4 +1,4 @@
-"""Times and sizes for people."""
+"""Times, sizes and work for people."""
 
 from __future__ import annotations
 
@@ -21,3 +21,13 @@ def byte_size(size: float) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} TB"
+
+
+def operations(count: float) -> str:
+    """Floating-point operations: `870 MFLOP`, `19.2 TFLOP`, `1.4 PFLOP`."""
+    size = count / 1e6
+    for unit in ("M", "G", "T"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}FLOP"
+        size /= 1000
+    return f"{size:.3g} PFLOP"

@@ -90,17 +90,20 @@ def test_what_the_table_has_no_column_for() -> None:
     ]
     cells[1] |= {
         "choosing_seconds": 10.0,
+        "choosing_flops": 1.92e13,
         "boundaries_kept": 0.912,
         "template": "qa",
         "accuracy": {"acc": 0.5, "lm_eval": "0.4.9", "shots": 0, "n": 2},
     }
     cells[2] |= {"training_seconds": 4.0}
+    cells[3] |= {"choosing_flops": 0.0}
     table = summarise(cells, ("random", "longest", "text", "full"))
     assert notes(table, {"text": "NACD text"}) == [  # worse than random: on no way to the full data
         "accuracy by lm-eval 0.4.9: 2 questions, 0 shots, template qa",
         "share of the way from random rows to the full data: NACD text 50%",
         "token boundaries that this model's tokenizer keeps: NACD text 91%",
         "trainings after which the time to choose is repaid: NACD text 4",
+        "floating-point operations spent on choosing: NACD text 19.2 TFLOP",
     ]
     shown = lines(table)
     assert max(map(len, shown)) <= 80

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pyarrow import parquet
 
 from nacd.files import whole
 from nacd.intervals import FEW, question_bootstrap, t_interval
+from nacd.units import operations
 
 RIVALS = ("seeds", "random", "less")
 """Rows that every other row is held against."""
@@ -214,7 +215,7 @@ def lines(summary: Sequence[Mapping[str, Any]], rival: str = "seeds") -> list[st
 def _elsewhere(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows' NLL on other data; empty where there is none."""
     data = next((row["elsewhere"] for row in rows if row.get("elsewhere")), "")
-    figures = _each(rows, "elsewhere_nll", "{:.3f}")
+    figures = _each(rows, "elsewhere_nll", "{:.3f}".format)
     return f"NLL on {Path(data).name}: {figures}" if figures else ""
 
 
@@ -234,15 +235,19 @@ def notes(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str] | None = 
         )
     own = [row for row in rows if row["method"] not in ("random", "full", "zero-shot")]
     in_order = [row for row in own if not row["method"].endswith("-shuffled")]
+    share = "{:.0%}".format
     for key, form, words in (
-        ("recovered_from_random", "{:.0%}", "share of the way from random rows to the full data"),
-        ("boundaries_kept", "{:.0%}", "token boundaries that this model's tokenizer keeps"),
-        ("repaid_after", "{}", "trainings after which the time to choose is repaid"),
+        ("recovered_from_random", share, "share of the way from random rows to the full data"),
+        ("boundaries_kept", share, "token boundaries that this model's tokenizer keeps"),
+        ("repaid_after", str, "trainings after which the time to choose is repaid"),
+        ("choosing_flops", operations, "floating-point operations spent on choosing"),
     ):
         # the same rows in another order keep the same boundaries, and took as long to choose
         shown = in_order
         if key == "recovered_from_random":  # a row that is worse than random ones is on no way
             shown = [row for row in own if (row.get(key) or 0) >= 0]
+        if key == "choosing_flops":  # no model was asked
+            shown = [row for row in in_order if row.get(key)]
         if figures := _each(shown, key, form, labels):
             found.append(f"{words}: {figures}")
     return found
@@ -251,12 +256,12 @@ def notes(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str] | None = 
 def _each(
     rows: Sequence[Mapping[str, Any]],
     key: str,
-    form: str,
+    form: Callable[[Any], str],
     labels: Mapping[str, str] | None = None,
 ) -> str:
     """One figure of every row that has it, with the row's name."""
     return ", ".join(
-        f"{(labels or {}).get(row['method'], row['method'])} {form.format(row[key])}"
+        f"{(labels or {}).get(row['method'], row['method'])} {form(row[key])}"
         for row in rows
         if row.get(key) is not None
     )
