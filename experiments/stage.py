@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import nacd
-from nacd.prepare import Prepared, prepare
+from nacd.prepare import Prepared, prepare, read_splits
 from nacd.progress import Progress
+from nacd.stages import open_run
 
 
 def parser(about: str | None, *, rows: str, out: str) -> argparse.ArgumentParser:
@@ -26,8 +27,13 @@ def parser(about: str | None, *, rows: str, out: str) -> argparse.ArgumentParser
 def opened(
     options: argparse.Namespace, progress: Progress, **outer: Any
 ) -> tuple[nacd.DistillConfig, Prepared]:
-    """The configuration that the flags make, and its model and rows."""
+    """The configuration that the flags make, and its model and rows.
+
+    Raises:
+        UserError: --out holds an experiment with other flags, or of other rows.
+    """
     config = nacd.DistillConfig(
+        out=options.out,
         budget=options.rows,
         model=nacd.ModelConfig(model=options.model),
         data=nacd.DataConfig(
@@ -38,4 +44,6 @@ def opened(
         ),
         outer=nacd.OuterLoopConfig(objective="target-loss", **outer),
     )
-    return config, prepare(config.model, config.data, progress.say)
+    splits = read_splits(config.data)
+    open_run(config, splits)
+    return config, prepare(config.model, config.data, progress.say, splits)

@@ -250,5 +250,11 @@ def test_what_prompts_can_carry(script: Callable[..., list[str]], tmp_path: Path
     files = {file.stem: json.loads(file.read_text()) for file in tmp_path.glob("out/*.json")}
     seeds = files["seeds"]["target"]
     assert files["nearest"]["soft"]["target"] < seeds, "free vectors overfit their own segment"
-    assert files["swaps"]["text"]["target"] <= seeds, "a swap is kept only where it helps"
+    assert files["swaps-6"]["text"]["target"] <= seeds, "a swap is kept only where it helps"
     assert script("capacity.py", *flags) == lines
+    more = script("capacity.py", *flags, "--swaps", "8")  # goes on after the sixth
+    assert more[:-2] == lines[:-2]
+    assert len(json.loads((tmp_path / "out" / "tries.json").read_text())["tried"]) == 8
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        script("capacity.py", *flags, "--outer-steps", "4")
+    assert "outer.outer_steps: 3 there, 4 now" in refused.value.stderr
