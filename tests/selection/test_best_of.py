@@ -86,7 +86,7 @@ def test_training_rows_set_aside_judge_every_draw(
     drawn: list[list[int]] = []
 
     def numbers(of: Any) -> list[int]:
-        return [next(i for i, row in enumerate(rows) if row is one) for one in of]
+        return [rows.index(one) for one in of]
 
     def train(_: Any, __: Any, data: Any, ___: Any) -> None:
         drawn.append(numbers(data.rows))
@@ -112,6 +112,28 @@ def test_training_rows_set_aside_judge_every_draw(
         best_of(task(prepared, tmp_path / "c", judge="train", budget="28"))
     with pytest.raises(UserError, match=r"draws\.json: made with other settings"):
         best_of(task(prepared, tmp_path / "a", judge="target"))
+
+
+def test_draws_are_trained_on_as_they_will_be(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last turn of a conversation is the only label."""
+    said = ("user", "hi"), ("assistant", "the"), ("user", "what is it"), ("assistant", "the fox")
+    talk = [Example(tuple(Message(*turn) for turn in said), f"rows:{i}") for i in range(8)]
+    model = ModelConfig(model=str(tiny_folder("llama")), lora_rank=4)
+    data = DataConfig(data="rows", template="chat")
+    several = prepare(model, data, splits=Splits(talk, talk, talk, talk))
+    trained: list[int] = []
+
+    def train(_: Any, __: Any, data: Any, ___: Any) -> None:
+        trained.extend(row.response_tokens for row in data.rows)
+
+    monkeypatch.setattr(module, "train_student", train)
+    monkeypatch.setattr(module, "mean_nll", lambda *_: 1.0)
+    best_of(task(several, tmp_path))
+    last = several.template.encode(talk[0], turns="last").response_tokens
+    assert trained == [last] * 30
+    assert last < several.train.rows[0].response_tokens
 
 
 def test_what_is_tried_is_what_is_chosen(prepared: Prepared, tmp_path: Path) -> None:

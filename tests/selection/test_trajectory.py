@@ -43,7 +43,7 @@ def prepared(tiny_folder: Callable[[str], Path]) -> Prepared:
 
 
 def task(prepared: Prepared, folder: Path, **changes: object) -> Task:
-    return Task(
+    made = Task(
         prepared=prepared,
         recipe=Recipe(batch_size=4, epochs=2, learning_rate=3e-3),
         config=SelectionConfig(),
@@ -51,8 +51,8 @@ def task(prepared: Prepared, folder: Path, **changes: object) -> Task:
         folder=folder,
         progress=Progress(quiet=True),
         budget="8",
-        **changes,  # pyright: ignore[reportArgumentType]
     )
+    return replace(made, **changes)  # pyright: ignore[reportArgumentType]
 
 
 def test_rows_that_help_come_first(prepared: Prepared, tmp_path: Path) -> None:
@@ -63,6 +63,58 @@ def test_rows_that_help_come_first(prepared: Prepared, tmp_path: Path) -> None:
     assert sum(i % 2 == 0 for i in first) >= 19
     assert list(ranking.scores[first]) == sorted(ranking.scores[first], reverse=True)
     assert ranking.flops > 0
+
+
+def test_rows_that_raise_the_loss_are_counted(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(
+        Progress, "say", lambda _, line: said.append(line) if "--" in line else None
+    )
+    worths = iter(range(1_000_000))
+
+    def fake(_: object, __: object, batches: list[Batch], *___: object, **____: object) -> Any:
+        found = [torch.tensor([next(worths) % 8 - 2.5 for _ in b.ids]) for b in batches]
+        return SimpleNamespace(value=0.0), found
+
+    monkeypatch.setattr(module, "weight_gradient", fake)
+    recipe = Recipe(batch_size=4, epochs=1)
+    config = SelectionConfig(weight_passes=1)  # five groups of eight: three of each lower the loss
+    trajectory(task(prepared, tmp_path / "a", config=config, recipe=recipe))
+    assert not said
+    whole = task(prepared, tmp_path / "b", config=config, recipe=recipe, budget="40")
+    trajectory(whole)
+    line = "25 of the best 40 rows raise the target loss by their weight; --budget 15 takes fewer"
+    assert len(said) == 1
+    assert line in said[0]
+    trajectory(whole)  # nothing is weighed again, and it is said again
+    assert len(said) == 2
+
+
+def test_rows_are_weighed_as_they_will_be_trained_on(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last turn of a conversation is the only label."""
+    talk = [
+        replace(row, messages=(Message("user", "hi"), Message("assistant", "the"), *row.messages))
+        for row in (example(i, "the fox") for i in range(8))
+    ]
+    model = ModelConfig(model=str(tiny_folder("llama")), lora_rank=4)
+    splits = Splits(talk, talk, talk, talk)
+    config = DataConfig(data="rows", template="chat")
+    several = prepare(model, config, splits=splits)
+    labels: set[int] = set()
+
+    def fake(_: object, __: object, batches: list[Batch], *___: object, **____: object) -> Any:
+        labels.update(b.row(k).response_tokens for b in batches for k in range(len(b.ids)))
+        return SimpleNamespace(value=0.0), [torch.zeros(len(b.ids)) for b in batches]
+
+    monkeypatch.setattr(module, "weight_gradient", fake)
+    trajectory(task(several, tmp_path))
+    last = several.template.encode(talk[0], turns="last").response_tokens
+    assert labels == {last}
+    assert last < several.train.rows[0].response_tokens
 
 
 @pytest.mark.slow
@@ -92,7 +144,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 
 def test_other_settings_are_not_mixed_in(prepared: Prepared, tmp_path: Path) -> None:
     trajectory(task(prepared, tmp_path))
-    other = replace(task(prepared, tmp_path), budget="10")
+    other = task(prepared, tmp_path, budget="10")
     with pytest.raises(UserError, match=r"weights\.safetensors: made with other settings"):
         trajectory(other)
 

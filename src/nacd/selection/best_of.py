@@ -48,7 +48,8 @@ def best_of(task: Task) -> Ranking:
             order = random_order(len(rows), task.seed + 1_000_003 * number)
             free = [i for i in order if i not in aside]
             draws.append(take(task.budget, rows, filtered(free, task.prepared.train, task.config)))
-            data = plain([rows[i] for i in draws[-1]], model.tokenizer.pad_token_id)
+            pad = model.tokenizer.pad_token_id
+            data = plain([task.trained_row(i) for i in draws[-1]], pad)
             seed = LEARNING_SEED + number
             if number == len(losses):
                 theta = train_student(model, task.recipe, data, seed)

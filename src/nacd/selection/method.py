@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from nacd.config import SelectionConfig
+from nacd.data import Encoded
 from nacd.models import LoraModel
 from nacd.prepare import Prepared
 from nacd.progress import Progress
@@ -39,6 +40,10 @@ class Task:
     progress: Progress
     budget: str = "5%"
     """What will be chosen, for methods that depend on it; see `nacd.config.parse_budget`."""
+
+    def trained_row(self, index: int) -> Encoded:
+        """A training row as chosen rows are trained on: the last turn its only label."""
+        return self.prepared.template.encode(self.prepared.train.examples[index], turns="last")
 
     def rows_digest(self) -> str:
         """Of the training and target rows, to tell intermediates of other rows apart."""

@@ -5,7 +5,8 @@ by the whole recipe, the loss on the target rows is carried back through that tr
 row of the group gets the objective's derivative in its weight (`nacd.meta.weight_gradient`): one
 sweep a group, whatever its size. Within a group, scores are made comparable (zero mean, unit
 standard deviation); a row's score is their mean over `--weight-passes` dealings. Rows whose weight
-lowers the target loss most come first.
+lowers the target loss most come first; the budget is filled, and how many of its rows raise that
+loss is said.
 
 The first-order worth of a row to a training is the idea of influence functions (Koh & Liang, arXiv
 1703.04730); through a whole training by way of its meta-gradient, that of MAGIC (arXiv 2504.16430).
@@ -40,14 +41,15 @@ def trajectory(task: Task) -> Ranking:
         UserError: a training diverged, or weights made with other settings in the same folder.
     """
     prepared, recipe = task.prepared, task.recipe
-    model, rows = prepared.model, prepared.train.rows
+    model, count = prepared.model, len(prepared.train)
     pad = model.tokenizer.pad_token_id
     targets = bucketed(prepared.target.rows, recipe.batch_size, pad, model.device)
     objective = target_objective(model, targets)
     log_rate = torch.tensor(math.log(recipe.learning_rate), device=model.device)
-    groups = deal(len(rows), _group_size(task), task.config.weight_passes, task.seed)
+    size = _group_size(task)
+    groups = deal(count, size, task.config.weight_passes, task.seed)
     file = task.folder / "weights.safetensors"
-    scores, done, flops = _read(task, len(groups))
+    scores, worths, done, flops = _read(task, len(groups))
     with task.progress.stage("weighing rows", len(groups), done=done) as tick:
         for number in range(done, len(groups)):
             group = groups[number]
@@ -56,7 +58,8 @@ def trajectory(task: Task) -> Ranking:
             seed = LEARNING_SEED + number
             theta = model.fresh_theta(seed)
             order = training_order(len(group), recipe.batch_size, total, seed)
-            batches = [collate([rows[group[i]] for i in where], pad) for where in order]
+            rows = [task.trained_row(i) for i in group]
+            batches = [collate([rows[i] for i in where], pad) for where in order]
             swept, found = weight_gradient(
                 loop,
                 Start(theta, initial_state(recipe, theta)),
@@ -75,16 +78,23 @@ def trajectory(task: Task) -> Ranking:
                     f"diverges at --learning-rate {recipe.learning_rate:g}; give a smaller one."
                 )
             scores[group] += (worth - worth.mean()) / (worth.std() + 1e-12)
+            worths[group] += worth
             tokens = 2 * sum(b.tokens for b in batches) + sum(b.tokens for b in targets)
             flops += 2 * forward_flops(model, tokens)
             write_tensors(
                 file,
-                {"scores": torch.from_numpy(scores)},
+                {"scores": torch.from_numpy(scores), "worths": torch.from_numpy(worths)},
                 {"done": str(number + 1), "flops": repr(flops), "of": _about(task, len(groups))},
             )
             tick(number + 1, swept.value)
     mean = scores / task.config.weight_passes
-    return Ranking(np.argsort(-mean, kind="stable").tolist(), mean, flops)
+    order = np.argsort(-mean, kind="stable")
+    if worse := int((worths[order[:size]] <= 0).sum()):
+        task.progress.say(
+            f"trajectory: {worse} of the best {size} rows raise the target loss by their "
+            f"weight; --budget {size - worse} takes fewer of them."
+        )
+    return Ranking(order.tolist(), mean, flops)
 
 
 def deal(rows: int, size: int, passes: int, seed: int) -> list[list[int]]:
@@ -109,14 +119,15 @@ def _about(task: Task, groups: int) -> str:
     return f"{rows}, {groups} groups, seed {task.seed}, {task.recipe}"
 
 
-def _read(task: Task, groups: int) -> tuple[np.ndarray, int, float]:
-    """Sums of scores so far (n,), groups done, and operations spent."""
+def _read(task: Task, groups: int) -> tuple[np.ndarray, np.ndarray, int, float]:
+    """Sums so far of scores and of falls of the objective (n,), groups done, operations spent."""
     file = task.folder / "weights.safetensors"
     if not file.is_file():
-        return np.zeros(len(task.prepared.train)), 0, 0.0
+        return np.zeros(len(task.prepared.train)), np.zeros(len(task.prepared.train)), 0, 0.0
     tensors, about = read_tensors(file)
-    if about["of"] != _about(task, groups):
+    if about["of"] != _about(task, groups) or "worths" not in tensors:
         raise UserError(
             f"{file}: made with other settings ({about['of']}); delete it, or choose another --out."
         )
-    return tensors["scores"].numpy(), int(about["done"]), float(about["flops"])
+    sums = tensors["scores"].numpy(), tensors["worths"].numpy()
+    return *sums, int(about["done"]), float(about["flops"])
