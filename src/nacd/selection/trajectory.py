@@ -41,13 +41,13 @@ def trajectory(task: Task) -> Ranking:
         UserError: a training diverged, or weights made with other settings in the same folder.
     """
     prepared, recipe = task.prepared, task.recipe
-    model, count = prepared.model, len(prepared.train)
+    model = prepared.model
     pad = model.tokenizer.pad_token_id
     targets = bucketed(prepared.target.rows, recipe.batch_size, pad, model.device)
     objective = target_objective(model, targets)
     log_rate = torch.tensor(math.log(recipe.learning_rate), device=model.device)
     size = _group_size(task)
-    groups = deal(count, size, task.config.weight_passes, task.seed)
+    groups = deal(len(prepared.train), size, task.config.weight_passes, task.seed)
     file = task.folder / "weights.safetensors"
     scores, worths, done, flops = _read(task, len(groups))
     with task.progress.stage("weighing rows", len(groups), done=done) as tick:
@@ -89,10 +89,10 @@ def trajectory(task: Task) -> Ranking:
             tick(number + 1, swept.value)
     mean = scores / task.config.weight_passes
     order = np.argsort(-mean, kind="stable")
-    if worse := int((worths[order[:size]] <= 0).sum()):
+    if worse := int((worths[order[:size]] < 0).sum()):
         task.progress.say(
-            f"trajectory: {worse} of the best {size} rows raise the target loss by their "
-            f"weight; --budget {size - worse} takes fewer of them."
+            f"trajectory: {worse} of the best {size} rows raise the target loss by their weight; "
+            "a smaller --budget takes fewer of them."
         )
     return Ranking(order.tolist(), mean, flops)
 
