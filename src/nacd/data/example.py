@@ -13,13 +13,18 @@ class Message:
     role: str
     """`system`, `user` or `assistant`."""
     content: str
+    train: bool = True
+    """Whether an assistant turn's tokens are labels, where every turn of a row is trained on: off
+    for a turn that the data marks so, and for the turns of a `prompt` list. Of no meaning for other
+    roles."""
 
 
 @dataclass(frozen=True)
 class Example:
     """One row of an instruction-tuning set, whatever shape it came in.
 
-    The last message is the assistant's response; the one before it is the user's.
+    The last message is the assistant's response, which is always a label; the one before it is the
+    user's.
     """
 
     messages: tuple[Message, ...]
@@ -31,8 +36,6 @@ class Example:
     """Multiple choice: index of the right one in `choices`."""
     verbatim: bool = False
     """A `prompt`/`completion` row of plain strings: already written out, to be joined as it is."""
-    completion_only: bool = False
-    """A `prompt`/`completion` row of messages: earlier assistant turns are no labels."""
     group: str = ""
     """The row's group (a subject, a source), where a column names one."""
 

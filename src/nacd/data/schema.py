@@ -237,11 +237,12 @@ def _from_prompt_completion(source: str, row: Mapping[str, Any], _: ChoiceForm) 
         raise _no_response(source, "`completion` is " + ("null" if completion is None else "empty"))
     if isinstance(prompt, list | tuple) or isinstance(completion, list | tuple):
         keys = ("role", "content")
+        before = _turns(source, prompt, "prompt", keys)
         turns = (
-            *_turns(source, prompt, "prompt", keys),
+            *(replace(turn, train=False) for turn in before),
             *_turns(source, completion, "completion", keys),
         )
-        return replace(_conversation(source, turns, "completion"), completion_only=True)
+        return _conversation(source, turns, "completion")
     pair = _pair(
         source, _text(source, prompt, "prompt"), _response(source, completion, "completion")
     )

@@ -64,14 +64,15 @@ class Template:
 
         Args:
             example: the row.
-            turns: which assistant turns of a conversation are labels: `last` is what TRL makes of
-                `row(example)`; with one assistant turn the two are the same.
+            turns: which assistant turns of a conversation are labels: `all` whose `train` is set,
+                or the `last` alone, which is what TRL makes of `row(example)`; with one assistant
+                turn the two are the same.
 
         Raises:
             UserError: the chat template refuses the row, or does not show its turns as they are.
         """
         if self.text is None:
-            return self._encode_chat(example, "last" if example.completion_only else turns)
+            return self._encode_chat(example, turns)
         return self._encode_raw(example)
 
     def replace_prompt(self, example: Example, text: str) -> Example:
@@ -132,7 +133,7 @@ class Template:
         labels = []
         earlier = range(last) if turns == "all" else range(0)
         for index in earlier:
-            if messages[index].role == "assistant":
+            if messages[index].role == "assistant" and messages[index].train:
                 labels.append(self._earlier_turn(example, index, text, ids, spans))
         labels.append((self._turn_start(example, last, ids), len(ids)))
         content = self._content_span(example, last - 1, text)
