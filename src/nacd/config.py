@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from nacd.data import Encoded
+from nacd.data import Answers, Encoded
 from nacd.errors import UserError
 from nacd.models import ModelConfig
 from nacd.recipe import Recipe
@@ -23,11 +23,17 @@ class ReadConfig:
     """Which rows, and how they are read and rendered."""
 
     data: str = ""
-    """JSONL, JSON, CSV or Parquet file, or a hub id (`owner/name`, `owner/name:config:split`)."""
+    """JSONL, JSON, CSV or Parquet file, a pattern of files (`'shards/*.jsonl'`), or a hub id
+    (`owner/name`, `owner/name:config:split`)."""
     columns: tuple[str, ...] = ()
     """Column names where they are not the usual ones: `instruction=question output=reply`."""
+    ignore_columns: tuple[str, ...] = ()
+    """Columns, and keys of turns, to leave out that would otherwise be refused: `tools weight`."""
     choices: Literal["cloze", "letter"] = "cloze"
     """Multiple choice: answer with the choice's text, or with its letter."""
+    answers: Answers = "auto"
+    """How multiple-choice rows name their answers: by number from 0 or from 1, by letter, by text;
+    `auto`: whichever fits all rows of a file."""
     template: str = "auto"
     """`auto`, `chat`, `qa`, `alpaca`, `plain`, `verbatim`, or text with {prompt}, {response}."""
     max_tokens: int = 512
@@ -37,7 +43,7 @@ class ReadConfig:
         """`columns` as a mapping from our names to the file's.
 
         Raises:
-            UserError: an entry without `=`.
+            UserError: an entry without `=`, or a name that stands twice.
         """
         pairs = [entry.partition("=") for entry in self.columns]
         for name, equals, column in pairs:
@@ -45,7 +51,10 @@ class ReadConfig:
                 raise UserError(
                     f"--columns {name}: expected NAME=COLUMN, for example instruction=question."
                 )
-        return {name: column for name, _, column in pairs}
+        mapping = {name: column for name, _, column in pairs}
+        if len(mapping) < len(pairs):
+            raise UserError(f"--columns {' '.join(self.columns)}: a name stands twice; keep one.")
+        return mapping
 
 
 @dataclass(frozen=True)

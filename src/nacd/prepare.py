@@ -59,7 +59,14 @@ def read_splits(config: DataConfig) -> Splits:
 
     def read(data: str, flag: str, group: str = "", split: str = "train") -> list[Example]:
         return read_examples(
-            data, choice_form=config.choices, columns=columns, group=group, split=split, flag=flag
+            data,
+            choice_form=config.choices,
+            answers=config.answers,
+            columns=columns,
+            ignore_columns=config.ignore_columns,
+            group=group,
+            split=split,
+            flag=flag,
         )
 
     examples = read(config.data, "--data", config.group_column)

@@ -148,4 +148,10 @@ def _without_answers(accuracy: Accuracy) -> dict[str, Any]:
 def _read(data: ReadConfig) -> list[Example]:
     if not data.data:
         raise UserError("--data is missing: give a JSONL, JSON, CSV or Parquet file, or a hub id.")
-    return read_examples(data.data, choice_form=data.choices, columns=data.mapping() or None)
+    return read_examples(
+        data.data,
+        choice_form=data.choices,
+        answers=data.answers,
+        columns=data.mapping() or None,
+        ignore_columns=data.ignore_columns,
+    )

@@ -91,26 +91,30 @@ def test_a_folder_stands_for_its_split_file(tmp_path: Path):
         (
             "a.jsonl",
             b'{"prompt": "a", "completion": "b"}\n{"prompt": \n',
-            r"a\.jsonl:2 is not valid",
+            r"a\.jsonl:2 ends in the middle of a row: the file was cut short",
         ),
         (
             "a.jsonl",
             b'{"prompt": "a", "completion": "b"}\n[1]\n',
-            r"a\.jsonl:2 is not a JSON object",
+            r"a\.jsonl:2 is not a JSON object but a list",
         ),
         ("a.jsonl", b'{"prompt": "a", "completion": "b"}\n"\xff"\n', r"a\.jsonl:2 is not UTF-8"),
         ("a.json", b'[{"prompt": "a",\n "completion" "b"}]', r"a\.json:2 is not valid JSON"),
         ("a.json", b'"text"', r"a\.json holds neither a list of rows"),
         ("a.json", b"[1]", r"a\.json row 1 is not a JSON object"),
-        ("a.csv", b"prompt,completion\na,b\na,b,c\n", r"a\.csv:3 has more cells"),
+        (
+            "a.csv",
+            b"prompt,completion\na,b\na,b,c\n",
+            r"a\.csv:3 has 3 cells, and the header 2 columns.*Quote the cells that hold commas",
+        ),
         (
             "a.csv",
             b"prompt,completion\na,b\nc\n",
-            r"a\.csv:3 has no response: `completion` is null",
+            r"a\.csv:3 has 1 cells, and the header 2 columns",
         ),
         ("a.csv", b'prompt,completion\na,"b\n', r"a\.csv:2 is not valid CSV"),
         ("a.parquet", b"PAR?", r"a\.parquet is not a readable Parquet file"),
-        ("a.xlsx", b"PK", r"a\.xlsx is not a kind of file .* \.jsonl, \.json, \.csv or \.parquet"),
+        ("a.xlsx", b"PK", r"a\.xlsx is not a kind of file .* \.csv, \.tsv or \.parquet"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes, message: str):

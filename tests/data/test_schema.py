@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from nacd.data import Example
-from nacd.data.schema import ChoiceForm, recognise
+from nacd.data.choices import ChoiceForm
+from nacd.data.schema import recognise
 from nacd.errors import UserError
 
 
@@ -16,10 +17,8 @@ def convert(
     *rows: Any, form: ChoiceForm = "cloze", columns: Mapping[str, str] | None = None
 ) -> list[Example]:
     schema = recognise("mine.jsonl:1", rows[0], columns=columns)
-    return [
-        schema.example(f"mine.jsonl:{number}", row, choice_form=form)
-        for number, row in enumerate(rows, start=1)
-    ]
+    placed = [(f"mine.jsonl:{number}", row) for number, row in enumerate(rows, start=1)]
+    return schema.examples(placed, choice_form=form)
 
 
 def turns(example: Example) -> list[tuple[str, str]]:
@@ -67,10 +66,9 @@ ARC = {"question": "Sky?", "choices": {"text": ["red", "blue"], "label": ["1", "
     [
         ARC | {"answerKey": "2"},
         ARC | {"choices": {"text": ["red", "blue"], "label": ["A", "B"]}, "answerKey": "B"},
-        {"question": "Sky?", "choices": ["red", "blue"], "answer": 1},
         {"question": "Sky?", "choices": ["red", "blue"], "answer": "B"},
-        {"question": "Sky?", "choices": ["red", "blue"], "answer": "1"},
         {"question": "Sky?", "choices": ["red", "blue"], "answer": "blue"},
+        {"question": "Sky?", "A": "red", "B": "blue", "answer": "B"},
     ],
 )
 def test_multiple_choice_in_both_forms(row: Any):
@@ -89,7 +87,7 @@ def test_columns_are_mapped():
     row = {"instruction": "Sky?", "response": "Blue"}
     (example,) = convert(row, columns={"output": "response"})
     assert turns(example) == PAIR
-    row = {"stem": "Sky?", "options": ["red", "Blue"], "key": 1}
+    row = {"stem": "Sky?", "options": ["red", "Blue"], "key": "B"}
     mapping = {"question": "stem", "choices": "options", "answer": "key"}
     (example,) = convert(row, columns=mapping)
     assert turns(example) == PAIR
@@ -127,11 +125,21 @@ def test_rows_of_another_shape_are_named():
         convert({"prompt": "Sky?", "completion": "Blue"}, ["Sky?", "Blue"])
 
 
+def test_a_union_of_shapes_has_nulls_for_the_others():
+    messages = {"messages": MESSAGES, "prompt": None, "completion": None}
+    texts = {"messages": None, "prompt": "Sky?", "completion": "Blue"}
+    assert turns(convert(messages)[0]) == CONVERSATION
+    assert turns(convert(texts)[0]) == PAIR
+    for rows in ((messages, texts), (texts, messages)):
+        with pytest.raises(UserError, match=r"mine\.jsonl:2 is of another shape"):
+            convert(*rows)
+
+
 GOOD = {
     "prompt": {"prompt": "Sky?", "completion": "Blue"},
     "instruction": {"instruction": "Sky?", "output": "Blue"},
     "messages": {"messages": MESSAGES},
-    "question": {"question": "Sky?", "choices": ["red", "blue"], "answer": 1},
+    "question": {"question": "Sky?", "choices": ["red", "blue"], "answer": "B"},
 }
 
 
@@ -141,7 +149,7 @@ GOOD = {
         ("prompt", {"prompt": "Sky?"}, "`completion` is missing"),
         ("prompt", {"prompt": "Sky?", "completion": None}, "`completion` is null"),
         ("prompt", {"prompt": "Sky?", "completion": " \n"}, "`completion` is blank"),
-        ("prompt", {"prompt": MESSAGES[:-1], "completion": []}, "`completion` is empty"),
+        ("prompt", {"prompt": MESSAGES[:-1], "completion": []}, "`completion` is an empty list"),
         ("instruction", {"instruction": "Sky?"}, "`output` is missing"),
         ("instruction", {"instruction": "Sky?", "output": ""}, "`output` is blank"),
         ("messages", {"messages": MESSAGES[:-1]}, "`messages` ends with a turn of the user"),
@@ -149,12 +157,12 @@ GOOD = {
         (
             "messages",
             {"messages": [MESSAGES[1], {"role": "assistant", "content": " "}]},
-            "the last assistant turn is blank",
+            "the last assistant turn of `messages` is blank",
         ),
         (
             "messages",
             {"messages": [MESSAGES[1], {"role": "assistant", "content": None}]},
-            "an assistant turn's `content` is null",
+            "`content` of turn 2 of `messages` is null",
         ),
         ("question", {"question": "Sky?", "choices": ["red", "blue"]}, "`answer` is missing"),
         ("question", GOOD["question"] | {"answer": None}, "`answer` is null"),
@@ -171,19 +179,19 @@ def test_rows_without_a_response_are_named(shape: str, row: Any, why: str):
     [
         ("prompt", {"prompt": None, "completion": "Blue"}, "`prompt` is null, expected text"),
         ("prompt", {"prompt": 3, "completion": "Blue"}, "`prompt` is of type int, expected text"),
-        ("messages", {"messages": "Hi"}, "`messages` is of type str, expected a list of turns"),
-        ("messages", {"messages": [{"text": "Hi"}]}, "objects with `role` and `content`"),
-        ("messages", {"messages": [{"role": "tool", "content": "4"}]}, "a turn by 'tool'"),
-        ("messages", {"messages": [MESSAGES[0], MESSAGES[2]]}, "no user turn before"),
-        ("question", GOOD["question"] | {"answer": 2}, "`answer` is 2, expected 0 to 1"),
-        ("question", GOOD["question"] | {"answer": -1}, "`answer` is -1, expected 0 to 1"),
-        ("question", GOOD["question"] | {"answer": "C"}, "`answer` is 'C', expected 0 to 1"),
+        ("messages", {"messages": "Hi"}, "`messages` is text, expected a list of turns"),
         (
-            "question",
-            {"question": "1 + 1?", "choices": ["1", "2"], "answer": "1"},
-            "a place and another choice's text: give the letter",
+            "messages",
+            {"messages": [{"text": "Hi"}]},
+            "turn 1 of `messages` has the keys `text`, expected `role` and `content`",
         ),
-        ("question", GOOD["question"] | {"choices": ["red"]}, "must list 2 to 26 answers"),
+        (
+            "messages",
+            {"messages": [{"role": "tool", "content": "4"}]},
+            "turn 1 of `messages` is by 'tool': calls of tools",
+        ),
+        ("messages", {"messages": [MESSAGES[0], MESSAGES[2]]}, "no user turn right before"),
+        ("question", GOOD["question"] | {"choices": ["red"]}, "expected 2 to 26 choices"),
     ],
 )
 def test_rows_that_cannot_be_used_are_named(shape: str, row: Any, message: str):

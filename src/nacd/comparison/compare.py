@@ -65,7 +65,7 @@ def compare(
     config.check()
     config = replace(config, outer=decided(config.outer, config.data))
     runs = check_runs(config)
-    elsewhere = read_examples(config.elsewhere, flag="--elsewhere") if config.elsewhere else []
+    elsewhere = _elsewhere(config) if config.elsewhere else []
     splits = read_splits(config.data) if splits is None else splits
     folder = open_run(config, splits, free=FREE)
     source = prepare(config.model, config.data, progress.say, splits)
@@ -105,6 +105,16 @@ def compare(
         progress.say(f"target model {target}")
         _of_target(target, config, source, splits, sets, elsewhere, folder, progress, kept.add)
     return Compared(folder.path, kept.table(), shared, kept.write())
+
+
+def _elsewhere(config: CompareConfig) -> list[Example]:
+    data = config.data
+    return read_examples(
+        config.elsewhere,
+        answers=data.answers,
+        ignore_columns=data.ignore_columns,
+        flag="--elsewhere",
+    )
 
 
 def _same_runs(folder: RunFolder, runs: dict[str, str]) -> None:

@@ -1,6 +1,7 @@
 """Rows in any known shape, to one `Example`, to token ids, to batches."""
 
 from nacd.data.batches import Batch, bucketed, collate, epoch_order, length_buckets, training_order
+from nacd.data.choices import Answers
 from nacd.data.example import Encoded, Example, Message
 from nacd.data.exemplars import mmlu_exemplars
 from nacd.data.hub import hub_license
@@ -10,6 +11,7 @@ from nacd.data.template import RAW_TEMPLATES, Dropped, Template, encode_all, mak
 
 __all__ = [
     "RAW_TEMPLATES",
+    "Answers",
     "Batch",
     "Dropped",
     "Encoded",

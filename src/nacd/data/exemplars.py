@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import yaml
 
+from nacd.data.choices import LETTERS, choice_example
 from nacd.data.example import Example, Message
-from nacd.data.schema import LETTERS, choice_example
 from nacd.errors import UserError
 
 ExemplarForm = Literal["cloze", "letter", "rationale"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,16 +31,31 @@ def hub_rows(name: str, split: str, flag: str) -> Iterator[tuple[str, Any]]:
     try:
         loaded = datasets.load_dataset(identifier, config or None, split=split)
     except Exception as error:  # the hub client raises a dozen unrelated kinds
-        why = (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
         raise UserError(
             f"could not load {name!r}: no such file here, and the hub gave "
-            f"{type(error).__name__}: {why}. If this machine is offline, give {flag} a local file; "
-            "else check the spelling (owner/name, owner/name:config or owner/name:config:split) "
-            f"and that there is a split {split!r}."
+            f"{type(error).__name__}: {_first_line(error)}. If this machine is offline, give "
+            f"{flag} a local file; else check the spelling (owner/name, owner/name:config or "
+            f"owner/name:config:split) and that there is a split {split!r}."
         ) from None
     place = f"{identifier}:{config}" if config else identifier
-    for number, row in enumerate(loaded, start=1):
+    number, rows = 0, iter(loaded)
+    while True:
+        try:
+            row = next(rows, None)
+        except Exception as error:  # images and sound are decoded here, by libraries of their own
+            raise UserError(
+                f"{place}[{split}]: what stands after row {number} cannot be read "
+                f"({type(error).__name__}: {_first_line(error)}). Save the columns of text as a "
+                f"file, and give {flag} that."
+            ) from None
+        if row is None:
+            return
+        number += 1
         yield f"{place}[{split}] row {number}", row
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
 
 
 def _parts(name: str) -> tuple[str, str, str]:
@@ -59,7 +75,7 @@ def hub_license(data: str) -> str:
     from huggingface_hub import HfApi
 
     identifier, _, _ = _parts(data)
-    if identifier.count("/") != 1 or Path(data).expanduser().exists():
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", identifier) or Path(data).expanduser().exists():
         return ""
     try:
         card = HfApi().dataset_info(identifier, timeout=PATIENCE).card_data

@@ -3,35 +3,26 @@
     messages        [{role, content}, ...], the last one the assistant's
     conversations   ShareGPT: [{from, value}, ...]
     prompt          with `completion`: two strings, or two lists of messages
-    instruction     Alpaca: with `output`, and `input` or not
-    question        multiple choice: with `choices` and `answerKey` (ARC) or `answer` (MMLU)
+    instruction     Alpaca: with `output`, and `input` and `history` or not
+    question        multiple choice: with `choices` (or a column for each) and `answer`
 
-A file has one shape, decided by its first row.
+Any of them may have a `system` column. A file has one shape, decided by its first row. What else a
+row says is looked up in `nacd.data.keys`, and refused if it has a meaning.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
+from nacd.data.choices import Answers, ChoiceForm, Question, answered, question
 from nacd.data.example import Example, Message
+from nacd.data.keys import COLUMNS, absent, canonical
+from nacd.data.row import Row, kind, listed, shown, text
+from nacd.data.turns import Turn, conversation, turns_of, with_system
 from nacd.errors import UserError
-
-ChoiceForm = Literal["cloze", "letter"]
-
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
-_ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-}
 
 
 @dataclass(frozen=True)
@@ -40,300 +31,298 @@ class Schema:
 
     shape: _Shape
     columns: Mapping[str, str]
+    """Our name -> the file's."""
+    ignore: Collection[str] = ()
+    """Names of columns, and of keys of turns, that the user wants ignored."""
     group: str = ""
     """Column that names a row's group, if any."""
 
-    def example(self, source: str, row: Any, *, choice_form: ChoiceForm = "cloze") -> Example:
-        """Turn one row into an Example.
+    def examples(
+        self,
+        rows: Iterable[tuple[str, Any]],
+        *,
+        choice_form: ChoiceForm = "cloze",
+        answers: Answers = "auto",
+    ) -> list[Example]:
+        """Turn all rows of a file into Examples.
+
+        Args:
+            rows: at least one pair of (where the row came from, the row).
+            choice_form: how a multiple-choice row becomes text.
+            answers: how a multiple-choice row names its answer.
 
         Raises:
-            UserError: the row is of another shape or lacks a response; names `source`.
+            UserError: a row is of another shape, lacks a response, or says more than can be used;
+                it is named.
         """
-        row = _renamed(source, row, self.columns)
-        absent = [name for name in self.shape.required if name not in row]
-        if absent == [self.shape.response]:
-            raise _no_response(source, f"`{self._named(self.shape.response)}` is missing")
-        if absent:
+        examples: list[Example] = []
+        questions: list[Question] = []
+        groups: list[str] = []
+        never = set(self.columns)
+        source = ""
+        for source, values in rows:
+            row = Row(source, values, self.columns, self.ignore)
+            never -= {name for name in never if name in row}
+            made = self._converted(row)
+            questions.append(made) if isinstance(made, Question) else examples.append(made)
+            groups.append(self._group(row, values))
+        for name in never:
             raise UserError(
-                f"{source} is of another shape: it has the columns {_listed(row)}, but the first "
-                f"row is {self.shape.description}. Put rows of one shape in a file."
+                f"no row has the column {self.columns[name]!r}, which --columns "
+                f"{name}={self.columns[name]} asks for (the last is {source}). Mend the flag."
             )
-        example = self.shape.convert(source, row, choice_form)
+        if questions:
+            examples = answered(questions, choice_form, answers)
+        _refuse_doubled(examples)
         if not self.group:
-            return example
-        if self.group not in row:
-            raise UserError(
-                f"{source} has no column {self.group!r} (--group-column); it has {_listed(row)}."
-            )
-        return replace(example, group=str(row[self.group]))
+            return examples
+        return [replace(e, group=group) for e, group in zip(examples, groups, strict=True)]
 
-    def _named(self, column: str) -> str:
-        return self.columns.get(column, column)
+    def _converted(self, row: Row) -> Example | Question:
+        self._check_shape(row)
+        made = self.shape.convert(row)
+        texts = made.texts if isinstance(made, Question) else [m.content for m in made.messages]
+        if self.group:
+            row.mark(self.group)
+        # who maps a shape's columns passes over the conversation beside them
+        mapped = any(name in self.columns for name in self.shape.required)
+        row.refuse_the_rest(texts, ("messages", "conversations") if mapped else ())
+        return made
+
+    def _check_shape(self, row: Row) -> None:
+        required = self.shape.required
+        missing = [name for name in required if name not in row]
+        for name in missing:
+            if name in self.columns:
+                raise _no_column(row, name, self.columns[name])
+        said = [name for name in required if not absent(row.get(name))]
+        if missing == [self.shape.response] and said:
+            raise row.no_response(f"`{missing[0]}` is missing")
+        if missing or (not said and _full(row, _SHAPES)):
+            raise UserError(
+                f"{row.source} is of another shape: it has the columns {listed(row.values)}, but "
+                f"the first row is {self.shape.description}. Put rows of one shape in a file."
+            )
+
+    def _group(self, row: Row, values: Mapping[str, Any]) -> str:
+        if not self.group:
+            return ""
+        if self.group not in values:
+            raise UserError(
+                f"{row.source} has no column {self.group!r} (--group-column); it has "
+                f"{listed(values)}. Name one that every row has."
+            )
+        value = values[self.group]
+        if isinstance(value, Mapping | list | tuple):
+            raise row.wrong(
+                f"`{self.group}` (--group-column) is {kind(value)}, expected a name. Choose "
+                "another column."
+            )
+        return text(row.source, str(value), f"`{self.group}`")
 
 
 def recognise(
-    source: str, row: Any, *, columns: Mapping[str, str] | None = None, group: str = ""
+    source: str,
+    values: Any,
+    *,
+    columns: Mapping[str, str] | None = None,
+    ignore: Collection[str] = (),
+    group: str = "",
 ) -> Schema:
     """Decide a file's shape from its first row.
 
     Args:
         source: the row's place, `mine.jsonl:1`.
-        row: the row, as parsed.
+        values: the row, as parsed.
         columns: canonical column name -> the file's own name.
+        ignore: names of columns, and of keys of turns, to be read as if they were not there.
         group: column that names a row's group, if any.
 
     Raises:
         UserError: no known shape fits; the message lists the columns seen and the shapes known.
     """
-    columns = dict(columns or {})
-    for name in columns:
-        if name not in _CANONICAL:
+    mapped: dict[str, str] = {}
+    for name, own in (columns or {}).items():
+        ours = canonical(name)
+        if ours is None or ours in mapped:
             raise UserError(
                 f"--columns names {name!r}, which is no column of a known shape: "
-                f"expected {', '.join(_CANONICAL)}."
+                f"expected {', '.join(COLUMNS)}."
+                if ours is None
+                else f"--columns names {ours!r} twice. Keep one."
             )
-    own = row
-    row = _renamed(source, row, columns)
-    candidates = [shape for shape in _SHAPES if columns.keys() <= set(shape.columns)]
-    for shape in candidates:
-        if all(name in row for name in shape.required):
-            return Schema(shape, columns, group)
+        if own in ignore:
+            raise UserError(f"--columns {name}={own} and --ignore-columns {own}: keep one.")
+        mapped[ours] = own
+    row = Row(source, values, mapped, ignore)
+    candidates = [shape for shape in _SHAPES if mapped.keys() <= set(shape.columns)]
+    fits = [shape for shape in candidates if all(name in row for name in shape.required)]
+    if fits:
+        return Schema((_full(row, fits) or fits)[0], mapped, ignore, group)
+    for name, own in mapped.items():
+        if name not in row and any(name in shape.required for shape in candidates):
+            raise _no_column(row, name, own)
+    raise UserError(
+        f"{source} has the columns {listed(row.values)}, which is no known shape."
+        f"{_near(row, candidates)} Known: {'; '.join(shape.description for shape in _SHAPES)}. "
+        "Rename the columns, or map them, ours first: --columns instruction=... output=..."
+    )
+
+
+def looks_like_a_row(values: Mapping[str, Any]) -> bool:
+    """Whether an object has the columns of a known shape."""
+    names = {canonical(str(name)) for name in values}
+    return "chosen" in values or any(names >= set(shape.required) for shape in _SHAPES)
+
+
+def _no_column(row: Row, name: str, own: str) -> UserError:
+    return UserError(
+        f"{row.source} has no column {own!r}, which --columns {name}={own} asks for: it has "
+        f"{listed(row.values)}. Our name comes first: --columns instruction=question."
+    )
+
+
+def _full(row: Row, shapes: Iterable[_Shape]) -> list[_Shape]:
+    """The shapes all of whose columns say something; a union has nulls for every other shape."""
+    return [s for s in shapes if not any(absent(row.get(name)) for name in s.required)]
+
+
+def _near(row: Row, candidates: Sequence[_Shape]) -> str:
+    if "chosen" in row.values:
+        whole = isinstance(row.values["chosen"], list) and "prompt" not in row
+        return " It looks like a preference; to train on what was chosen: --columns " + (
+            "messages=chosen." if whole else "prompt=prompt completion=chosen."
+        )
     for shape in candidates:  # a first row that only lacks its response
         prompts = [name for name in shape.required if name != shape.response]
         if prompts and all(name in row for name in prompts):
-            near = f" It looks like {shape.description}, without `{shape.response}`."
-            break
-    else:
-        near = ""
-    shapes = "; ".join(shape.description for shape in _SHAPES)
-    raise UserError(
-        f"{source} has the columns {_listed(own)}, which is no known shape.{near} "
-        f"Known: {shapes}. Rename the columns, or map them: --columns instruction=... output=..."
+            return f" It looks like {shape.description}, without `{shape.response}`."
+    return ""
+
+
+def _pair(row: Row, prompt: str, response: str) -> Example:
+    return Example((Message("user", prompt), Message("assistant", response)), row.source)
+
+
+def _from_messages(row: Row) -> Example:
+    return conversation(row, turns_of(row, "messages", row.structure("messages")), "messages")
+
+
+def _from_conversations(row: Row) -> Example:
+    return conversation(
+        row, turns_of(row, "conversations", row.structure("conversations")), "conversations"
     )
 
 
-def _renamed(source: str, row: Any, columns: Mapping[str, str]) -> dict[str, Any]:
-    if not isinstance(row, Mapping):
-        raise UserError(
-            f"{source} is not a JSON object ({type(row).__name__}): expected a row with named "
-            "columns. Mend or delete it."
-        )
-    for canonical, own in columns.items():
-        if own not in row:
-            raise UserError(
-                f"{source} has no column {own!r}, which --columns {canonical}={own} asks for: "
-                f"it has {_listed(row)}. Our name comes first: --columns instruction=question."
+def _from_prompt_completion(row: Row) -> Example:
+    prompt, completion = _turns_or_text(row.get("prompt")), _turns_or_text(row.get("completion"))
+    if not isinstance(prompt, list) and not isinstance(completion, list):
+        response = row.response("completion")
+        if row.has_text("system"):
+            raise row.wrong(
+                f"`{row.name('system')}` stands beside a prompt and a completion of plain text, "
+                "which are joined as they are. Write it into the prompt, or have the rows written "
+                "by a template: --columns instruction=prompt output=completion"
             )
-    taken = set(columns.values())
-    kept = {name: value for name, value in row.items() if name not in taken}
-    return kept | {canonical: row[own] for canonical, own in columns.items()}
-
-
-def _listed(row: Iterable[Any]) -> str:
-    return ", ".join(f"`{name}`" for name in row) or "(none)"
-
-
-def _no_response(source: str, why: str) -> UserError:
-    return UserError(f"{source} has no response: {why}. Fill it in or delete the row.")
-
-
-def _text(source: str, value: Any, column: str) -> str:
-    if isinstance(value, str):
-        return value
-    raise UserError(
-        f"{source}: `{column}` is {_kind(value)}, expected text. Mend or delete the row."
-    )
-
-
-def _response(source: str, value: Any, column: str) -> str:
-    if value is None:
-        raise _no_response(source, f"`{column}` is null")
-    if not _text(source, value, column).strip():
-        raise _no_response(source, f"`{column}` is blank")
-    return value
-
-
-def _kind(value: Any) -> str:
-    return "null" if value is None else f"of type {type(value).__name__}"
-
-
-def _structure(value: Any) -> Any:
-    """The value itself, or what a cell of a CSV file spells out as JSON."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            return json.loads(value)
-        except json.JSONDecodeError:
-            return value
-    return value
-
-
-def _turn(source: str, turn: Any, column: str, role_key: str, text_key: str) -> Message:
-    if not isinstance(turn, Mapping) or role_key not in turn or text_key not in turn:
-        raise UserError(
-            f"{source}: `{column}` must be a list of objects with `{role_key}` and `{text_key}`. "
-            "Mend or delete the row."
-        )
-    role = _ROLES.get(str(turn[role_key]).lower())
-    if role is None:
-        raise UserError(
-            f"{source}: `{column}` has a turn by {turn[role_key]!r}; expected "
-            f"{', '.join(_ROLES)}. Delete the row, or the turn."
-        )
-    content = turn[text_key]
-    if isinstance(content, list) and all(
-        isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content
-    ):
-        content = "".join(part["text"] for part in content)
-    if role == "assistant" and content is None:
-        raise _no_response(source, f"an assistant turn's `{text_key}` is null")
-    return Message(role, _text(source, content, f"{column}.{text_key}"))
-
-
-def _turns(source: str, value: Any, column: str, keys: tuple[str, str]) -> tuple[Message, ...]:
-    value = _structure(value)
-    if not isinstance(value, list | tuple):
-        raise UserError(
-            f"{source}: `{column}` is {_kind(value)}, expected a list of turns. "
-            "Mend or delete the row."
-        )
-    return tuple(_turn(source, turn, column, *keys) for turn in value)
-
-
-def _conversation(source: str, messages: tuple[Message, ...], column: str) -> Example:
-    if not messages:
-        raise _no_response(source, f"`{column}` is an empty list")
-    if messages[-1].role != "assistant":
-        raise _no_response(source, f"`{column}` ends with a turn of the {messages[-1].role}")
-    if not messages[-1].content.strip():
-        raise _no_response(source, "the last assistant turn is blank")
-    if len(messages) < 2 or messages[-2].role != "user":
-        raise UserError(
-            f"{source}: `{column}` has no user turn before its last assistant turn. "
-            "Mend or delete the row."
-        )
-    return Example(messages, source)
-
-
-def _pair(source: str, prompt: str, response: str) -> Example:
-    return Example((Message("user", prompt), Message("assistant", response)), source)
-
-
-def _from_messages(source: str, row: Mapping[str, Any], _: ChoiceForm) -> Example:
-    turns = _turns(source, row["messages"], "messages", ("role", "content"))
-    return _conversation(source, turns, "messages")
-
-
-def _from_conversations(source: str, row: Mapping[str, Any], _: ChoiceForm) -> Example:
-    value = _structure(row["conversations"])
-    chatml = isinstance(value, list) and bool(value) and "role" in value[0]
-    keys = ("role", "content") if chatml else ("from", "value")
-    turns = _turns(source, value, "conversations", keys)
-    return _conversation(source, turns, "conversations")
-
-
-def _from_prompt_completion(source: str, row: Mapping[str, Any], _: ChoiceForm) -> Example:
-    prompt, completion = row["prompt"], row["completion"]
+        return replace(_pair(row, row.text("prompt"), response), verbatim=True)
     if completion is None or completion == []:
-        raise _no_response(source, "`completion` is " + ("null" if completion is None else "empty"))
-    if isinstance(prompt, list | tuple) or isinstance(completion, list | tuple):
-        keys = ("role", "content")
-        before = _turns(source, prompt, "prompt", keys)
-        turns = (
-            *(replace(turn, train=False) for turn in before),
-            *_turns(source, completion, "completion", keys),
+        raise row.no_response(
+            f"`{row.name('completion')}` is {'null' if completion is None else 'an empty list'}"
         )
-        return _conversation(source, turns, "completion")
-    pair = _pair(
-        source, _text(source, prompt, "prompt"), _response(source, completion, "completion")
-    )
-    return replace(pair, verbatim=True)
+    before = [] if prompt is None else _side(row, "prompt", prompt, "user")
+    after = _side(row, "completion", completion, "assistant")
+    for number, turn in enumerate(before, start=1):
+        if turn.flag and turn.message.train and turn.message.role == "assistant":
+            raise row.wrong(
+                f"`{turn.flag}` of turn {number} of `{row.name('prompt')}` asks to train on it, "
+                "and only the completion is trained on. Write the row as `messages`, or give "
+                f"--ignore-columns {turn.flag}"
+            )
+    after = after[_repeated(row, before, after) :]
+    quiet = [replace(turn, message=replace(turn.message, train=False)) for turn in before]
+    return conversation(row, [*quiet, *after], "completion")
 
 
-def _from_alpaca(source: str, row: Mapping[str, Any], _: ChoiceForm) -> Example:
-    response = _response(source, row["output"], "output")
-    instruction = _text(source, row["instruction"], "instruction")
-    extra = row.get("input")
-    if extra is not None and _text(source, extra, "input").strip():
-        instruction = f"{instruction}\n\n{extra}"
-    return _pair(source, instruction, response)
+def _turns_or_text(value: Any) -> Any:
+    """A list of turns, also where a table spells it out as JSON; anything else as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("[{"):
+        try:
+            parsed = json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+        if all(isinstance(turn, Mapping) and turn.keys() & {"role", "from"} for turn in parsed):
+            return parsed
+    return list(value) if isinstance(value, tuple) else value
 
 
-def _multiple_choice(
-    source: str, row: Mapping[str, Any], form: ChoiceForm, answer_column: str
-) -> Example:
-    choices = _structure(row["choices"])
-    labels: list[str] = []
-    if isinstance(choices, Mapping):
-        labels = [str(label) for label in choices.get("label") or ()]
-        choices = choices.get("text")
-    if not isinstance(choices, list | tuple) or not 2 <= len(choices) <= len(LETTERS):
+def _side(row: Row, column: str, value: Any, role: str) -> list[Turn]:
+    """One of the two columns as turns; a text is one turn."""
+    if isinstance(value, list):
+        return turns_of(row, column, value)
+    return [Turn(Message(role, row.text(column)))]
+
+
+def _repeated(row: Row, before: Sequence[Turn], after: Sequence[Turn]) -> int:
+    """How many turns of the completion are the prompt's last ones once more."""
+
+    def said(turn: Turn) -> tuple[str, str]:
+        return turn.message.role, turn.message.content.strip()
+
+    prompt, completion = [said(turn) for turn in before], [said(turn) for turn in after]
+    for count in range(min(len(prompt), len(completion)), 0, -1):
+        if completion[count - 1][0] == "user" and prompt[-count:] == completion[:count]:
+            return count
+    first = completion[0][0] if completion else "assistant"
+    if prompt and (first == "system" or first == prompt[-1][0] == "user"):
+        name = row.name("completion")
+        raise row.wrong(
+            f"`{name}` opens with a turn of the {first} that is not the prompt's. If it is the "
+            f"whole conversation: --columns messages={name} --ignore-columns {row.name('prompt')}"
+        )
+    return 0
+
+
+def _refuse_doubled(examples: Sequence[Example]) -> None:
+    """Refuse text rows whose completions hold their prompts: joined, all would stand twice."""
+    pairs = [(e.prompt, e.response) for e in examples if e.verbatim and e.prompt.strip()]
+    doubled = [len(answer) > len(said) and answer.startswith(said) for said, answer in pairs]
+    if len(pairs) > 1 and all(doubled):
         raise UserError(
-            f"{source}: `choices` must list 2 to {len(LETTERS)} answers, or be an object with "
-            "`text` and `label` lists. Mend or delete the row."
+            f"{examples[0].source}: the completion begins with the whole prompt, as in all rows, "
+            "and the two are joined as they are. Take the prompt out of the completions."
         )
-    texts = [_text(source, choice, "choices") for choice in choices]
-    answer = _answer(source, row[answer_column], texts, labels, answer_column)
-    return choice_example(source, _text(source, row["question"], "question"), texts, answer, form)
 
 
-def choice_example(
-    source: str, question: str, texts: Iterable[str], answer: int, form: ChoiceForm
-) -> Example:
-    """A multiple-choice question as text, in cloze or letter form.
-
-    Args:
-        source: the row's place, for messages.
-        question: the question without its options.
-        texts: the options' texts.
-        answer: index of the right option.
-        form: `cloze`: the question is the prompt, the option's text the response; `letter`: the
-            prompt lists the options under letters, the response is the letter.
-
-    Raises:
-        UserError: cloze form, and the right option is blank.
-    """
-    choices = tuple(texts)
-    if form == "letter":
-        letters = LETTERS[: len(choices)]
-        lines = [f"{letter}. {text}" for letter, text in zip(letters, choices, strict=True)]
-        question, choices = "\n".join([question, *lines]), tuple(letters)
-    elif not choices[answer].strip():
-        raise _no_response(source, "the right choice is blank")
-    pair = _pair(source, question, choices[answer])
-    return Example(pair.messages, source, choices, answer)
+def _from_alpaca(row: Row) -> Example:
+    response = row.response("output")
+    instruction = row.text("instruction")
+    if row.has_text("input"):
+        instruction = f"{instruction}\n\n{row.text('input')}"
+    pair = _pair(row, instruction, response)
+    earlier = [] if absent(row.get("history")) else _history(row)
+    return replace(pair, messages=tuple(with_system(row, [*earlier, *pair.messages])))
 
 
-def _answer(source: str, value: Any, texts: list[str], labels: list[str], column: str) -> int:
-    """Index of the right choice, given by a row's label, a 0-based number, a letter or text."""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        raise _no_response(source, f"`{column}` is {'null' if value is None else 'blank'}")
-    key = str(value).strip()
-    if labels:
-        if len(labels) == len(texts) and labels.count(key) == 1:
-            return labels.index(key)
-        expected = f"one of its labels {', '.join(labels)}, one a choice"
-    else:
-        found: set[int] = set()
-        if key.isdecimal() and int(key) < len(texts) and not isinstance(value, bool):
-            found.add(int(key))
-        if isinstance(value, str):
-            if len(key) == 1 and key in LETTERS[: len(texts)]:
-                return LETTERS.index(key)
-            found.update([texts.index(value)] if texts.count(value) == 1 else ())
-        if len(found) == 1:
-            return found.pop()
-        expected = f"0 to {len(texts) - 1}, A to {LETTERS[len(texts) - 1]}, or one choice's text"
-        if found:
-            expected += " (it is a place and another choice's text: give the letter)"
-    raise UserError(f"{source}: `{column}` is {value!r}, expected {expected}. Mend the row.")
-
-
-def _from_arc(source: str, row: Mapping[str, Any], form: ChoiceForm) -> Example:
-    return _multiple_choice(source, row, form, "answerKey")
-
-
-def _from_mmlu(source: str, row: Mapping[str, Any], form: ChoiceForm) -> Example:
-    return _multiple_choice(source, row, form, "answer")
+def _history(row: Row) -> list[Message]:
+    """Earlier turns: a list of [user, assistant] pairs, which are trained on too."""
+    history, name = row.structure("history"), row.name("history")
+    if not isinstance(history, list | tuple):
+        raise row.wrong(
+            f"`{name}` is {kind(history)}, expected a list of [user, assistant] pairs of texts. "
+            "Write it so."
+        )
+    messages = []
+    for number, pair in enumerate(history, start=1):
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise row.wrong(
+                f"pair {number} of `{name}` is {shown(pair)}, expected a list of two texts, the "
+                "user's and the assistant's. Write it so, or write the row as `messages`."
+            )
+        said, told = (text(row.source, t, f"a text of pair {number} of `{name}`") for t in pair)
+        if not told.strip():
+            raise row.no_response(f"the assistant's text of pair {number} of `{name}` is blank")
+        messages += [Message("user", said), Message("assistant", told)]
+    return messages
 
 
 @dataclass(frozen=True)
@@ -341,8 +330,8 @@ class _Shape:
     description: str
     required: tuple[str, ...]
     response: str
-    convert: Callable[[str, Mapping[str, Any], ChoiceForm], Example]
-    optional: tuple[str, ...] = ()
+    convert: Callable[[Row], Example | Question]
+    optional: tuple[str, ...] = ("system",)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -360,20 +349,12 @@ _SHAPES = (
         ("instruction", "output"),
         "output",
         _from_alpaca,
-        ("input",),
+        ("input", "history", "system"),
     ),
     _Shape(
-        "`question`, `choices` and `answerKey` (ARC)",
-        ("question", "choices", "answerKey"),
-        "answerKey",
-        _from_arc,
-    ),
-    _Shape(
-        "`question`, `choices` and `answer` (MMLU)",
+        "`question`, `choices` (or `A`, `B`, ...) and `answerKey` (ARC) or `answer` (MMLU)",
         ("question", "choices", "answer"),
         "answer",
-        _from_mmlu,
+        question,
     ),
 )
-
-_CANONICAL = tuple(dict.fromkeys(name for shape in _SHAPES for name in shape.columns))
