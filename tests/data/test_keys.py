@@ -277,7 +277,7 @@ def test_flags_that_cannot_be_heeded_are_named(tmp_path: Path, turns: Any, messa
 
 @pytest.mark.parametrize(
     "name",
-    ["tool_calls", "function_call", "reasoning_content", "thinking", "images", "loss_mask", "name"],
+    [*(sorted(REFUSED.keys() - {"weight", "train", "training", "loss"})), "name", "text", "system"],
 )
 def test_a_key_of_a_turn_with_a_meaning_is_refused_by_name(tmp_path: Path, name: str):
     odd = ASSISTANT | {name: "x"}

@@ -41,111 +41,107 @@ _LONG = 20
 """Characters of a text that does not stand in another by chance."""
 
 
+_CHOSEN = ("chosen", "preferred_output")
+_REJECTED = ("rejected", "rejected_response", "rejected_messages", "non_preferred_output")
+
+
 @dataclass(frozen=True)
 class Meaning:
     """What a group of names says, and what to do about it."""
 
     about: str
     mend: str
-    row: tuple[str, ...] = ()
-    """Names of columns."""
-    turn: tuple[str, ...] = ()
-    """Names of keys of a turn."""
+    names: tuple[str, ...] = ()
+    """Names of columns, or of keys of a turn."""
+    in_turns: tuple[str, ...] = ()
+    """Names that have the meaning as keys of a turn alone."""
 
-
-_TOOLS = (
-    "tools",
-    "functions",
-    "tool_calls",
-    "tool_call",
-    "function_call",
-    "function_calls",
-    "tool_choice",
-    "tool_responses",
-    "tool_results",
-    "available_tools",
-)
-_REASONING = (
-    "reasoning_content",
-    "reasoning",
-    "thinking",
-    "thought",
-    "thoughts",
-    "think",
-    "chain_of_thought",
-    "cot",
-    "cot_content",
-    "rationale",
-)
-_MEDIA = (
-    "image",
-    "images",
-    "image_url",
-    "image_path",
-    "video",
-    "videos",
-    "audio",
-    "audios",
-    "media",
-    "attachments",
-)
-_LOSS = (
-    "loss_mask",
-    "loss_weight",
-    "loss_scale",
-    "train_detail",
-    "training_detail",
-    "train_mask",
-    "trainable",
-    "mask",
-    "masked",
-    "weights",
-)
-_CHOSEN = ("chosen", "preferred_output")
-_REJECTED = ("rejected", "rejected_response", "rejected_messages", "non_preferred_output")
 
 _MEANINGS = (
     Meaning(
         "calls of tools",
         "Rows that need tools cannot be used: leave such rows out",
-        row=_TOOLS,
-        turn=(*_TOOLS, "tool_call_id"),
+        (
+            "tools",
+            "functions",
+            "tool_calls",
+            "tool_call",
+            "function_call",
+            "function_calls",
+            "tool_choice",
+            "tool_responses",
+            "tool_results",
+            "available_tools",
+            "tool_call_id",
+        ),
     ),
     Meaning(
         "reasoning beside the text",
         "Write it into the response as your model's template wants it (`<think>...</think>`, say)",
-        row=_REASONING,
-        turn=_REASONING,
+        (
+            "reasoning_content",
+            "reasoning",
+            "thinking",
+            "thought",
+            "thoughts",
+            "think",
+            "chain_of_thought",
+            "cot",
+            "cot_content",
+            "rationale",
+        ),
     ),
     Meaning(
         "more than text",
         "Only text can be trained on: leave such rows out",
-        row=_MEDIA,
-        turn=_MEDIA,
+        (
+            "image",
+            "images",
+            "image_url",
+            "image_path",
+            "video",
+            "videos",
+            "audio",
+            "audios",
+            "media",
+            "attachments",
+        ),
     ),
     Meaning(
         "a preference",
         "Map the text to train on: --columns completion=chosen beside a `prompt`, --columns "
         "messages=chosen where `chosen` is a whole conversation",
-        row=(*_CHOSEN, *_REJECTED),
-        turn=(*_CHOSEN, *_REJECTED),
+        (*_CHOSEN, *_REJECTED),
     ),
     Meaning(
         "a judgement of the row",
         "Keep the rows that are to be trained on, and take the column out",
-        row=("label", "labels", "kto_tag"),
-        turn=("label",),
+        ("label", "labels", "kto_tag"),
     ),
     Meaning(
         "a weight or a mask of the loss",
         "Say of every assistant turn whether it is trained on: `train`, true or false",
-        row=(*FLAGS, "sample_weight", "completion_mask", "assistant_masks", *_LOSS),
-        turn=_LOSS,
+        (
+            *FLAGS,
+            "weights",
+            "sample_weight",
+            "loss_weight",
+            "loss_scale",
+            "loss_mask",
+            "train_mask",
+            "train_detail",
+            "training_detail",
+            "trainable",
+            "mask",
+            "masked",
+            "completion_mask",
+            "assistant_masks",
+        ),
     ),
     Meaning(
         "a text that the prompt needs",
         "Write it into the prompt (beside `instruction`, map it: --columns input={name})",
-        row=(
+        (
             "context",
             "contexts",
             "ctx",
@@ -165,23 +161,22 @@ _MEANINGS = (
             "dialog_history",
             "conversation_history",
         ),
-        turn=("context", "documents"),
     ),
     Meaning(
         "settings of the chat template",
         "All rows are rendered by the template as it is: leave such rows out",
-        row=("chat_template", "chat_template_kwargs"),
+        ("chat_template", "chat_template_kwargs"),
     ),
-    Meaning("who speaks", "Write it into the turn's text", turn=("name", "channel")),
+    Meaning("who speaks", "Write it into the turn's text", in_turns=("name", "channel")),
     Meaning(
         "a text beside the turn's own",
         "Write it into the turn's text",
-        turn=("text", "refusal"),
+        in_turns=("text", "refusal"),
     ),
     Meaning(
         "a text beside the row's own",
         "Write it into the prompt or the response, or map the row's columns otherwise: --columns",
-        row=(*COLUMNS, *(other for others in COLUMNS.values() for other in others), "response"),
+        (*COLUMNS, *(other for others in COLUMNS.values() for other in others), "response"),
     ),
 )
 
@@ -193,8 +188,10 @@ def plain(name: str) -> str:
 
 
 _CANONICAL = {plain(name): own for own, others in COLUMNS.items() for name in (own, *others)}
-_ROW = {plain(name): meaning for meaning in _MEANINGS for name in meaning.row}
-_TURN = {plain(name): meaning for meaning in _MEANINGS for name in meaning.turn}
+_ROW = {plain(name): meaning for meaning in _MEANINGS for name in meaning.names}
+_TURN = {plain(name): meaning for meaning in _MEANINGS for name in meaning.in_turns} | {
+    name: meaning for name, meaning in _ROW.items() if name not in FLAGS
+}
 _PLAIN_CHOSEN, _PLAIN_REJECTED = ({plain(n) for n in names} for names in (_CHOSEN, _REJECTED))
 
 
