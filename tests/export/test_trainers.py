@@ -277,7 +277,7 @@ def test_llamafactory_reads_it(
         "train_dataset"
     ]
     bare = 0 if rows[0].chat else 1  # `empty` writes no end-of-text token
-    for theirs, (ids, labels) in zip(made["train_dataset"], ours(tmp_path, tokenizer), strict=True):
+    for theirs, (ids, labels) in zip(made, ours(tmp_path, tokenizer), strict=True):
         assert list(theirs["input_ids"]) == ids[: len(ids) - bare]
         assert list(theirs["labels"]) == labels[: len(labels) - bare]
 
