@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -269,6 +270,80 @@ def test_chosen_card_says_that_rows_are_real() -> None:
     assert "real rows, chosen by rds+" in text
     assert "| projection |" not in text
     assert "data-selection" in header(text)["tags"]
+
+
+MARKDOWN = MarkdownIt("commonmark").enable("table")
+ODD_NAMES = [
+    'notes: "v2" #1 [draft](x) *a* _b_ ~c~ | `d` ``e`` $f$.jsonl',
+    "<b>x</b><!-- &amp; <script>.jsonl",
+    "two\nlines\n---\n## Licence\n\u2028\x1b[1m.jsonl",
+    "{prompt} {} %s {{x}}.jsonl",
+    " ` ",
+    "你 好 🙂.jsonl",
+    "long" * 500,
+]
+
+
+def shape(body: str) -> dict[str, Any]:
+    """What a reader of Markdown makes of a text: headings, tables, code, and raw HTML."""
+    tokens = MARKDOWN.parse(body)
+    inline = [part for token in tokens for part in token.children or ()]
+    return {
+        "headings": [
+            following.content
+            for token, following in itertools.pairwise(tokens)
+            if token.type == "heading_open"
+        ],
+        "cells": [token.type for token in tokens if token.type in ("tr_open", "td_open")],
+        "code": [part.content for part in inline if part.type == "code_inline"],
+        "html": [t.content for t in [*tokens, *inline] if t.type in ("html_block", "html_inline")],
+    }
+
+
+@pytest.mark.parametrize("name", ODD_NAMES, ids=range(len(ODD_NAMES)))
+@pytest.mark.parametrize("chosen", [False, True], ids=["learned", "chosen"])
+def test_a_card_bears_any_name(name: str, chosen: bool) -> None:
+    def render(name: str) -> str:
+        card = replace(CARD, data=name, license=name, model=name, template={"text": name})
+        if chosen:
+            return render_chosen_card(card, "rds+", RAW, in_order=False)
+        return render_learned_card(card, RAW)
+
+    odd, plain = render(name), render("mine.jsonl")
+    assert header(odd) == header(plain) | {"license": name}
+    found, expected = (shape(text.split("\n---\n", 1)[1]) for text in (odd, plain))
+    shown = name.replace("\n", "\\n").replace("\u2028", "\\u2028").replace("\x1b", "\\x1b")
+    assert found["code"].count(shown) == expected["code"].count("mine.jsonl") == 4
+    assert (
+        json.dumps({"text": name}, ensure_ascii=False).replace("\u2028", "\\u2028") in found["code"]
+    )
+    assert found["html"] == []
+    for part in ("headings", "cells"):
+        assert found[part] == expected[part]
+    assert header(with_license(odd, "mit")) == header(odd) | {"license": "mit"}
+    assert with_license(odd, "mit") == with_license(with_license(odd, name), "mit")
+
+
+@pytest.mark.parametrize("text", ["a", "`", "a``b`", " a ", "", "a|b"])
+def test_code_and_tables_hold_any_text(text: str) -> None:
+    written = code(text)
+    assert shape(f"x {written} y")["code"] == [text or " "]
+    cells = shape(table([{"a": written, "b": "x|y\nz"}]))
+    assert cells["code"] == [text or " "]
+    assert cells["cells"] == ["tr_open", "tr_open", "td_open", "td_open"]
+
+
+def test_a_card_without_header_gets_one() -> None:
+    for text in ("", "# Rows\n", "---\n# Rows\n"):
+        assert header(with_license(text, "mit")) == {"license": "mit"}
+        assert with_license(text, "mit").endswith(text)
+
+
+def test_settings_stand_in_the_card_to_the_last_digit() -> None:
+    card = replace(CARD, recipe=Recipe(learning_rate=0.00123456789, steps=12))
+    text = render_learned_card(card, RAW)
+    assert "| `learning_rate` | 0.00123456789 |" in text
+    assert "--learning-rate 0.00123456789 " in text
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:

@@ -88,11 +88,17 @@ def front_matter(card: Card, rows: Sequence[DatasetRow], tags: Sequence[str]) ->
 
 
 def code(text: str) -> str:
-    """A text as a code span of Markdown, whatever stands in it; what cannot be seen is escaped."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """A text as a code span of Markdown, on one line, whatever stands in it."""
+    shown = visible(text) or " "
     fence = "`" * (max(map(len, re.findall("`+", shown)), default=0) + 1)
-    space = " " if shown[:1] in ("", "`", " ") or shown[-1] in "` " else ""
+    edges = {shown[0], shown[-1]}
+    space = " " if shown.strip() and edges & {"`", " "} else ""
     return f"{fence}{space}{shown}{space}{fence}"
+
+
+def visible(text: str) -> str:
+    """A text on one line: what cannot be printed is written as its escape (`\\n`)."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def license_section(license: str) -> str:

@@ -17,6 +17,7 @@ from nacd.export.card import (
     made_table,
     table,
     trainers_section,
+    visible,
 )
 from nacd.export.dataset import DatasetRow
 from nacd.export.trainers import HEADROOM
@@ -69,7 +70,7 @@ def render_learned_card(card: Card, rows: Sequence[DatasetRow]) -> str:
 
 ## The recipe to train with
 
-    nacd train --model {shlex.quote(card.model)} --data train.jsonl {_flags(card)}
+    nacd train --model {shlex.quote(visible(card.model))} --data train.jsonl {_flags(card)}
 
 {table([{"field": f"`{k}`", "value": _exact(v)} for k, v in asdict(card.recipe).items()])}
 
