@@ -102,9 +102,10 @@ def plan_upload(config: PushConfig) -> Upload:
             f"{folder / 'README.md'}: the licence of the source data is unknown; find out, and "
             "give --license NAME by the hub's name for it (apache-2.0, cc-by-4.0, other)."
         )
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
+    if not all(re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", name) for name in license.split(", ")):
+        said_by = "--license" if config.license else f"{folder / 'README.md'}: the licence"
         raise UserError(
-            f"--license {license!r}: not a name that the hub knows; expected one as it writes them "
+            f"{said_by} {license!r} is no name of the hub's; give --license NAME as it writes them "
             "(apache-2.0, cc-by-4.0, other)."
         )
     found = {
