@@ -75,16 +75,23 @@ def test_without_yes_nothing_is_sent(
     assert (run / "dataset" / "README.md").read_text() == before
 
 
-def test_a_model_by_a_path_of_this_machine_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["models/mine", "{here}/models/mine"])
+def test_a_model_by_a_path_of_this_machine_is_told(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = make_run(tmp_path)
     config = PushConfig(run, to="ada/rows", license="mit")
     assert "path of this machine" not in push(config)
-    mine = ModelConfig(model=str(tmp_path / "models" / "mine"))
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    mine = ModelConfig(model=name.format(here=tmp_path))
     write_trainers(run / "dataset", RAW, Recipe(), mine, max_tokens=64)
     said = [line for line in push(config).splitlines() if "path of this machine" in line]
     assert [line.split()[0] for line in said] == [
-        f"train_with/{name}.yaml" for name in ("axolotl", "llamafactory", "trl")
+        f"train_with/{trainer}.yaml" for trainer in ("axolotl", "llamafactory", "trl")
     ]
+    said = yaml.safe_load((run / "dataset" / "train_with" / "trl.yaml").read_text())
+    assert said["model_name_or_path"] == str(tmp_path / "models" / "mine")
 
 
 def test_yes_uploads_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

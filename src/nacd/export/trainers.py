@@ -206,6 +206,15 @@ def _write(path: Path, command: str, values: dict[str, Any], notes: Sequence[str
     write_text(path, "".join(f"# {line}\n" for line in head) + text)
 
 
+def _model_name(model: ModelConfig) -> str:
+    """The model as a trainer finds it from the data set's folder: a whole path, or a hub id.
+
+    A path as the user gave it, from elsewhere, may be the name of another model on the hub.
+    """
+    path = Path(model.model).expanduser()
+    return HUB_NAMES.get(model.model) or (str(path.resolve()) if path.exists() else model.model)
+
+
 def _length(recipe: Recipe, epochs: str) -> dict[str, Any]:
     """Steps where the recipe counts steps, else epochs; both come to the same steps as ours."""
     return {"max_steps": recipe.steps} if recipe.steps else {epochs: recipe.epochs}
@@ -248,7 +257,7 @@ def _arguments(plan: _Plan) -> dict[str, Any]:
 def _trl(plan: _Plan) -> dict[str, Any]:
     recipe, model = plan.recipe, plan.model
     return {
-        "model_name_or_path": HUB_NAMES.get(model.model, model.model),
+        "model_name_or_path": _model_name(model),
         "dtype": model.dtype,
         "datasets": [{"path": "parquet", "data_files": "train.parquet"}],
         "output_dir": f"{plan.trained}/trl",
@@ -289,7 +298,7 @@ def _axolotl(plan: _Plan) -> dict[str, Any]:
             },
         }
     return {
-        "base_model": HUB_NAMES.get(model.model, model.model),
+        "base_model": _model_name(model),
         "datasets": [written],
         **({} if recipe.shuffle else _AXOLOTL_ORDER),
         "train_on_inputs": False,
@@ -330,7 +339,7 @@ def _llamafactory(plan: _Plan) -> dict[str, Any]:
     recipe, model = plan.recipe, plan.model
     every = model.lora_targets == ("all-linear",)
     return {
-        "model_name_or_path": HUB_NAMES.get(model.model, model.model),
+        "model_name_or_path": _model_name(model),
         "stage": "sft",
         "do_train": True,
         "dataset": DATA,
