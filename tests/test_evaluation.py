@@ -94,6 +94,23 @@ def test_accuracy_equals_a_hand_computation(
     assert found.template["name"] == name
 
 
+def test_choices_that_are_all_dates_are_texts(tiny_folder: Any) -> None:
+    model, theta = load(tiny_folder("llama"))
+    dates = ("1914-07-28", "1939-09-01")
+    examples = [
+        Example((Message("user", when), Message("assistant", dates[0])), when, dates, 0)
+        for when in ("When?", "And when?")
+    ]
+    template = make_template("qa", model.tokenizer, examples)
+    found = choice_accuracy(model, theta, examples, template=template)
+    model.write(theta)
+    for example, correct in zip(examples, found.correct, strict=True):
+        text = f"Question: {example.prompt}\nAnswer:"
+        encode = model.tokenizer.encode
+        scores = [log_likelihood(model, encode(text), encode(f"{text} {date}")) for date in dates]
+        assert correct == (scores[0] > scores[1])
+
+
 @pytest.mark.parametrize("arch", ["gpt2", "gemma3"])
 def test_response_nll_equals_a_hand_computation(arch: str, tiny_folder: Any) -> None:
     model, theta = load(tiny_folder(arch))

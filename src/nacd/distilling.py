@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from nacd.export import (
     LORA,
     Card,
     DatasetRow,
+    read_otherwise,
     render_learned_card,
     shared_name,
     write_dataset,
@@ -189,6 +191,8 @@ def distill(
         max_tokens=config.data.max_tokens,
         seed=config.seed,
     )
+    for line in chain.from_iterable(read_otherwise(rows).values()):
+        progress.say(line)
     write_records(
         folder.path, prepared, seeds, learned, text, outcome.distiller.allowed, config.outer.metric
     )

@@ -9,7 +9,6 @@ tasks of the harness by name; these come from the hub.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import sys
 import tempfile
@@ -22,6 +21,8 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
 from torch import Tensor
 
 from nacd.data import Encoded, Example, Message, Template, collate, length_buckets
@@ -126,11 +127,11 @@ def choice_accuracy(
     _, lead = _written(examples[0], template)
     name = "nacd_local"
     with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "questions.jsonl"
-        path.write_text("".join(json.dumps(q) + "\n" for q in questions), encoding="utf-8")
+        path = Path(scratch) / "questions.parquet"  # as JSON, choices that are dates are no texts
+        parquet.write_table(pa.Table.from_pylist(questions), path)
         config = {
             "task": name,
-            "dataset_path": "json",
+            "dataset_path": "parquet",
             "dataset_kwargs": {"data_files": {"test": str(path)}, "cache_dir": scratch},
             "test_split": "test",
             "output_type": "multiple_choice",

@@ -7,7 +7,8 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +55,46 @@ def sha256_of(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole."""
+    """Write a text file whole, as UTF-8, its line ends as they are.
+
+    Raises:
+        UserError: the disk is full, the folder cannot be written, or the text holds half of a
+            surrogate pair.
+    """
+    try:
+        content = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        before, half = text[max(0, error.start - 30) : error.start], ord(text[error.start])
+        raise UserError(
+            f"{path}: cannot be written: after {before!r} comes U+{half:04X}, half of a surrogate "
+            "pair and no character. Mend that text where it comes from."
+        ) from None
     with whole(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON that every tool ends at the same places.
+
+    Letters of all scripts stand as they are. What is escaped beside JSON's own control characters:
+    the other three at which some tools end a line (U+0085, U+2028 and U+2029, as `str.splitlines`
+    does), and halves of surrogate pairs, which UTF-8 cannot hold.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+_ESCAPED = re.compile("[\x85\u2028\u2029\ud800-\udfff]")
+
+
+def json_lines(values: Iterable[Any]) -> str:
+    """Values as JSON lines, each by `json_text`."""
+    return "".join(json_text(value) + "\n" for value in values)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write a JSON file whole, see `json_text`."""
+    write_text(path, json_text(value, indent=2) + "\n")
 
 
 def write_tensors(

@@ -44,7 +44,7 @@ class Progress:
     """
 
     def __init__(self, quiet: bool = False):
-        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        self.console = Console(stderr=True, quiet=quiet, highlight=False, emoji=False)
 
     def say(self, line: str) -> None:
         """A line for the user."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ from nacd.data import Splits, hub_license
 from nacd.export import (
     Card,
     DatasetRow,
+    read_otherwise,
     render_chosen_card,
     shared_name,
     write_dataset,
     write_trainers,
 )
+from nacd.export.card import code
 from nacd.files import write_json
 from nacd.models import ModelConfig
-from nacd.prepare import Prepared, prepare, read_splits
+from nacd.prepare import Prepared, Say, prepare, read_splits
 from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.selection import METHODS, Task, check_method, check_rows, choose_once
@@ -126,7 +129,7 @@ def select(
         chosen["seconds"],
         chosen["flops"],
     )
-    _export(config, prepared, result)
+    _export(config, prepared, result, progress.say)
     write_json(
         folder.path / "results.json",
         {
@@ -151,7 +154,7 @@ def select(
     return result
 
 
-def _export(config: SelectConfig, prepared: Prepared, result: Selected) -> None:
+def _export(config: SelectConfig, prepared: Prepared, result: Selected, say: Say) -> None:
     """Write `dataset/`: the rows as `nacd distill` writes them, and a card of their own."""
     recipe, in_order = config.recipe, METHODS[config.method].orders
     if not in_order:  # best first is no order to train in
@@ -160,7 +163,7 @@ def _export(config: SelectConfig, prepared: Prepared, result: Selected) -> None:
     for example in (prepared.train.examples[i] for i in result.rows):
         row = prepared.template.row(example)
         source = shared_name(example.source)
-        rows.append(DatasetRow(row["prompt"], row["completion"], source, example.digest, 0))
+        rows.append(DatasetRow(row["prompt"], row["completion"], source, example.digest, 0.0))
     card = Card(
         data=shared_name(config.data.data),
         data_rows=result.of,
@@ -184,6 +187,8 @@ def _export(config: SelectConfig, prepared: Prepared, result: Selected) -> None:
         max_tokens=config.data.max_tokens,
         seed=config.seed,
     )
+    for line in chain.from_iterable(read_otherwise(rows).values()):
+        say(line)
 
 
 def _settings(config: SelectConfig, result: Selected) -> dict[str, Any]:
@@ -197,5 +202,5 @@ def _settings(config: SelectConfig, result: Selected) -> dict[str, Any]:
     if config.selection.dedup:
         settings["near-copies left out from"] = f"Jaccard {config.selection.dedup:g}"
     if config.selection.stratify:
-        settings["in proportion by"] = config.data.group_column or "group"
+        settings["in proportion by"] = code(config.data.group_column or "group")
     return settings

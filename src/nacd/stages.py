@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from nacd.config import DistillConfig, with_judge
-from nacd.data import Splits
+from nacd.data import Example, Splits
 from nacd.diagnosis import diagnose
 from nacd.distillation.pseudo import PseudoData
 from nacd.errors import UserError
@@ -50,7 +50,7 @@ def open_run(config: Any, splits: Splits, free: Sequence[str] = FREE) -> RunFold
     defaults = to_dict(type(config)())
     folder.open(to_dict(config), may_differ=(*free, *SAID), defaults=defaults)
     names = ("train", "target", "development", "report")
-    now = {name: _fingerprint([e.digest for e in getattr(splits, name)]) for name in names}
+    now = {name: _fingerprint(getattr(splits, name)) for name in names}
     then = folder.once(
         "provenance",
         lambda: {"versions": versions(), "data": now, "began": time.strftime("%Y-%m-%d")},
@@ -64,8 +64,13 @@ def open_run(config: Any, splits: Splits, free: Sequence[str] = FREE) -> RunFold
     return folder
 
 
-def _fingerprint(digests: Sequence[str]) -> str:
-    return f"{len(digests)} rows, {hashlib.sha256(''.join(digests).encode()).hexdigest()[:16]}"
+def _fingerprint(examples: Sequence[Example]) -> str:
+    """Number and hash of rows, in their order: of their texts, and of what they train on."""
+    seen = hashlib.sha256()
+    for example in examples:
+        trained = [m.train for m in example.messages[:-1] if m.role == "assistant"]
+        seen.update(f"{example.digest}{'' if all(trained) else trained}".encode())
+    return f"{len(examples)} rows, {seen.hexdigest()[:16]}"
 
 
 def chosen_rows(

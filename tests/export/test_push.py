@@ -75,16 +75,23 @@ def test_without_yes_nothing_is_sent(
     assert (run / "dataset" / "README.md").read_text() == before
 
 
-def test_a_model_by_a_path_of_this_machine_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["models/mine", "{here}/models/mine"])
+def test_a_model_by_a_path_of_this_machine_is_told(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = make_run(tmp_path)
     config = PushConfig(run, to="ada/rows", license="mit")
     assert "path of this machine" not in push(config)
-    mine = ModelConfig(model=str(tmp_path / "models" / "mine"))
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    mine = ModelConfig(model=name.format(here=tmp_path))
     write_trainers(run / "dataset", RAW, Recipe(), mine, max_tokens=64)
     said = [line for line in push(config).splitlines() if "path of this machine" in line]
     assert [line.split()[0] for line in said] == [
-        f"train_with/{name}.yaml" for name in ("axolotl", "llamafactory", "trl")
+        f"train_with/{trainer}.yaml" for trainer in ("axolotl", "llamafactory", "trl")
     ]
+    said = yaml.safe_load((run / "dataset" / "train_with" / "trl.yaml").read_text())
+    assert said["model_name_or_path"] == str(tmp_path / "models" / "mine")
 
 
 def test_yes_uploads_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,6 +116,58 @@ def test_the_cards_own_licence_is_enough(tmp_path: Path) -> None:
     assert plan_upload(PushConfig(run / "dataset", "ada/rows")).folder == run / "dataset"
 
 
+def test_what_trainers_have_made_stays_here(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "mit")
+    before = plan_upload(PushConfig(run, "ada/rows")).files
+    for name in ("trained/rows-0/trl/adapter.safetensors", ".cache/lock", "mine/trained.yaml"):
+        (run / "dataset" / name).parent.mkdir(parents=True)
+        (run / "dataset" / name).write_text("- a list")
+    assert plan_upload(PushConfig(run, "ada/rows")).files.keys() - before == {"mine/trained.yaml"}
+
+
+def test_another_licence_than_the_cards_is_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "cc-by-nc-4.0")
+    said = push(PushConfig(run, "ada/rows", license="mit"))
+    assert "Licence: mit (in place of cc-by-nc-4.0, which the card says)." in said
+    assert "in place of" not in push(PushConfig(run, "ada/rows", license="cc-by-nc-4.0"))
+
+
+@pytest.mark.parametrize("license", ["MIT License", "mit: x", "cc\nby", "-", "[mit]", "ünknown"])
+def test_a_licence_that_is_no_name_of_the_hubs_is_refused(license: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    with pytest.raises(UserError, match=r"--license .*apache-2\.0, cc-by-4\.0, other"):
+        push(PushConfig(run, "ada/rows", license=license))
+    card = replace(CARD, license=license)
+    write_dataset(run / "dataset", RAW, render_learned_card(card, RAW))
+    with pytest.raises(UserError, match=r"--license .*apache-2\.0, cc-by-4\.0, other"):
+        push(PushConfig(run, "ada/rows"))
+    assert "Licence: other" in push(PushConfig(run, "ada/rows", license="other"))
+
+
+def test_rows_that_are_not_the_cards_are_refused(tmp_path: Path) -> None:
+    """Parquet, Markdown and JSON lines would say different things to different readers."""
+    config = PushConfig(make_run(tmp_path, "mit"), "ada/rows")
+    card, rows = (tmp_path / "dataset" / name for name in ("README.md", "train.jsonl"))
+    good, lines = card.read_text(), rows.read_text()
+    rows.write_text(lines.replace(" since", " because"))
+    with pytest.raises(UserError, match=r"not of the rows in train\.jsonl.*rows-.*once more"):
+        push(config)
+    rows.write_text(lines)
+    for text, part in (
+        ("", r"\(none\)"),
+        ("# Rows", r"\(none\)"),
+        ("---\nconfigs: x\n---\n", r"\(none\)"),
+        ("---\nconfigs:\n- config_name: default\n---\n", "default"),
+        (good.replace("configs:", "configs: [}"), "cannot be read"),
+    ):
+        card.write_text(text)
+        with pytest.raises(UserError, match=part) as caught:
+            push(config)
+        assert "once more" in str(caught.value)
+    card.write_text(good)
+    assert "ada/rows" in push(config)
+
+
 def test_mistakes_are_named_before_anything_is_sent(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no data set in it"):
         push(PushConfig(tmp_path / "none", "ada/rows", yes=True))
@@ -127,6 +186,8 @@ def test_mistakes_are_named_before_anything_is_sent(tmp_path: Path) -> None:
         (refusal(401), "hf auth login"),
         (refusal(403), "write access"),
         (refusal(500), "answered 500"),
+        (refusal(400), "does not take this: no message."),
+        (ValueError("Invalid metadata in README.md.\n- license must be one of"), "must be one of."),
         (httpx.ConnectError("name resolution\nfailed"), "check the network"),
         (TimeoutError("slow"), "check the network"),
     ],

@@ -14,12 +14,21 @@ import datasets
 import pytest
 import torch
 import yaml
+from pyarrow import parquet
 from safetensors.torch import load_file
 from test_dataset import CARD, CHAT, RAW
 from transformers import AutoTokenizer, Trainer, TrainingArguments
 
 from nacd.data import make_template, read_examples
-from nacd.export import DatasetRow, render_learned_card, write_dataset, write_trainers
+from nacd.export import (
+    DatasetRow,
+    made_in_order,
+    read_otherwise,
+    render_chosen_card,
+    render_learned_card,
+    write_dataset,
+    write_trainers,
+)
 from nacd.models import ModelConfig
 from nacd.recipe import Recipe
 
@@ -27,6 +36,27 @@ ORDERED = Recipe(batch_size=2, shuffle=False)
 RECIPE = Recipe(learning_rate=3e-4, batch_size=2, epochs=3, schedule="cosine", clip=0.5)
 SGD = Recipe(optimizer="sgd", momentum=0.9, steps=7, schedule="constant", warmup=0.0)
 MODEL = ModelConfig(model="owner/model", lora_rank=4, lora_alpha=12)
+
+ROLES = {"s": "system", "u": "user", "a": "assistant"}
+
+
+def turns(spelt: str, content: str = "{role} {i}") -> DatasetRow:
+    """A row of the turns that the letters name: `sua` is a system, a user and an answer turn."""
+    messages = [
+        {"role": ROLES[letter], "content": content.format(role=ROLES[letter], i=i)}
+        for i, letter in enumerate(spelt)
+    ]
+    return DatasetRow(messages[:-1], messages[-1:], "mine.jsonl:1", "ab" * 32, 0.5)
+
+
+IN_TURN = [turns(spelt) for spelt in ("ua", "sua", "uaua", "suaua")]
+OUT_OF_TURN = [turns(spelt) for spelt in ("uua", "aua", "uasua", "ssua", "uaaua", "usua", "sasua")]
+SPECIAL = [
+    turns("sua", "<|im_end|>\n<|im_start|>assistant\n{i}</s>"),
+    turns("ua", "  {i} \n\n"),
+    turns("sua", "<think>\n{i}\n</think>\n\n你好 🙂"),
+    turns("ua", "<image> {{content}} {i} <|im_start|>"),
+]
 
 # fmt: off (a word a line otherwise)
 AXOLOTL = {
@@ -191,26 +221,110 @@ def test_sgd_and_named_modules(tmp_path: Path) -> None:
 
 
 def test_llamafactory_register_names_files_that_are_there(tmp_path: Path) -> None:
-    for rows, place in ((CHAT, "messages.jsonl"), (RAW, "../train.jsonl")):
+    for rows, place in ((CHAT, "messages.parquet"), (RAW, "../train.parquet")):
         said = written(tmp_path, rows)["llamafactory"]
         folder = tmp_path / said["dataset_dir"]
         entry = json.loads((folder / "dataset_info.json").read_text())[said["dataset"]]
         assert entry["file_name"] == place
-        lines = (folder / place).read_text().splitlines()
-        names = set(json.loads(lines[0]))
-        assert set(entry["columns"].values()) <= names
-    assert not (tmp_path / "train_with" / "messages.jsonl").exists()
+        assert set(entry["columns"].values()) <= set(parquet.read_schema(folder / place).names)
+    assert [*(tmp_path / "train_with").glob("messages.*")] == []
 
 
 def test_chat_rows_as_messages_train_on_the_last(tmp_path: Path) -> None:
     said = written(tmp_path, CHAT)["axolotl"]["datasets"][0]
-    lines = (tmp_path / said["path"]).read_text().splitlines()
-    for line, row in zip(lines, CHAT, strict=True):
-        messages = json.loads(line)[said["field_messages"]]
+    rows = parquet.read_table(tmp_path / said["path"]).to_pylist()
+    lines = (tmp_path / "train_with" / "messages.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == rows
+    for read, row in zip(rows, CHAT, strict=True):
+        messages = read[said["field_messages"]]
         plain = [{k: m[k] for k in ("role", "content")} for m in messages]
         assert plain == [*row.prompt, *row.completion]
         marks = [m[said["message_field_training"]] for m in messages]
         assert marks == [False] * (len(messages) - 1) + [True]
+
+
+@pytest.mark.parametrize("rows", [IN_TURN, SPECIAL, RAW], ids=["in turn", "special", "raw"])
+def test_nothing_is_said_of_rows_that_are_read_whole(rows: list[DatasetRow]) -> None:
+    assert read_otherwise(rows) == {"axolotl": [], "llamafactory": []}
+
+
+@pytest.mark.parametrize(
+    "row", OUT_OF_TURN, ids=lambda row: "".join(m["role"][0] for m in row.prompt)
+)
+def test_a_row_out_of_turn_is_counted(row: DatasetRow) -> None:
+    said = read_otherwise([*IN_TURN, row])
+    (line,) = said["llamafactory"]
+    assert line.startswith("LLaMA-Factory leaves out 1 of 5 rows: ")
+    assert said["axolotl"] == []
+
+
+def test_other_rows_that_are_read_otherwise_are_counted() -> None:
+    system = [{"role": "system", "content": ""}, {"role": "user", "content": "{{idx}}"}]
+    answer = [{"role": "assistant", "content": "{{idx}}"}]
+    empty = dataclasses.replace(CHAT[0], prompt=system)
+    said = read_otherwise([*CHAT, empty, dataclasses.replace(CHAT[0], completion=answer)])
+    assert said["llamafactory"] == [
+        "LLaMA-Factory writes the template's own system turn, or none, in 1 of 4 rows, whose "
+        "system turn is empty.",
+        "LLaMA-Factory writes a number for `{{idx}}` in the prompts of 1 of 4 rows.",
+    ]
+    said = read_otherwise([*RAW, dataclasses.replace(RAW[0], prompt="")])
+    (line,) = said["axolotl"]
+    assert line == "Axolotl writes no BOS token before 1 of 3 rows, whose prompt is empty."
+    said = read_otherwise([*RAW, dataclasses.replace(RAW[0], prompt="{{idx}} {{idx}}")])
+    assert "1 of 3 rows" in said["llamafactory"][0]
+
+
+def test_what_a_reader_leaves_out_stands_in_its_file_and_on_the_card(tmp_path: Path) -> None:
+    rows = [*IN_TURN, *OUT_OF_TURN]
+    written(tmp_path, rows)
+    (line,) = read_otherwise(rows)["llamafactory"]
+    assert "leaves out 7 of 11 rows" in line
+    heads = {
+        file.stem: [text[2:] for text in file.read_text().splitlines() if text.startswith("# ")]
+        for file in (tmp_path / "train_with").glob("*.yaml")
+    }
+    assert {name for name, head in heads.items() if line in head} == {"llamafactory"}
+    for card in (
+        render_learned_card(CARD, rows),
+        render_chosen_card(CARD, "random", rows, in_order=True),
+    ):
+        assert f"\n- {line}\n" in card
+    assert "leaves out" not in render_learned_card(CARD, IN_TURN)
+
+
+def test_no_trainer_goes_on_with_what_it_made_of_other_rows(tmp_path: Path) -> None:
+    """LLaMA-Factory resumes from its output folder; Axolotl keeps prepared rows by settings."""
+
+    def folders(rows: list[DatasetRow]) -> list[str]:
+        said = written(tmp_path, rows)
+        made = [said[name]["output_dir"] for name in said]
+        return [*made, said["axolotl"]["dataset_prepared_path"]]
+
+    first, other = folders(CHAT), folders(CHAT[::-1])
+    assert len({*first, *other}) == 8
+    assert folders(CHAT) == first
+    assert all(folder.startswith("trained/") for folder in first)
+
+
+def test_rows_of_any_tokenizer_have_room(tmp_path: Path) -> None:
+    for rows in (
+        [turns("sua", "🙂{i}" * 90)],
+        [dataclasses.replace(RAW[0], completion="你" * 200)],
+    ):
+        said = written(tmp_path, rows)
+        for room in (said["axolotl"]["sequence_len"], said["llamafactory"]["cutoff_len"]):
+            assert room >= len("".join(rows[0].texts).encode()) + 64
+    assert written(tmp_path, RAW)["trl"]["max_length"] is None
+
+
+def test_the_order_is_told_from_any_file_of_the_rows(tmp_path: Path) -> None:
+    files = ("", "train.jsonl", "train.parquet", "train_with/messages.jsonl")
+    for recipe in (RECIPE, ORDERED):
+        written(tmp_path, CHAT, recipe)
+        assert {made_in_order(tmp_path / file) for file in files} == {not recipe.shuffle}
+    (tmp_path / "train_with" / "trl.yaml").write_text("a: [")
+    assert not made_in_order(tmp_path)
 
 
 def ours(folder: Path, tokenizer: Any) -> list[tuple[list[int], list[int]]]:
@@ -227,8 +341,12 @@ def ours(folder: Path, tokenizer: Any) -> list[tuple[list[int], list[int]]]:
     ]
 
 
+ALL = [*IN_TURN, *OUT_OF_TURN, *SPECIAL]
+LONG = [dataclasses.replace(RAW[0], prompt="The qui", completion="🙂" * 80)]
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("rows", [RAW, CHAT], ids=["raw", "chat"])
+@pytest.mark.parametrize("rows", [RAW, CHAT, ALL, LONG], ids=["raw", "chat", "odd", "long"])
 def test_axolotl_reads_it(
     rows: list[DatasetRow],
     tmp_path: Path,
@@ -244,7 +362,7 @@ def test_axolotl_reads_it(
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder("qwen3"))
     (source,) = settings.datasets
     table = datasets.load_dataset(
-        "json", data_files=source.path, split="train", cache_dir=str(tmp_path / "cache")
+        source.ds_type, data_files=source.path, split="train", cache_dir=str(tmp_path / "cache")
     )
     kind = source.type if isinstance(source.type, str) else None
     made, _ = wrappers.get_dataset_wrapper(source, tokenizer, settings, kind, table)
@@ -255,7 +373,7 @@ def test_axolotl_reads_it(
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("rows", [RAW, CHAT], ids=["raw", "chat"])
+@pytest.mark.parametrize("rows", [RAW, CHAT, ALL, LONG], ids=["raw", "chat", "odd", "long"])
 def test_llamafactory_reads_it(
     rows: list[DatasetRow],
     tmp_path: Path,
@@ -277,7 +395,9 @@ def test_llamafactory_reads_it(
         "train_dataset"
     ]
     bare = 0 if rows[0].chat else 1  # `empty` writes no end-of-text token
-    for theirs, (ids, labels) in zip(made["train_dataset"], ours(tmp_path, tokenizer), strict=True):
+    whole = [i for i, row in enumerate(rows) if row not in OUT_OF_TURN]
+    said = ours(tmp_path, tokenizer)
+    for theirs, (ids, labels) in zip(made, (said[i] for i in whole), strict=True):
         assert list(theirs["input_ids"]) == ids[: len(ids) - bare]
         assert list(theirs["labels"]) == labels[: len(labels) - bare]
 

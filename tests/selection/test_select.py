@@ -103,6 +103,27 @@ def test_from_a_file_to_chosen_rows(
     assert contents(out) == before
 
 
+def test_what_a_reader_leaves_out_is_said_whatever_the_file_is_called(
+    tiny_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / 'notes: "v2" #1 | [draft] <b>.jsonl'
+    roles = ["user", "user", "assistant"]
+    rows = [[{"role": role, "content": f"{role} {i} ---"} for role in roles] for i in range(48)]
+    data.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    out = tmp_path / "run"
+    args = flags(tiny_folder("qwen3"), data, out, "--method", "random", "--template", "chat")
+    args[args.index("--data") + 1 : args.index("--out")] = [str(data)]  # the name has spaces
+    assert main(args) == 0
+    said = "LLaMA-Factory leaves out 6 of 6 rows"
+    assert capsys.readouterr().err.count(said) == 1
+    card = (out / "dataset" / "README.md").read_text()
+    assert said in card
+    assert f"`{data.name}`" in card
+    assert f"# {said}" in (out / "dataset" / "train_with" / "llamafactory.yaml").read_text()
+    loaded: Any = datasets.load_dataset(str(out / "dataset"), cache_dir=str(tmp_path / "cache"))
+    assert [row["seed_row"].partition(".jsonl")[0] for row in loaded["train"]] == [data.stem] * 6
+
+
 def test_a_killed_choice_goes_on(
     data: Path,
     tiny_folder: Folder,

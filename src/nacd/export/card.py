@@ -1,7 +1,8 @@
 """What a data set card says of any rows of ours: header, licence, columns, origin, citation.
 
 `learned_card` and `chosen_card` write whole cards (`README.md`) of these parts. The header is read
-by the hub and by `datasets.load_dataset`, which takes from it that `train.jsonl` alone is data.
+by the hub and by `datasets.load_dataset`, which takes from it that `train.parquet` alone is data,
+and that other rows are another configuration.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
+import yaml
 from huggingface_hub import DatasetCardData
 
+from nacd.export.dataset import DatasetRow, rows_name
+from nacd.export.readers import read_otherwise
 from nacd.recipe import Recipe
 
 LORA = ("lora_rank", "lora_alpha", "lora_targets")
@@ -55,12 +59,14 @@ class Card:
     """The run's `provenance.json`: `versions`, the `data` hashes of each split, `began`."""
 
 
-def front_matter(card: Card, rows: int, tags: Sequence[str]) -> str:
+def front_matter(card: Card, rows: Sequence[DatasetRow], tags: Sequence[str]) -> str:
     """The YAML header between its two lines of dashes.
+
+    Its one configuration is the one that `load_dataset` reads where none is named.
 
     Args:
         card: what to say.
-        rows: rows of the data set.
+        rows: the rows of the data set.
         tags: how the hub finds it.
     """
     languages = [code.strip() for code in card.language.split(",") if code.strip()]
@@ -68,20 +74,38 @@ def front_matter(card: Card, rows: int, tags: Sequence[str]) -> str:
         language=languages or None,
         license=card.license or None,
         task_categories=["text-generation"],
-        size_categories=[_size(rows)],
+        size_categories=[_size(len(rows))],
         tags=[*tags, "instruction-tuning", "nacd"],
         pretty_name=card.title,
         configs=[
-            {"config_name": "default", "data_files": [{"split": "train", "path": "train.jsonl"}]}
+            {
+                "config_name": rows_name(rows),
+                "data_files": [{"split": "train", "path": "train.parquet"}],
+            }
         ],
     ).to_yaml()
     return f"---\n{header}\n---"
 
 
+def code(text: str) -> str:
+    """A text as a code span of Markdown, on one line, whatever stands in it."""
+    shown = visible(text) or " "
+    fence = "`" * (max(map(len, re.findall("`+", shown)), default=0) + 1)
+    edges = {shown[0], shown[-1]}
+    space = " " if shown.strip() and edges & {"`", " "} else ""
+    return f"{fence}{space}{shown}{space}{fence}"
+
+
+def visible(text: str) -> str:
+    """A text on one line: what cannot be printed is written as its escape (`\\n`)."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def license_section(license: str) -> str:
     """The card's section on the licence, with a warning where it is unknown."""
     if license:
-        return f"## Licence\n\n`{license}`, as the source data: its responses stand in these rows."
+        said = f"{code(license)}, as the source data: its responses stand in these rows."
+        return f"## Licence\n\n{said}"
     return (
         "## Licence\n\n"
         "**Unknown.** The responses, and what is left of the prompts, are the source data's own, "
@@ -90,13 +114,34 @@ def license_section(license: str) -> str:
     )
 
 
+def header_of(text: str) -> dict[str, Any]:
+    """What a card's header says; empty where it has none.
+
+    Raises:
+        yaml.YAMLError: the header is no YAML.
+    """
+    parts = _parts(text)
+    said = yaml.safe_load(parts[0]) if parts else None
+    return said if isinstance(said, dict) else {}
+
+
 def with_license(text: str, license: str) -> str:
     """A card's text with another licence in its header and in its section."""
-    _, header, body = text.split("---\n", 2)
-    kept = [line for line in header.splitlines() if not line.startswith("license:")]
+    _, body = _parts(text) or ("", f"\n{text}")
+    header = yaml.safe_dump(
+        {"license": license} | {k: v for k, v in header_of(text).items() if k != "license"},
+        sort_keys=False,
+        allow_unicode=True,
+    )
     section = re.compile(r"^## Licence\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
     body = section.sub(lambda _: license_section(license) + "\n\n", body)
-    return "---\n" + "\n".join([f"license: {license}", *kept]) + f"\n---\n{body}"
+    return f"---\n{header}---\n{body}"
+
+
+def _parts(text: str) -> tuple[str, str] | None:
+    """A card's header, without its lines of dashes, and what comes after it."""
+    before, *parts = re.split(r"^---\n", text, maxsplit=2, flags=re.MULTILINE)
+    return (parts[0], parts[1]) if not before and len(parts) == 2 else None
 
 
 def columns_section(*, chat: bool, prompt: str, completion: str, changed: str) -> str:
@@ -119,12 +164,18 @@ def columns_section(*, chat: bool, prompt: str, completion: str, changed: str) -
 
 {table([{"column": f"`{name}`", "meaning": text} for name, text in about.items()])}
 
-`train.parquet` holds the same rows as `train.jsonl`."""
+`datasets.load_dataset` reads `train.parquet`; `train.jsonl` holds the same rows, one a line. What
+it has read it keeps under the configuration's name in this file's header: whoever changes rows
+changes that name too."""
 
 
-def trainers_section() -> str:
+def trainers_section(rows: Sequence[DatasetRow]) -> str:
     """The card's section on `train_with/`, see `nacd.export.trainers`."""
-    return """## Train with
+    otherwise = [f"- {line}" for lines in read_otherwise(rows).values() for line in lines]
+    return "\n".join([_TRAINERS, *([""] if otherwise else []), *otherwise])
+
+
+_TRAINERS = """## Train with
 
 With the recipe's own values, from this folder (name your model in the file):
 
@@ -138,10 +189,10 @@ Each file says at its head where that trainer cannot do quite the same."""
 def made_table(card: Card) -> str:
     """How the rows were made, setting by setting, and with what."""
     made: dict[str, Any] = {
-        "source data": card.data,
+        "source data": code(card.data),
         "its training rows": card.data_rows,
-        "model": card.model,
-        "template": json.dumps(dict(card.template), ensure_ascii=False),
+        "model": code(card.model),
+        "template": code(json.dumps(dict(card.template), ensure_ascii=False)),
         **({} if card.projection == "none" else {"projection": card.projection}),
         **card.settings,
         **{f"{part} data": said for part, said in card.provenance.get("data", {}).items()},
@@ -168,7 +219,7 @@ def _cell(value: Any) -> str:
         return "n/a"
     if isinstance(value, float):
         return f"{value:.4g}" if math.isfinite(value) else str(value)
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    return " ".join(str(value).splitlines()).replace("|", "\\|")
 
 
 def _size(rows: int) -> str:

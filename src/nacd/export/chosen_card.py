@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from nacd.export.card import (
     Card,
+    code,
     columns_section,
     front_matter,
     license_section,
@@ -33,12 +34,12 @@ def render_chosen_card(
         completion="its response",
         changed="0: none",
     )
-    return f"""{front_matter(card, len(rows), ["data-selection"])}
+    return f"""{front_matter(card, rows, ["data-selection"])}
 
 # {card.title}
 
 **These are real rows, chosen by {method}**: {len(rows)} of the {card.data_rows} training rows of
-{card.data}, word for word, {order}. Nothing in them was learned, written or changed.
+{code(card.data)}, word for word, {order}. Nothing in them was learned, written or changed.
 
 They are the source data's own, with its licence, its mistakes and its personal data. That they
 train a model better than as many drawn at random is not shown here: draw some and compare
@@ -48,7 +49,7 @@ train a model better than as many drawn at random is not shown here: draw some a
 
 {columns}
 
-{trainers_section()}
+{trainers_section(rows)}
 
 ## How they were chosen
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from nacd.config import ReadConfig
 from nacd.export.card import (
     Card,
+    code,
     columns_section,
     front_matter,
     license_section,
     made_table,
     table,
     trainers_section,
+    visible,
 )
 from nacd.export.dataset import DatasetRow
 from nacd.export.trainers import HEADROOM
@@ -42,7 +46,7 @@ def render_learned_card(card: Card, rows: Sequence[DatasetRow]) -> str:
         completion="the seed row's response",
         changed="share of the prompt's learnable tokens that differ from the seed's",
     )
-    return f"""{front_matter(card, len(rows), ["dataset-distillation", "synthetic"])}
+    return f"""{front_matter(card, rows, ["dataset-distillation", "synthetic"])}
 
 # {card.title}
 
@@ -62,13 +66,13 @@ def render_learned_card(card: Card, rows: Sequence[DatasetRow]) -> str:
 
 {columns}
 
-{trainers_section()}
+{trainers_section(rows)}
 
 ## The recipe to train with
 
-    nacd train --model {card.model} --data train.jsonl {_flags(card)}
+    nacd train --model {shlex.quote(visible(card.model))} --data train.jsonl {_flags(card)}
 
-{table([{"field": f"`{k}`", "value": v} for k, v in asdict(card.recipe).items()])}
+{table([{"field": f"`{k}`", "value": _exact(v)} for k, v in asdict(card.recipe).items()])}
 
 On these {len(rows)} rows: {card.recipe.total_steps(len(rows))} steps. LoRA; the loss is taken over
 the completion alone; dropout is off.
@@ -96,13 +100,14 @@ def _what(card: Card, changed: Sequence[float]) -> str:
     if not any(changed):
         return (
             f"**These rows are the seeds.** No token of any prompt was changed: the {len(changed)} "
-            f"rows stand in {card.data} as they are here. Whatever they do, choosing them did it."
+            f"rows stand in {code(card.data)} as they are here. Whatever they do, choosing them "
+            "did it."
         )
     return (
         f"{len(changed)} rows, each grown from one of the {card.data_rows} training rows of "
-        f"{card.data}: the response is the seed row's own, the prompt's tokens were learned. "
-        f"{sum(changed) / len(changed):.1%} of the learnable tokens differ from the seed's on "
-        f"average ({min(changed):.1%} to {max(changed):.1%} a row; "
+        f"{code(card.data)}: the response is the seed row's own, the prompt's tokens were learned. "
+        f"On average over the rows, {sum(changed) / len(changed):.1%} of a row's learnable tokens "
+        f"differ from the seed's ({min(changed):.1%} to {max(changed):.1%}; "
         f"{sum(share == 0 for share in changed)} rows are unchanged)."
     )
 
@@ -130,7 +135,13 @@ def _flags(card: Card) -> str:
         if isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")
         elif isinstance(value, tuple):
-            flags.append(f"--{flag} {' '.join(value)}")
+            flags.append(f"--{flag} {shlex.join(value)}")
         else:
-            flags.append(f"--{flag} {value:g}" if isinstance(value, float) else f"--{flag} {value}")
+            flags.append(f"--{flag} {_exact(value)}")
     return " ".join(flags)
+
+
+def _exact(value: Any) -> str:
+    """A setting as the files in `train_with/` have it, to the last digit."""
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return short if not isinstance(value, float) or float(short) == value else repr(value)
