@@ -6,8 +6,9 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,59 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def finite(value: Any) -> Any:
+    """The same value with None for NaN and infinities, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
+    return value
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write a JSON file whole; numbers that are not finite become null."""
+    text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSON-lines file whole; numbers that are not finite become null."""
+    write_text(path, "".join(json.dumps(finite(row), allow_nan=False) + "\n" for row in rows))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that a run wrote; NaN, which older versions wrote, is None.
+
+    Raises:
+        UserError: it is damaged; it is named.
+    """
+    try:
+        return _parsed(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{path}: not JSON ({error}); delete it, and run the same command again."
+        ) from error
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file, a last broken one left out; none where there is no file.
+
+    Only a line feed ends a line: JSON may hold U+2028 and its kin as they are.
+    """
+    rows: list[dict[str, Any]] = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").split("\n"):
+            try:
+                rows.append(_parsed(line))
+            except ValueError:
+                break
+    return rows
+
+
+def _parsed(text: str) -> Any:
+    return json.loads(text, parse_constant=lambda _: None)
 
 
 def write_tensors(

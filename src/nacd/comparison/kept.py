@@ -6,7 +6,6 @@ the same folder.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from pyarrow import parquet
 from nacd.comparison.config import ROWS
 from nacd.comparison.grid import cell_folder
 from nacd.comparison.table import summarise, write_parquet
-from nacd.files import write_json
+from nacd.files import read_json, write_json
 from nacd.report.page import ReportConfig, write_report
 
 Key = tuple[str, str, str, int]
@@ -73,7 +72,7 @@ def earlier(folder: Path) -> dict[Key, dict[str, Any]]:
             if result.is_file():
                 about = {k: row[k] for k in ("target", "budget", "method", "seed")}
                 about |= {k: row.get(k) for k in LATER}
-                found[key] = json.loads(result.read_text(encoding="utf-8")) | about
+                found[key] = read_json(result) | about
                 break
     return found
 
