@@ -122,8 +122,10 @@ def tuned_recipe(
     """The recipe, its learning rate chosen on development rows where --tune-rates asks for it."""
     if not config.tune_rates:
         return config.recipe
-    found = tuned(config.recipe, config.tune_rates, prepared, seeds.pseudo, folder)
-    tried = ", ".join(f"{rate:g}: {nll:.3f}" for rate, nll in found["nll"])
+    found = tuned(config.recipe, config.tune_rates, prepared, seeds.untouched, folder)
+    tried = ", ".join(
+        f"{rate:g}: {'diverges' if nll is None else f'{nll:.3f}'}" for rate, nll in found["nll"]
+    )
     progress.say(
         f"learning rate {found['learning_rate']:g}, by development NLL after training on the "
         f"untouched seeds ({tried})"

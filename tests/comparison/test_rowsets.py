@@ -174,9 +174,19 @@ def test_random_draws_are_those_of_distill(
     monkeypatch.setattr(distilling, "climb", lambda *_: [])
     stub: Any = SimpleNamespace(
         prepared=source,
-        seeds=SimpleNamespace(pseudo=SimpleNamespace(pad_id=0, ids=torch.zeros(1))),
-        distiller=SimpleNamespace(allowed=None, settled=lambda _: None, text=lambda _: None),
-        learned=SimpleNamespace(soft=torch.zeros(1), last_ids=torch.zeros(1)),
+        seeds=SimpleNamespace(pseudo=SimpleNamespace(pad_id=0, slots=((0,),)), untouched=None),
+        distiller=SimpleNamespace(
+            allowed=None,
+            settled=lambda _: None,
+            text=lambda _: [SimpleNamespace(changed=0.0)],
+        ),
+        learned=SimpleNamespace(
+            soft=torch.zeros(1),
+            last_ids=torch.zeros(1),
+            learning_rate=0.1,
+            soft_learning_rate=0.1,
+            last_learning_rate=0.1,
+        ),
         final=None,
         text=[],
         changed=0.0,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +19,7 @@ from nacd.distillation.pseudo import PseudoData, make_pseudo_data
 from nacd.distillation.text import choosable
 from nacd.distilling import Outcome, learn_text
 from nacd.errors import UserError
-from nacd.files import sha256_of
+from nacd.files import read_json, sha256_of
 from nacd.ladder import random_prompts
 from nacd.learn import draw
 from nacd.meta import PASSES
@@ -270,7 +269,7 @@ def _of_distillation(
                 outcome.seeds.pseudo,
                 in_order=True,
                 vectors=outcome.learned.soft.to(target.model.device),
-                learning_rate=outcome.learned.learning_rate,
+                learning_rate=outcome.learned.soft_learning_rate,
             )
         seeds = outcome.seeds.examples
         rows: Sequence[Example] = seeds
@@ -324,7 +323,7 @@ def _seconds(outcome: Outcome, learned: bool) -> float:
 
 def _chosen(outcome: Outcome) -> dict[str, Any]:
     """How its seed rows were chosen."""
-    return json.loads((outcome.folder.path / "seeds.json").read_text(encoding="utf-8"))
+    return read_json(outcome.folder.path / "seeds.json")
 
 
 def _learning_flops(outcome: Outcome) -> float:
