@@ -24,7 +24,7 @@ from nacd.export import (
     write_soft_prompts,
     write_trainers,
 )
-from nacd.files import write_json
+from nacd.files import read_json, write_json
 from nacd.intervals import FEW
 from nacd.ladder import climb, entries_for, lines
 from nacd.learn import Distiller, Learned, Seeds, draw, make_seeds, refuse_without_rows
@@ -37,7 +37,14 @@ from nacd.report.record import write_records
 from nacd.run import RunFolder
 from nacd.selection import check_method, check_rows
 from nacd.settings import to_dict
-from nacd.stages import checked_engine, chosen_rows, open_run, recorded_experts, tuned_recipe
+from nacd.stages import (
+    check_trainings,
+    checked_engine,
+    chosen_rows,
+    open_run,
+    recorded_experts,
+    tuned_recipe,
+)
 from nacd.student import plain
 from nacd.tracking import tracking
 
@@ -116,6 +123,7 @@ def learn_text(
     if prepared is None:
         with clock.stage("loading the model and encoding rows"):
             prepared = prepare(config.model, config.data, progress.say, splits)
+    check_trainings(config, prepared)
     with clock.stage("choosing seed rows"):
         indices = chosen_rows(config, prepared, folder, progress)
     seeds = make_seeds(prepared, indices, config.outer.learn)
@@ -217,7 +225,7 @@ def distill(
 
 
 def _card(config: DistillConfig, outcome: Outcome) -> Card:
-    provenance = json.loads((outcome.folder.path / "provenance.json").read_text(encoding="utf-8"))
+    provenance = read_json(outcome.folder.path / "provenance.json")
     return Card(
         data=shared_name(config.data.data),
         data_rows=len(outcome.prepared.train),

@@ -102,6 +102,8 @@ def _measure(
     if data is None:
         theta, rows, tokens, steps = model.zero_theta(), 0, 0, 0
     else:
+        if entry.steps is None:
+            used.check_rows(len(data.rows))
         steps = used.total_steps(len(data.rows)) if entry.steps is None else entry.steps
         theta = train_student(model, used, data, seed, vectors=entry.vectors, steps=steps)
         rows, tokens = visited(data, used, steps, seed)

@@ -5,7 +5,6 @@ Same splits, same budget and same form of rows as `nacd distill`, so that the tw
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from nacd.export import (
     write_dataset,
     write_trainers,
 )
-from nacd.files import write_json
+from nacd.files import read_json, write_json
+from nacd.learn import draw
 from nacd.models import ModelConfig
 from nacd.prepare import Prepared, prepare, read_splits
 from nacd.progress import Progress
@@ -105,6 +105,7 @@ def select(
     check_rows(config.method, config.selection, splits.train, splits.target)
     folder = open_run(config, splits, free=("out",))
     prepared = prepare(config.model, config.data, progress.say, splits)
+    config.recipe.check_rows(len(draw(prepared.train, config.budget, config.seed)))
     task = Task(
         prepared,
         config.recipe,
@@ -172,7 +173,7 @@ def _export(config: SelectConfig, prepared: Prepared, result: Selected) -> None:
         title=f"Instruction data chosen by {config.method}",
         license=config.data.license or hub_license(config.data.data),
         language=config.data.language,
-        provenance=json.loads((result.folder / "provenance.json").read_text(encoding="utf-8")),
+        provenance=read_json(result.folder / "provenance.json"),
     )
     text = render_chosen_card(card, config.method, rows, in_order=in_order)
     write_dataset(result.dataset, rows, text)

@@ -68,6 +68,21 @@ def _fingerprint(digests: Sequence[str]) -> str:
     return f"{len(digests)} rows, {hashlib.sha256(''.join(digests).encode()).hexdigest()[:16]}"
 
 
+def check_trainings(config: DistillConfig, prepared: Prepared) -> None:
+    """Refuse trainings of a run that their warm-up would keep at a learning rate of 0.
+
+    Raises:
+        UserError: on the seeds, on the full data of the table, or an expert's; the flags are named.
+    """
+    rows = len(prepared.train)
+    config.recipe.check_rows(len(draw(prepared.train, config.budget, config.seed)))
+    if "full" in config.compare:
+        full = replace(config.recipe, steps=0, epochs=config.full_epochs)
+        full.check_rows(rows, epochs="--full-epochs")
+    if config.outer.objective == "trajectory" and not config.expert.expert_from:
+        config.expert.check_rows(config.recipe, rows)
+
+
 def chosen_rows(
     config: DistillConfig, prepared: Prepared, folder: RunFolder, progress: Progress
 ) -> list[int]:

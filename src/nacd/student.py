@@ -61,7 +61,12 @@ def train_student(
 
     Returns:
         Theta after the last step, (P,).
+
+    Raises:
+        UserError: the warm-up keeps the recipe at a learning rate of 0.
     """
+    if steps is None:
+        recipe.check_rows(len(data.rows))
     total = recipe.total_steps(len(data.rows)) if steps is None else steps
     loop = InnerLoop(model, recipe, total)
     log_rate = torch.tensor(math.log(recipe.learning_rate), device=model.device)

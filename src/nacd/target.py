@@ -48,6 +48,7 @@ def fine_tune(config: TrainConfig, progress: Progress | None = None) -> TrainRes
     config.recipe.check()
     check_tracker(config.track)
     examples = _read(config.data)
+    config.recipe.check_rows(len(examples))
     if config.recipe.shuffle and made_in_order(Path(config.data.data)):
         progress.say(
             f"{config.data.data}: these rows were made to be trained on in their own order; give "

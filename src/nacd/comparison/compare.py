@@ -27,6 +27,7 @@ from nacd.comparison.table import lines
 from nacd.config import decided
 from nacd.data import Encoded, Example, Splits, encode_all, make_template, read_examples
 from nacd.errors import UserError
+from nacd.learn import draw
 from nacd.overlap import overlapping, row_text
 from nacd.prepare import Prepared, prepare, read_splits
 from nacd.progress import Progress
@@ -82,6 +83,7 @@ def compare(
         )
     if any(method in DISTILLED for method in config.methods):
         _same_runs(folder, runs)
+    _check_trainings(config, source)
     others = _encoded(elsewhere, config, source, progress)
     _say_cost(config, source, splits, others, progress)
     recipes = {b: _recipe(config, b, source, source, folder, progress) for b in config.budgets}
@@ -105,6 +107,21 @@ def compare(
         progress.say(f"target model {target}")
         _of_target(target, config, source, splits, sets, elsewhere, folder, progress, kept.add)
     return Compared(folder.path, kept.table(), shared, kept.write())
+
+
+def _check_trainings(config: CompareConfig, source: Prepared) -> None:
+    """Refuse trainings that their warm-up would keep at a learning rate of 0.
+
+    Raises:
+        UserError: on a budget's rows, or on the full data; the flags are named.
+    """
+    if set(config.methods) <= {"zero-shot"}:
+        return
+    for budget in config.budgets:
+        config.recipe.check_rows(len(draw(source.train, budget, config.seed)))
+    if "full" in config.methods:
+        full = replace(config.recipe, steps=0, epochs=config.full_epochs)
+        full.check_rows(len(source.train), epochs="--full-epochs")
 
 
 def _same_runs(folder: RunFolder, runs: dict[str, str]) -> None:

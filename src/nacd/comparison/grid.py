@@ -112,7 +112,10 @@ class Grid:
         recipe = of_training(self.recipe, training)
         if training.data is None:
             return self.prepared.model.zero_theta(), 0, recipe
-        steps = training.steps or recipe.total_steps(len(training.data.rows))
+        rows = len(training.data.rows)
+        if training.steps is None:
+            recipe.check_rows(rows)
+        steps = training.steps or recipe.total_steps(rows)
         theta = train_student(
             self.prepared.model,
             recipe,
