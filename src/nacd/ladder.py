@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from nacd.prepare import Part
 from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.run import RunFolder
-from nacd.student import train_student, visited
+from nacd.student import digest_of, train_student, visited
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def climb(
         entries: the rows.
         report: the report rows, read here alone.
         seeds: trainings an entry.
-        folder: keeps one JSON a training under `ladder/`.
+        folder: keeps one JSON a training under `ladder/`; one of other rows, vectors or another
+            learning rate is made anew.
         progress: display.
     """
     cells: dict[str, list[dict[str, Any]]] = {}
@@ -84,9 +86,11 @@ def climb(
     ]
     with progress.stage("table", len(work)) as tick:
         for done, (entry, seed) in enumerate(work, 1):
+            data, used = entry.data(seed), entry.recipe or recipe
             cell = folder.once(
                 f"ladder/{entry.name}-{seed}",
-                lambda entry=entry, seed=seed: _measure(model, recipe, entry, seed, report),
+                partial(_measure, model, used, entry, data, seed, report),
+                of=f"{digest_of(data, entry.vectors)} at {used.learning_rate:.9g}",
             )
             cells.setdefault(entry.name, []).append(cell)
             tick(done, math.nan if cell["report_nll"] is None else cell["report_nll"])
@@ -94,11 +98,14 @@ def climb(
 
 
 def _measure(
-    model: LoraModel, recipe: Recipe, entry: Entry, seed: int, report: Part
+    model: LoraModel,
+    used: Recipe,
+    entry: Entry,
+    data: PseudoData | None,
+    seed: int,
+    report: Part,
 ) -> dict[str, Any]:
     began = time.perf_counter()
-    used = entry.recipe or recipe
-    data = entry.data(seed)
     if data is None:
         theta, rows, tokens, steps = model.zero_theta(), 0, 0, 0
     else:

@@ -131,7 +131,7 @@ class RunFolder:
             name: of the file, without its ending.
             make: makes the result.
             of: a hash of what the result is of, kept with it as `of`: one of something else is
-                made anew. A file of an older version, which does not say, is read as it is.
+                made anew. Empty, or a file of an older version, which does not say: it is read.
 
         Returns:
             The result as the file has it: lists for tuples, None for what is not a finite number.
@@ -142,7 +142,7 @@ class RunFolder:
         file = self.path / f"{name}.json"
         if file.is_file():
             kept = read_json(file)
-            if kept.get("of", of) == of:
+            if not of or kept.get("of", of) == of:
                 return kept
         write_json(file, make() | ({"of": of} if of else {}))
         return read_json(file)

@@ -29,7 +29,7 @@ from nacd.run import RunFolder, versions
 from nacd.selection import METHODS, Task, choose_once
 from nacd.selection.random import random_order
 from nacd.settings import to_dict
-from nacd.student import TUNING_SEED, mean_nll, train_student, tune_rate
+from nacd.student import TUNING_SEED, digest_of, mean_nll, train_student, tune_rate
 
 FREE = ("out", "compare", "draws")
 """Keys that may differ when a run goes on: they change no stage that is done."""
@@ -115,6 +115,8 @@ def tuned(
 ) -> dict[str, Any]:
     """Try learning rates on development rows, training on `data`; done once, kept as `name`.json.
 
+    Kept rates of other rows are tried anew.
+
     Returns:
         `learning_rate`, the best, and `nll`, pairs of a rate and its development NLL.
     """
@@ -128,7 +130,7 @@ def tuned(
         found = tune_rate(rates, score)
         return {"learning_rate": found.learning_rate, "nll": [*found.nll.items()]}
 
-    return folder.once(name, search)
+    return folder.once(name, search, of=digest_of(data))
 
 
 def tuned_recipe(

@@ -14,6 +14,7 @@ from typing import Any
 from pyarrow import parquet
 
 from nacd.comparison.config import ROWS
+from nacd.comparison.failures import TRACEBACK
 from nacd.comparison.grid import cell_folder
 from nacd.comparison.table import summarise, write_parquet
 from nacd.files import read_json, write_json
@@ -55,6 +56,11 @@ class Kept:
         found = {"table": table, "sizes": self.sizes, "trainings": counted}
         write_json(self.folder / "results.json", found)
         return write_report(ReportConfig(self.folder))
+
+    def faults(self) -> list[Path]:
+        """Tracebacks of this call's cells that failed by a fault of this program."""
+        places = (self.folder / cell_folder(*key) / TRACEBACK for key in self.cells)
+        return [place for place in places if place.is_file()]
 
     def _all(self) -> dict[Key, dict[str, Any]]:
         """This call's cells, and those that others have left."""

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from nacd.comparison.config import DISTILLED, LEARNED, CompareConfig
+from nacd.comparison.failures import Failure, failure
 from nacd.comparison.transfer import other_prompts, surviving_boundaries
 from nacd.config import DistillConfig, with_judge
 from nacd.data import Encoded, Example, collate
@@ -31,7 +32,7 @@ from nacd.run import RunFolder, differences
 from nacd.selection import METHODS, Task, choose_once, forward_flops
 from nacd.settings import from_dict, to_dict
 from nacd.stages import SAID
-from nacd.student import plain
+from nacd.student import digest_of, plain
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ class Training:
     boundaries_kept: float | None = None
     """Share of the source's token boundaries in the learned prompts that the target has too."""
 
+    @property
+    def digest(self) -> str:
+        """A hash of the rows, and of the vectors in their slots."""
+        return digest_of(self.data, self.vectors)
+
 
 @dataclass(frozen=True)
 class RowSet:
@@ -68,7 +74,7 @@ class RowSet:
     draws: int = 1
     """Distillations behind it, that the trainings take in turn."""
     source_only: bool = False
-    failed: str | None = None
+    failed: Failure | None = None
     """Why its rows could not be had."""
 
 
@@ -93,40 +99,34 @@ def rowsets(
         progress: display.
     """
     made: list[RowSet] = []
-    outcomes: list[Outcome] | str | None = None
+    outcomes: list[Outcome] | Failure | None = None
     for method in config.methods:
         if method in DISTILLED and outcomes is None:
             progress.say(f"budget {budget}: distilling")
             try:
                 outcomes = _distilled(config, budget, source, splits, recipe, progress)
             except Exception as error:  # the other rows go on
-                outcomes = reason(error)
+                outcomes = failure(error)
         try:
-            if method in DISTILLED:
-                if isinstance(outcomes, str) or outcomes is None:
-                    made += [_failed(config, method, str(outcomes))]
-                else:
-                    made += [_of_distillation(config, method, outcomes, source)]
-            else:
+            if method not in DISTILLED:
                 made += _plain(config, budget, method, source, recipe, folder, progress)
+            elif isinstance(outcomes, list):
+                made += [_of_distillation(config, method, outcomes, source)]
+            else:
+                assert outcomes is not None
+                made += [_failed(config, method, outcomes)]
         except Exception as error:
-            made += [_failed(config, method, reason(error))]
+            made += [_failed(config, method, failure(error))]
         if made[-1].failed:
-            progress.say(f"{method}: failed: {made[-1].failed}")
+            progress.say(f"{method}: failed: {made[-1].failed.why}")
     return made
 
 
-def _failed(config: CompareConfig, method: str, why: str) -> RowSet:
+def _failed(config: CompareConfig, method: str, found: Failure) -> RowSet:
     def none(_: Prepared, __: int) -> Training:
-        raise UserError(why)
+        raise UserError(found.why)
 
-    return RowSet(method, none, config.seeds, failed=why)
-
-
-def reason(error: Exception) -> str:
-    """An error in one line: ours as it is, another's with its name."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+    return RowSet(method, none, config.seeds, failed=found)
 
 
 def _plain(
