@@ -105,6 +105,13 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
     check_values(config)
     if not config.data.data and not config.tasks:
         raise UserError("give --data (a file of held-out rows), --tasks (names), or both.")
+    if config.shots is not None and not config.tasks:
+        raise UserError(
+            f"--shots {config.shots}: is for --tasks, and none is named; the questions of --data "
+            "are asked without solved ones before them."
+        )
+    if config.shots is not None and config.shots < 0:
+        raise UserError(f"--shots {config.shots}: must be at least 0.")
     examples = _read(config.data) if config.data.data else []
     model = load_model(config.model)
     theta = model.zero_theta()
