@@ -28,6 +28,7 @@ from torch import Tensor
 
 import nacd
 from nacd.distillation.outer import Segment
+from nacd.distillation.text import slot_ids
 from nacd.files import write_json
 from nacd.learn import Distiller, draw, make_seeds
 from nacd.meta import make_engine, meta_gradient
@@ -63,6 +64,10 @@ class Overfitting:
         at, _ = self.segment.loop.run(self.segment.start, batches, self.rate, self.embedded(ids))
         return mean_nll(self.distiller.model, at.theta, self.distiller.prepared.target.rows)
 
+    def settled(self, ids: Tensor) -> Tensor:
+        """The ids (Q,) of the text that ids (Q,) make."""
+        return slot_ids(self.pseudo, self.distiller.text(ids))
+
     def embedded(self, ids: Tensor) -> Tensor:
         """The vectors (Q, d) of ids (Q,)."""
         return self.distiller.model.embed(ids).float()
@@ -89,7 +94,7 @@ class Overfitting:
         for _ in range(steps):
             row = outer.step([self.segment])
             tick(outer.done, row["objective"])
-        ids = self.distiller.settled(self.distiller.text(outer.projection.tokens())).ids
+        ids = self.settled(outer.projection.tokens())
         changed = float((ids != self.pseudo.ids).float().mean())
         text = self.nll(self.embedded(ids))
         return {"soft": self.nll(outer.vectors()), "text": text, "changed": changed}
@@ -121,8 +126,9 @@ class Overfitting:
             at["tried"].append([slot, token])
             other = ids.clone()
             other[slot] = token
-            settled = self.distiller.settled(self.distiller.text(other)).ids
-            if torch.equal(settled, other):  # else its text would be read as other tokens
+            if torch.equal(
+                self.settled(other), other
+            ):  # else its text would be read as other tokens
                 value = self.target(other)
                 if value < at["best"]:
                     ids = other

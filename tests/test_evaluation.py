@@ -2,17 +2,22 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from nacd import evaluation
+from nacd.config import ReadConfig
 from nacd.data import Example, Message, collate, encode_all, make_template, read_examples
 from nacd.errors import UserError
 from nacd.evaluation import choice_accuracy, response_nll, task_accuracy
 from nacd.models import LoraModel, ModelConfig, load_model
+from nacd.target import EvaluateConfig, evaluate
 
 ARC = [
     ("What do plants need?", ["sunlight", "a long walk", "salt", "wool"], 0),
@@ -138,10 +143,19 @@ def test_mistakes_are_named(tiny_folder: Any) -> None:
     with pytest.raises(UserError, match=r"mine\.jsonl:1: not a multiple-choice row"):
         choice_accuracy(model, theta, plain, template=template)
     long = Example(plain[0].messages, "mine.jsonl:2", ("a " * 300, "b"), 0)
-    with pytest.raises(UserError, match=r"mine\.jsonl:2: the question has"):
+    with pytest.raises(UserError, match=r"mine\.jsonl:2: the question and its") as raised:
         choice_accuracy(model, theta, [long], template=template)
-    with pytest.raises(UserError, match="no rows"):
+    shorter = re.search(r"--max-tokens (\d+) leaves the row out", str(raised.value))
+    assert shorter is not None
+    _, kept, _ = encode_all(template, [long, plain[0]], int(shorter[1]) + 1)
+    assert kept == [long, plain[0]]
+    short = replace(plain[0], messages=(Message("user", "Hi"), Message("assistant", "")))
+    _, kept, _ = encode_all(template, [long, short], int(shorter[1]))
+    assert kept == [short], "the advice does what it says"
+    with pytest.raises(UserError, match=r"no rows to evaluate on: give --data"):
         response_nll(model, theta, [])
+    with pytest.raises(UserError, match=r"no questions .*: give --data a file of multiple-choice"):
+        choice_accuracy(model, theta, [], template=template)
 
 
 def test_evaluation_leaves_the_model_as_it_was(tiny_folder: Any, questions: Path) -> None:
@@ -181,11 +195,48 @@ def test_it_asks_no_other_program_and_draws_no_bars(
     assert [line for line in lines if line and not line.startswith("Generating")] == []
 
 
+@pytest.mark.parametrize(
+    ("error", "mend"),
+    [
+        (ConnectionError("no route"), "without it, give --data a file of multiple-choice"),
+        (ValueError("too many shots"), "too many shots). Choose other tasks, or another --shots."),
+    ],
+)
+def test_what_lm_eval_refuses_is_mended_by_its_kind(
+    error: Exception, mend: str, tiny_folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(evaluation, "_simple_evaluate", refuses)
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda: SimpleNamespace(all_tasks=["mine"]))
+    model, theta = load(tiny_folder("llama"))
+    template = make_template("qa", model.tokenizer, [])
+    with pytest.raises(UserError, match=re.escape(mend)):
+        task_accuracy(model, theta, ["mine"], template=template)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (EvaluateConfig(), "give --data (a file of held-out rows), --tasks (names), or both."),
+        (
+            EvaluateConfig(data=ReadConfig("a.jsonl"), shots=2),
+            "--shots 2: is for --tasks, and none",
+        ),
+        (EvaluateConfig(tasks=("arc_easy",), shots=-1), "--shots -1: must be at least 0."),
+    ],
+)
+def test_flags_that_do_not_go_together(config: EvaluateConfig, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        evaluate(config)
+
+
 @pytest.mark.slow
 def test_an_unknown_task_is_named(tiny_folder: Any) -> None:
     model, theta = load(tiny_folder("llama"))
     template = make_template("qa", model.tokenizer, [])
-    with pytest.raises(UserError, match="no_such_task_at_all: neither a file nor a task"):
+    with pytest.raises(UserError, match=r"--tasks no_such_task_at_all: no task .* are for --data"):
         task_accuracy(model, theta, ["no_such_task_at_all"], template=template)
-    with pytest.raises(UserError, match="give --tasks a JSONL file"):  # the tests are offline
+    with pytest.raises(UserError, match="without it, give --data a file"):  # the tests are offline
         task_accuracy(model, theta, ["arc_easy"], template=template)

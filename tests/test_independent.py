@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,22 +51,25 @@ def test_entries_train_on_what_they_say() -> None:
         return plain([Encoded((i, 2, 3), (False, True, True), (0, 1))] * 4, 0)
 
     seeds, text, last, full, drawn = map(of, (11, 12, 13, 14, 15))
+    learnable = make_pseudo_data(seeds.rows, "prefix:1", 0)
     soft = torch.ones(4, 2)
     r = Recipe(batch_size=2, shuffle=False)
-    learned = replace(r, learning_rate=7e-3)
     found = {
         e.name: e
         for e in entries_for(
             LADDER,
             draws=lambda _: drawn,
             seeds=seeds,
+            learnable=learnable,
             allowed=torch.ones(20, dtype=torch.bool),
             soft=soft,
-            soft_recipe=learned,
+            soft_rate=8e-3,
             text=text,
             text_changed=0.5,
+            text_rate=7e-3,
             last=last,
             last_changed=0.6,
+            last_rate=9e-3,
             full=full,
             recipe=r,
             full_epochs=3.0,
@@ -77,7 +79,7 @@ def test_entries_train_on_what_they_say() -> None:
         "random": drawn,
         "seeds": seeds,
         "seeds-shuffled": seeds,
-        "soft": seeds,
+        "soft": learnable,
         "text": text,
         "text-shuffled": text,
         "text-last": last,
@@ -88,9 +90,15 @@ def test_entries_train_on_what_they_say() -> None:
         given = found[name].data(0)
         assert given is not None
         assert given.rows == data.rows, name
-        own = name.startswith("text") or name == "soft"
-        assert (found[name].recipe or r).learning_rate == (7e-3 if own else 1e-3), name
+        rates = {"soft": 8e-3, "text": 7e-3, "text-shuffled": 7e-3, "text-last": 9e-3}
+        assert (found[name].recipe or r).learning_rate == rates.get(name, 1e-3), name
         assert (found[name].vectors is soft) == (name == "soft")
+        assert given.slots == (learnable.slots if name == "soft" else data.slots), name
+    prompts = found["random-prompts"].data(0)
+    assert prompts is not None
+    assert [len(row) for row in prompts.rows] == [4] * 4, "random tokens where tokens are learned"
+    assert [row.ids[1:] for row in prompts.rows] == [(11, 2, 3)] * 4
+    assert found["random-prompts"].label == "seeds, random prefix"
 
 
 @pytest.mark.parametrize("kind", ["recorded", "zeros"])

@@ -31,9 +31,11 @@ from nacd.errors import UserError
 from nacd.export import read_soft_prompts
 from nacd.learn import Distiller
 from nacd.models import ModelConfig, load_model
+from nacd.prepare import prepare
 from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.settings import to_dict
+from nacd.student import TUNING_SEED, mean_nll, plain, train_student
 from tiny import ARCHITECTURES
 
 Folder = Callable[[str], Path]
@@ -124,16 +126,87 @@ def test_objectives_and_projections(
     assert {"seeds", "text"} <= {row["method"] for row in result.table}
 
 
-@pytest.mark.slow
-def test_a_learned_prefix(tiny_folder: Folder, rows: Path, tmp_path: Path) -> None:
-    base = config(tiny_folder("llama"), rows, tmp_path / "run")
-    base = replace(base, data=replace(base.data, template="chat"), compare=("seeds", "text"))
-    outer = replace(base.outer, learn="prefix:2", step_size=5.0)
-    nacd.distill(replace(base, outer=outer), progress=QUIET)
-    metrics = (tmp_path / "run" / "distill" / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(metrics[-1])["tokens_changed"] > 0
-    soft = read_soft_prompts(tmp_path / "run" / "soft_prompts.safetensors")
-    assert len(soft.vectors) == 4 * 2
+@pytest.fixture(scope="module")
+def merging(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of which every second has a prefix of two tokens that merges with its own prompt."""
+    file = tmp_path_factory.mktemp("data") / "merging.jsonl"
+    names = ("h t, number", "a fox, number")
+    lines = [{"instruction": f"{names[i % 2]} {i}?", "output": f"name {i}"} for i in range(40)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+def prefixed(model: Path, data: Path, out: Path, steps: int) -> DistillConfig:
+    base = config(model, data, out)
+    outer = replace(base.outer, learn="prefix:2", outer_steps=steps, step_size=5.0, check_every=1)
+    data_config = replace(base.data, template="chat")
+    return replace(
+        base, data=data_config, budget="8", compare=("seeds", "soft", "text"), outer=outer
+    )
+
+
+def exported(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "dataset" / "train.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_a_prefix_that_learned_nothing_leaves_the_real_rows(
+    tiny_folder: Folder, merging: Path, tmp_path: Path
+) -> None:
+    """In the export, on the card, in the table, and where the learning rate is tuned."""
+    run = prefixed(tiny_folder("llama"), merging, tmp_path / "run", 0)
+    run = replace(run, tune_rates=(2e-3, 5e-3))
+    result = nacd.distill(run, progress=QUIET)
+    real = {e.digest: e for e in read_examples(str(merging))}
+    rows = exported(run.out)
+    assert len(rows) == 8
+    for row in rows:
+        own = real[row["seed_digest"]]
+        assert row["prompt"] == [{"role": "user", "content": own.prompt}]
+        assert row["completion"] == [{"role": "assistant", "content": own.response}]
+        assert row["tokens_changed"] == 0.0
+    assert "the exported rows are the seeds" in result.verdict
+    assert "These rows are the seeds." in (result.dataset / "README.md").read_text()
+
+    model = load_model(run.model)
+    seeds = [real[row["seed_digest"]] for row in rows]
+    template = make_template("chat", model.tokenizer, seeds)
+    encoded = [template.encode(seed, turns="last") for seed in seeds]
+    table = {row["method"]: row for row in result.table}
+    assert table["seeds"]["tokens"] == table["text"]["tokens"] == sum(map(len, encoded))
+    assert table["text"]["report_nll"] == table["seeds"]["report_nll"]
+    development = prepare(run.model, run.data).development.rows
+    tuning = json.loads((run.out / "tuning.json").read_text())
+    for rate, nll in tuning["nll"]:
+        tried = replace(run.recipe, learning_rate=rate)
+        theta = train_student(model, tried, plain(encoded, 0), TUNING_SEED)
+        assert nll == pytest.approx(mean_nll(model, theta, development), rel=1e-6)
+
+    soft = read_soft_prompts(run.out / "soft_prompts.safetensors")
+    assert soft.metadata["outer_step"] == "0"
+    assert float(soft.metadata["learning_rate"]) == tuning["learning_rate"]
+    for slots, row in zip(soft.rows, encoded, strict=True):
+        assert [slot for slot in slots if slot < 0] == [-1] * len(row), "the seed, and its prefix"
+        assert len(slots) == len(row) + 2
+
+
+def test_a_learned_prefix_where_some_do_not_survive(
+    tiny_folder: Folder, merging: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = prefixed(tiny_folder("llama"), merging, tmp_path / "run", 2)
+    nacd.distill(replace(run, compare=("seeds", "text")), progress=Progress())
+    said = capsys.readouterr().err
+    assert "of 8 seed rows do not come back from their own tokens" in said
+    metrics = (run.out / "distill" / "metrics.jsonl").read_text().splitlines()
+    assert 0 < json.loads(metrics[-1])["tokens_changed"] < 1
+    soft = read_soft_prompts(run.out / "soft_prompts.safetensors")
+    assert len(soft.vectors) == 8 * 2
+    real = {e.digest: e for e in read_examples(str(merging))}
+    for row in exported(run.out):
+        own, prompt = real[row["seed_digest"]].prompt, row["prompt"][-1]["content"]
+        assert prompt.endswith(own)
+        assert row["tokens_changed"] == float(prompt != own)
+        assert prompt == own or not own.startswith("h t")
 
 
 class Killed(BaseException):

@@ -43,7 +43,19 @@ def draws(nll: float) -> dict[str, Any]:
         (table(-0.1, 0.2), "cannot be told apart"),
         (table(-0.1, None), "One training a row"),
         (table(-0.1, 0.05, trainings=2), "2 trainings a row: NACD text minus seeds is -0.100"),
-        ([], "was not compared on report rows"),
+        ([], "was not compared with its seeds on report rows."),
+        (
+            [{"method": "text", "label": "NACD text", "report_nll": None, "trainings": 3}],
+            "was not compared with its seeds on report rows (trainings diverged: NACD text).",
+        ),
+        (
+            [
+                *table(-0.1, 0.05),
+                {"method": "random", "label": "random rows", "report_nll": None, "sd": None},
+                {"method": "seeds-shuffled", "label": "", "report_nll": None, "sd": None},
+            ],
+            "(95 % interval ±0.050).",
+        ),
     ],
 )
 def test_the_verdict_follows_the_table(rows: list[dict[str, Any]], said: str) -> None:

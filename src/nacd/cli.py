@@ -232,7 +232,7 @@ def _compare(args: Sequence[str]) -> Said:
     progress = Progress()
     result = compare(_parse(CompareConfig, "compare", args), progress=progress)
     print_comparison(result, progress.say)
-    return Said(result)
+    return Said(result, code=1 if result.faults else 0)
 
 
 def _experts(args: Sequence[str]) -> Said:

@@ -14,7 +14,7 @@ from nacd.experts import Expert
 from nacd.learn import draw, make_seeds
 from nacd.prepare import prepare, read_splits
 from nacd.progress import Progress
-from nacd.stages import open_run, recorded_experts
+from nacd.stages import check_trainings, open_run, recorded_experts
 
 
 def record_experts(config: DistillConfig, *, progress: Progress | None = None) -> list[Expert]:
@@ -47,6 +47,7 @@ def doctor(
     config.check()
     config = replace(config, outer=decided(config.outer, config.data))
     prepared = prepare(config.model, config.data, progress.say)
+    check_trainings(config, prepared)
     seeds = make_seeds(
         prepared, draw(prepared.train, config.budget, config.seed), config.outer.learn
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,13 +112,24 @@ class ExpertConfig:
         ):
             if value < 1:
                 raise UserError(f"{flag} {value}: must be at least 1.")
-        if not self.expert_rate > 0:
+        if not 0 < self.expert_rate < math.inf:
             raise UserError(f"--expert-rate {self.expert_rate}: must be above 0.")
-        if self.expert_steps < 0 or (self.expert_steps == 0 and not self.expert_epochs > 0):
+        lasts = 0 < self.expert_epochs < math.inf
+        if self.expert_steps < 0 or (self.expert_steps == 0 and not lasts):
             raise UserError(
                 f"--expert-steps {self.expert_steps} --expert-epochs {self.expert_epochs}: give "
                 "one above 0."
             )
+
+    def check_rows(self, base: Recipe, rows: int) -> None:
+        """Refuse experts that their warm-up would keep at a learning rate of 0.
+
+        Raises:
+            UserError: as `Recipe.check_rows`, by the experts' flags.
+        """
+        self.recipe(base).check_rows(
+            rows, batch="--expert-batch", epochs="--expert-epochs", steps="--expert-steps"
+        )
 
     def recipe(self, base: Recipe) -> Recipe:
         """The experts' recipe; schedule, clipping and AdamW's constants are the student's.
@@ -285,9 +297,21 @@ class DistillConfig:
             ("--draws", self.draws, 1),
             ("--max-tokens", self.data.max_tokens, 2),
             ("--target-rows", self.data.target_rows, 0),
+            ("--expert-start", self.outer.expert_start, 0),
+            ("--expert-ahead", self.outer.expert_ahead, 0),
+            ("--step-size", self.outer.step_size, 0),
+            ("--rate-step-size", self.outer.rate_step_size, 0),
+            ("--beta", self.outer.beta, 0),
         ):
-            if value < least:
+            if not least <= value < math.inf:
                 raise UserError(f"{flag} {value}: must be at least {least}.")
+        for flag, value in (
+            ("--fd-eps", self.outer.fd_eps),
+            ("--full-epochs", self.full_epochs),
+            *(("--tune-rates", rate) for rate in self.tune_rates),
+        ):
+            if not 0 < value < math.inf:
+                raise UserError(f"{flag} {value}: must be above 0.")
         if not 0 < self.outer.seed_share < 1:
             raise UserError(f"--seed-share {self.outer.seed_share}: must lie between 0 and 1.")
         if not 0 <= self.outer.trim < 1:
@@ -325,7 +349,7 @@ def parse_budget(text: str) -> tuple[Literal["rows", "share", "tokens"], float]:
         value = float(number)
     except ValueError:
         raise UserError(f"--budget {text}: not a number; {form}.") from None
-    if not value > 0 or (kind != "share" and value != int(value)):
+    if not 0 < value < math.inf or (kind != "share" and value != int(value)):
         raise UserError(f"--budget {text}: must be a whole number above 0; {form}.")
     if kind == "share" and value > 100:
         raise UserError(f"--budget {text}: over 100 % of the rows; {form}.")

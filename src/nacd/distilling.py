@@ -9,13 +9,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from nacd.clock import StageClock
 from nacd.config import DistillConfig, decided
 from nacd.data import Splits, hub_license
 from nacd.distillation.pseudo import PseudoData
-from nacd.distillation.text import TextRow
+from nacd.distillation.text import TextRow, share_changed
 from nacd.experts import Expert
 from nacd.export import (
     LORA,
@@ -28,7 +26,7 @@ from nacd.export import (
     write_soft_prompts,
     write_trainers,
 )
-from nacd.files import write_json
+from nacd.files import read_json, write_json
 from nacd.intervals import FEW
 from nacd.ladder import climb, entries_for, lines
 from nacd.learn import Distiller, Learned, Seeds, draw, make_seeds, refuse_without_rows
@@ -41,7 +39,14 @@ from nacd.report.record import write_records
 from nacd.run import RunFolder
 from nacd.selection import check_method, check_rows
 from nacd.settings import to_dict
-from nacd.stages import checked_engine, chosen_rows, open_run, recorded_experts, tuned_recipe
+from nacd.stages import (
+    check_trainings,
+    checked_engine,
+    chosen_rows,
+    open_run,
+    recorded_experts,
+    tuned_recipe,
+)
 from nacd.student import plain
 from nacd.tracking import tracking
 
@@ -120,6 +125,7 @@ def learn_text(
     if prepared is None:
         with clock.stage("loading the model and encoding rows"):
             prepared = prepare(config.model, config.data, progress.say, splits)
+    check_trainings(config, prepared)
     with clock.stage("choosing seed rows"):
         indices = chosen_rows(config, prepared, folder, progress)
     seeds = make_seeds(prepared, indices, config.outer.learn)
@@ -147,7 +153,7 @@ def learn_text(
     if learned.stopped:
         progress.say(f"Learning stopped early: {learned.stopped}")
     text = distiller.text(learned.ids)
-    changed = _share(seeds.pseudo, learned.ids)
+    changed = share_changed(seeds.pseudo, text)
     return Outcome(
         config,
         folder,
@@ -223,7 +229,7 @@ def distill(
 
 
 def _card(config: DistillConfig, outcome: Outcome) -> Card:
-    provenance = json.loads((outcome.folder.path / "provenance.json").read_text(encoding="utf-8"))
+    provenance = read_json(outcome.folder.path / "provenance.json")
     return Card(
         data=shared_name(config.data.data),
         data_rows=len(outcome.prepared.train),
@@ -254,27 +260,31 @@ def _card(config: DistillConfig, outcome: Outcome) -> Card:
 
 def _table(config: DistillConfig, outcome: Outcome, progress: Progress) -> list[dict[str, Any]]:
     """Every row of the ladder, trained and measured."""
-    prepared, seeds, distiller = outcome.prepared, outcome.seeds.pseudo, outcome.distiller
+    prepared, seeds, distiller = outcome.prepared, outcome.seeds, outcome.distiller
     learned = outcome.learned
+    last = distiller.text(learned.last_ids)
     train, encode = prepared.train, prepared.template.encode
 
     def draws(seed: int) -> PseudoData:
         drawn = draw(train, config.budget, 10_000 + 100 * config.seed + seed)
         rows = [encode(train.examples[i], turns="last") for i in drawn]  # as rows are exported
-        return plain(rows, seeds.pad_id)
+        return plain(rows, seeds.pseudo.pad_id)
 
     entries = entries_for(
         config.compare,
         draws=draws,
-        seeds=seeds,
+        seeds=seeds.untouched,
+        learnable=seeds.pseudo,
         allowed=distiller.allowed,
         soft=learned.soft.to(prepared.model.device),
-        soft_recipe=outcome.final,
+        soft_rate=learned.soft_learning_rate,
         text=distiller.settled(outcome.text),
         text_changed=outcome.changed,
-        last=distiller.settled(distiller.text(learned.last_ids)),
-        last_changed=_share(seeds, learned.last_ids),
-        full=plain(train.rows, seeds.pad_id),
+        text_rate=learned.learning_rate,
+        last=distiller.settled(last),
+        last_changed=share_changed(seeds.pseudo, last),
+        last_rate=learned.last_learning_rate,
+        full=plain(train.rows, seeds.pseudo.pad_id),
         recipe=outcome.recipe,
         full_epochs=config.full_epochs,
     )
@@ -288,10 +298,6 @@ def _table(config: DistillConfig, outcome: Outcome, progress: Progress) -> list[
             outcome.folder,
             progress,
         )
-
-
-def _share(data: PseudoData, ids: Tensor) -> float:
-    return float((data.ids != ids).float().mean())
 
 
 def export(
@@ -321,7 +327,12 @@ def export(
         learned.soft,
         seeds.pseudo.slots,
         [seed.digest for seed in seeds.examples],
-        {"model": card.model, "template": json.dumps(dict(card.template))},
+        {
+            "model": card.model,
+            "template": json.dumps(dict(card.template)),
+            "learning_rate": f"{learned.soft_learning_rate:.9g}",
+            "outer_step": str(learned.soft_step),
+        },
     )
     return rows
 
@@ -336,7 +347,9 @@ def _shown(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         shown.append(
             {
                 "method": row["label"],
-                "report NLL per token": round(row["report_nll"], 3),
+                "report NLL per token": "diverged"
+                if row["report_nll"] is None
+                else round(row["report_nll"], 3),
                 "minus seeds (95 %)": against,
                 "trainings": row["trainings"],
                 "rows": row["rows"],
@@ -354,11 +367,15 @@ def judge(table: Sequence[dict[str, Any]], changed: float, learned: Learned) -> 
             "No distilled text was better than the untouched seeds on the development rows, so "
             "the exported rows are the seeds."
         )
-    text = next((row for row in table if row["method"] == "text"), None)
+    diverged = [row["label"] for row in table if row["report_nll"] is None]
+    known = {row["method"]: row for row in table if row["report_nll"] is not None}
+    text = known.get("text")
     if text is None or "minus_seeds" not in text:
+        why = f" (trainings diverged: {', '.join(diverged)})" if diverged else ""
         return (
             f"The text of outer step {learned.best_step} was best on the development rows "
-            f"({changed:.1%} of learnable tokens changed); it was not compared on report rows."
+            f"({changed:.1%} of learnable tokens changed); it was not compared with its seeds on "
+            f"report rows{why}."
         )
     difference = text["minus_seeds"]
     spread = text.get("minus_seeds_95")
@@ -372,10 +389,10 @@ def judge(table: Sequence[dict[str, Any]], changed: float, learned: Learned) -> 
         )
     if difference + spread < 0:
         beaten = f"NACD text beats its untouched seeds by {change} (95 % interval ±{spread:.3f})."
-        random = next((row for row in table if row["method"] == "random"), None)
+        random = known.get("random")
         if random and text["report_nll"] > random["report_nll"] - (random["sd"] or 0.0):
             beaten += f" But random rows do about as well ({random['report_nll']:.3f})."
-        shuffled = next((row for row in table if row["method"] == "seeds-shuffled"), None)
+        shuffled = known.get("seeds-shuffled")
         if shuffled is None or text["report_nll"] < shuffled["report_nll"]:
             return beaten
         return (

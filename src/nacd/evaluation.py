@@ -60,7 +60,10 @@ def response_nll(
         UserError: no row.
     """
     if not rows:
-        raise UserError("no rows to evaluate on: give --heldout a file with rows.")
+        raise UserError(
+            "no rows to evaluate on: give --data (where rows are trained on too: --heldout) a file "
+            "with rows."
+        )
     nll = np.zeros(len(rows))
     tokens = np.zeros(len(rows), dtype=np.int64)
     for where in length_buckets(rows, batch_size, seed=None):
@@ -122,7 +125,7 @@ def choice_accuracy(
     from lm_eval.tasks import TaskManager
 
     if not examples:
-        raise UserError("no questions to evaluate on: give --tasks a file with rows.")
+        raise UserError("no questions to evaluate on: give --data a file of multiple-choice rows.")
     questions = [_question(example, template) for example in examples]
     _, lead = _written(examples[0], template)
     name = "nacd_local"
@@ -150,9 +153,11 @@ def choice_accuracy(
                 longest = max(question["choices"], key=len)
                 length = len(lm.tok_encode(question["context"] + lead + longest))
                 if length > lm.max_length:
+                    shorter = len(template.encode(example, turns="last")) - 1
                     raise UserError(
-                        f"{example.source}: the question has {length} tokens, and the model reads "
-                        f"{lm.max_length}; delete the row, or choose another --model."
+                        f"{example.source}: the question and its longest choice have {length} "
+                        f"tokens, and the model reads {lm.max_length}. --max-tokens {shorter} "
+                        "leaves the row out (and all that are as long); or choose another --model."
                     )
             manager = TaskManager(include_defaults=False)  # indexing its own tasks takes seconds
             found = _simple_evaluate(lm, [config], task_manager=manager)
@@ -190,11 +195,12 @@ def task_accuracy(
     known = set(manager.all_tasks)
     if unknown := [task for task in tasks if task not in known]:
         raise UserError(
-            f"--tasks {' '.join(unknown)}: neither a file nor a task of lm-eval "
-            f"{version('lm-eval')}; `lm-eval ls tasks` lists {len(known)} names."
+            f"--tasks {' '.join(unknown)}: no task of lm-eval {version('lm-eval')}; `lm-eval ls "
+            f"tasks` lists {len(known)} names. Questions in a file are for --data, which measures "
+            "accuracy wherever rows are multiple choice."
         )
-    try:
-        with _harness_model(model, theta, template, batch_size, bars=True) as lm:
+    with _harness_model(model, theta, template, batch_size, bars=True) as lm:
+        try:
             found = _simple_evaluate(
                 lm,
                 list(tasks),
@@ -203,11 +209,17 @@ def task_accuracy(
                 apply_chat_template=template.text is None,
                 task_manager=manager,
             )
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--tasks {' '.join(tasks)}: lm-eval could not run ({type(error).__name__}: {error}). "
-            "Tasks by name need the hub; without it, give --tasks a JSONL file of questions."
-        ) from error
+        except (OSError, ValueError) as error:
+            mend = "Choose other tasks, or another --shots."
+            if isinstance(error, OSError):
+                mend = (
+                    "Tasks come from the hub; without it, give --data a file of multiple-choice "
+                    "questions instead."
+                )
+            raise UserError(
+                f"--tasks {' '.join(tasks)}: lm-eval could not run ({type(error).__name__}: "
+                f"{error}). {mend}"
+            ) from error
     return _accuracies(found, template)
 
 

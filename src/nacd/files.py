@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -78,9 +79,10 @@ def json_text(value: Any, indent: int | None = None) -> str:
 
     Letters of all scripts stand as they are. What is escaped beside JSON's own control characters:
     the other three at which some tools end a line (U+0085, U+2028 and U+2029, as `str.splitlines`
-    does), and halves of surrogate pairs, which UTF-8 cannot hold.
+    does), and halves of surrogate pairs, which UTF-8 cannot hold. Numbers that are not finite are
+    null.
     """
-    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    text = json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
     return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
@@ -92,9 +94,58 @@ def json_lines(values: Iterable[Any]) -> str:
     return "".join(json_text(value) + "\n" for value in values)
 
 
+def finite(value: Any) -> Any:
+    """The same value with None for NaN and infinities, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
+    return value
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole, see `json_text`."""
+    """Write a JSON file whole, see `json_text`; numbers that are not finite become null."""
     write_text(path, json_text(value, indent=2) + "\n")
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSON-lines file whole; numbers that are not finite become null."""
+    write_text(path, json_lines(rows))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that a run wrote; NaN, which older versions wrote, is None.
+
+    Raises:
+        UserError: it is damaged; it is named.
+    """
+    try:
+        return _parsed(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{path}: not JSON ({error}); delete it, and run the same command again."
+        ) from error
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file, a last broken one left out; none where there is no file.
+
+    Only a line feed ends a line: JSON may hold U+2028 and its kin as they are.
+    """
+    rows: list[dict[str, Any]] = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").split("\n"):
+            try:
+                rows.append(_parsed(line))
+            except ValueError:
+                break
+    return rows
+
+
+def _parsed(text: str) -> Any:
+    return json.loads(text, parse_constant=lambda _: None)
 
 
 def write_tensors(

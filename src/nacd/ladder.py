@@ -1,18 +1,21 @@
 """The ladder: every row of the table trained and measured alike, on the report rows.
 
-Rows, in order: zero-shot, random draws, the seeds untouched, the seeds with random tokens for
-prompts, NACD's soft prompts, NACD's text, the full data at equal steps and for `full_epochs`. Same
-recipe, same batch size, same training seeds. Where the recipe does not shuffle, seeds and text are
+Rows, in order: zero-shot, random draws, the seeds untouched, the seeds with random tokens at the
+learnable positions, NACD's soft prompts, NACD's text, the full data at equal steps and for
+`full_epochs`. Same recipe, same batch size, same training seeds; soft prompts and text keep the
+learning rate that was learned with them. Where the recipe does not shuffle, seeds and text are
 shown shuffled too, so that nobody takes a lucky order for a better text; the full data is shuffled
 always. Each training is one JSON file, so that a ladder goes on where it stopped.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +30,7 @@ from nacd.prepare import Part
 from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.run import RunFolder
-from nacd.student import train_student, visited
+from nacd.student import digest_of, train_student, visited
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ def climb(
         entries: the rows.
         report: the report rows, read here alone.
         seeds: trainings an entry.
-        folder: keeps one JSON a training under `ladder/`.
+        folder: keeps one JSON a training under `ladder/`; one of other rows, vectors or another
+            learning rate is made anew.
         progress: display.
     """
     cells: dict[str, list[dict[str, Any]]] = {}
@@ -82,24 +86,31 @@ def climb(
     ]
     with progress.stage("table", len(work)) as tick:
         for done, (entry, seed) in enumerate(work, 1):
+            data, used = entry.data(seed), entry.recipe or recipe
             cell = folder.once(
                 f"ladder/{entry.name}-{seed}",
-                lambda entry=entry, seed=seed: _measure(model, recipe, entry, seed, report),
+                partial(_measure, model, used, entry, data, seed, report),
+                of=f"{digest_of(data, entry.vectors)} at {used.learning_rate:.9g}",
             )
             cells.setdefault(entry.name, []).append(cell)
-            tick(done, cell["report_nll"])
+            tick(done, math.nan if cell["report_nll"] is None else cell["report_nll"])
     return [_summary(entry, cells[entry.name], cells.get("seeds")) for entry in entries]
 
 
 def _measure(
-    model: LoraModel, recipe: Recipe, entry: Entry, seed: int, report: Part
+    model: LoraModel,
+    used: Recipe,
+    entry: Entry,
+    data: PseudoData | None,
+    seed: int,
+    report: Part,
 ) -> dict[str, Any]:
     began = time.perf_counter()
-    used = entry.recipe or recipe
-    data = entry.data(seed)
     if data is None:
         theta, rows, tokens, steps = model.zero_theta(), 0, 0, 0
     else:
+        if entry.steps is None:
+            used.check_rows(len(data.rows))
         steps = used.total_steps(len(data.rows)) if entry.steps is None else entry.steps
         theta = train_student(model, used, data, seed, vectors=entry.vectors, steps=steps)
         rows, tokens = visited(data, used, steps, seed)
@@ -121,22 +132,26 @@ def _measure(
 def _summary(
     entry: Entry, cells: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]] | None
 ) -> dict[str, Any]:
+    """A row of the table; its figure is None where one of its trainings diverged."""
     values = [cell["report_nll"] for cell in cells]
+    diverged = values.count(None)
     row: dict[str, Any] = {
         "method": entry.name,
         "label": entry.label,
-        "report_nll": statistics.fmean(values),
-        "sd": statistics.stdev(values) if len(values) > 1 else None,
+        "report_nll": None if diverged else statistics.fmean(values),
+        "sd": statistics.stdev(values) if len(values) > 1 and not diverged else None,
         "trainings": len(values),
+        "diverged": diverged,
         "rows": round(statistics.fmean(cell["rows"] for cell in cells)),
         "tokens": round(statistics.fmean(cell["tokens"] for cell in cells)),
-        "steps": cells[0]["steps"],
+        "steps": round(statistics.fmean(cell["steps"] for cell in cells)),
         "learning_rate": cells[0]["learning_rate"],
         "tokens_changed": entry.changed,
         "training_seconds": statistics.fmean(cell["training_seconds"] for cell in cells),
     }
-    if base is not None and entry.name not in ("seeds", "zero-shot"):
-        pairs = [a - b["report_nll"] for a, b in zip(values, base, strict=False)]
+    others = [cell["report_nll"] for cell in base or ()]
+    if others and entry.name not in ("seeds", "zero-shot") and None not in (*values, *others):
+        pairs = [a - b for a, b in zip(values, others, strict=False)]
         row["minus_seeds"] = statistics.fmean(pairs)
         if (spread := t_interval(pairs)) is not None:
             row["minus_seeds_95"] = spread
@@ -157,10 +172,13 @@ def lines(summary: Sequence[Mapping[str, Any]]) -> list[str]:
             if "minus_seeds_95" in row:
                 against += f" ±{row['minus_seeds_95']:.3f}"
         changed = "" if row["tokens_changed"] is None else f"{row['tokens_changed']:.1%}"
+        nll = "none" if row["report_nll"] is None else f"{row['report_nll']:.3f}"
         out.append(
-            f"{row['label']:<24}{row['report_nll']:>7.3f} {sd:>6} {against:>15} "
+            f"{row['label']:<24}{nll:>7} {sd:>6} {against:>15} "
             f"{row['tokens']:>8} {row['steps']:>5} {changed:>7}"
         )
+        if row.get("diverged"):
+            out.append(f"  {row['diverged']} of its {row['trainings']} trainings diverged")
     return out
 
 
@@ -169,36 +187,67 @@ def entries_for(
     *,
     draws: Callable[[int], PseudoData],
     seeds: PseudoData,
+    learnable: PseudoData,
     allowed: Tensor,
     soft: Tensor,
-    soft_recipe: Recipe,
+    soft_rate: float,
     text: PseudoData,
     text_changed: float,
+    text_rate: float,
     last: PseudoData,
     last_changed: float,
+    last_rate: float,
     full: PseudoData,
     recipe: Recipe,
     full_epochs: float,
 ) -> list[Entry]:
-    """The ladder's rows by name, in the ladder's order; see `nacd.config.LADDER`."""
+    """The ladder's rows by name, in the ladder's order; see `nacd.config.LADDER`.
+
+    Args:
+        chosen: names of rows.
+        draws: training seed -> random rows.
+        seeds: the untouched seeds.
+        learnable: the same with their learnable slots, and with a prefix where that is learned.
+        allowed: (V,) bool, tokens that may be chosen.
+        soft: the soft prompts, (Q, d), for the slots of `learnable`.
+        soft_rate: learning rate that they were looked at with.
+        text: the exported rows.
+        text_changed: share of their learnable tokens that are not the seeds'.
+        text_rate: learning rate that they were looked at with.
+        last: the text of the last look; a row of the table where it is another one.
+        last_changed: the same share of it.
+        last_rate: the same rate of it.
+        full: all training rows.
+        recipe: of every row, but for what is said above.
+        full_epochs: epochs of the row `full`.
+    """
     steps = recipe.total_steps(len(seeds.rows))
     shuffled = replace(recipe, shuffle=True)
-    plain = replace(seeds, slots=tuple((-1,) * len(row) for row in seeds.rows))
+    text_recipe = replace(recipe, learning_rate=text_rate)
+    where = "prompts" if learnable.rows == seeds.rows else "prefix"
     rows = {
         "zero-shot": [Entry("zero-shot", "zero-shot", lambda _: None)],
         "random": [Entry("random", "random rows", draws, recipe=shuffled)],
-        "seeds": [Entry("seeds", "seeds untouched", lambda _: plain, changed=0.0)],
+        "seeds": [Entry("seeds", "seeds untouched", lambda _: seeds, changed=0.0)],
         "random-prompts": [
             Entry(
                 "random-prompts",
-                "seeds, random prompts",
-                lambda seed: random_prompts(seeds, allowed, seed),
+                f"seeds, random {where}",
+                lambda seed: random_prompts(learnable, allowed, seed),
                 changed=1.0,
             )
         ],
-        "soft": [Entry("soft", "NACD soft", lambda _: seeds, vectors=soft, recipe=soft_recipe)],
+        "soft": [
+            Entry(
+                "soft",
+                "NACD soft",
+                lambda _: learnable,
+                vectors=soft,
+                recipe=replace(recipe, learning_rate=soft_rate),
+            )
+        ],
         "text": [
-            Entry("text", "NACD text", lambda _: text, changed=text_changed, recipe=soft_recipe)
+            Entry("text", "NACD text", lambda _: text, changed=text_changed, recipe=text_recipe)
         ],
         "full": [
             Entry(
@@ -221,16 +270,16 @@ def entries_for(
         rows["text"].append(
             Entry(
                 "text-last",
-                "NACD text, last step",
+                "NACD text, last look",
                 lambda _: last,
                 changed=last_changed,
-                recipe=soft_recipe,
+                recipe=replace(recipe, learning_rate=last_rate),
             )
         )
     if not recipe.shuffle:
         rows["seeds"].append(
             Entry(
-                "seeds-shuffled", "seeds, shuffled", lambda _: plain, changed=0.0, recipe=shuffled
+                "seeds-shuffled", "seeds, shuffled", lambda _: seeds, changed=0.0, recipe=shuffled
             )
         )
         rows["text"].append(
@@ -239,7 +288,7 @@ def entries_for(
                 "NACD text, shuffled",
                 lambda _: text,
                 changed=text_changed,
-                recipe=replace(soft_recipe, shuffle=True),
+                recipe=replace(text_recipe, shuffle=True),
             )
         )
     return [entry for name in rows if name in chosen for entry in rows[name]]

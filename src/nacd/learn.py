@@ -19,7 +19,7 @@ from torch import Tensor
 from nacd.config import DistillConfig, OuterLoopConfig, budget_rows
 from nacd.data import Encoded, Example
 from nacd.distillation.neighbours import candidates
-from nacd.distillation.outer import DivergedError, OuterConfig, OuterLoop
+from nacd.distillation.outer import DivergedError, OuterConfig, OuterLoop, rate_of
 from nacd.distillation.projection import (
     Nearest,
     Projection,
@@ -28,19 +28,25 @@ from nacd.distillation.projection import (
     simplex_logits,
 )
 from nacd.distillation.pseudo import PseudoData, make_pseudo_data
-from nacd.distillation.text import RoundTrip, TextRow, choosable, to_text
+from nacd.distillation.text import (
+    RoundTrip,
+    TextRow,
+    choosable,
+    share_changed,
+    slot_ids,
+    to_text,
+)
 from nacd.errors import UserError
 from nacd.experts import Expert
-from nacd.files import read_tensors, write_tensors
+from nacd.files import read_json_lines, read_tensors, write_json_lines, write_tensors
 from nacd.meta import Engine
 from nacd.models import LoraModel
 from nacd.prepare import Part, Prepared
 from nacd.progress import Progress
 from nacd.recipe import Recipe
-from nacd.run import read_metrics, write_metrics
 from nacd.segments import segment_maker, windowed
 from nacd.selection.random import random_order
-from nacd.student import CHECK_SEED, mean_nll, train_student
+from nacd.student import CHECK_SEED, mean_nll, plain, train_student
 from nacd.tracking import Log, silent
 
 
@@ -52,6 +58,12 @@ class Seeds:
     rows: tuple[Encoded, ...]
     """Encoded with the last turn as the only label, as they are exported."""
     pseudo: PseudoData
+    """With learnable slots, and with a prefix where that is what is learned."""
+
+    @property
+    def untouched(self) -> PseudoData:
+        """The rows as they are, nothing learnable in them."""
+        return plain(self.rows, self.pseudo.pad_id)
 
 
 def draw(train: Part, budget: str, seed: int) -> list[int]:
@@ -109,7 +121,8 @@ def make_projection(
         return simplex, config.step_size or 0.2
     kind = Nearest if config.projection == "nearest" else StraightThrough
     vectors = model.embed(ids).float().clone()
-    return kind(vectors, model.table, allowed, config.metric), config.step_size or 0.02
+    learned = kind(vectors, model.table, allowed, config.metric, ids)
+    return learned, config.step_size or 0.02
 
 
 @dataclass
@@ -123,8 +136,15 @@ class Learned:
     soft: Tensor
     """The vectors with the best development loss, (Q, d)."""
     learning_rate: float
+    """The student's, at the outer step of the exported text."""
+    soft_learning_rate: float
+    """The student's, at the outer step of `soft`."""
+    last_learning_rate: float
+    """The student's, at the last look at the development rows."""
     best_step: int
     """Outer step of the exported text; 0: the seeds themselves."""
+    soft_step: int
+    """Outer step of `soft`; 0: the vectors that learning starts from."""
     stopped: str | None
     """Why learning ended before its time, or None."""
     metrics: list[dict[str, Any]]
@@ -185,7 +205,7 @@ class Distiller:
                 f"{fixed} of {len(self.trips)} seed rows do not come back from their own tokens; "
                 "their text stays as it is"
             )
-        self._scores: dict[tuple[int, ...], float] = {}
+        self._scores: dict[tuple[float | tuple[int, ...], ...], float] = {}
 
     # --- text -------------------------------------------------------------------------------
 
@@ -209,7 +229,7 @@ class Distiller:
 
     def settled(self, rows: Sequence[TextRow]) -> PseudoData:
         """Text rows as training data: exactly what a tokenizer makes of the exported text."""
-        return replace(self.seeds.pseudo, rows=tuple(row.encoded for row in rows))
+        return plain([row.encoded for row in rows], self.seeds.pseudo.pad_id)
 
     # --- development ------------------------------------------------------------------------
 
@@ -223,59 +243,76 @@ class Distiller:
 
     def _text_nll(self, rows: Sequence[TextRow]) -> float:
         data = self.settled(rows)
-        key = tuple(t for row in data.rows for t in row.ids)
-        if self.config.rate_step_size:  # another learning rate is another training
-            key += (round(1e9 * self.outer.learning_rate),)
+        key = (self.outer.learning_rate, *(row.ids for row in data.rows))
         if key not in self._scores:
             self._scores[key] = self._nll(data, None)
         return self._scores[key]
 
-    def check(self) -> tuple[dict[str, float], Tensor]:
-        """Development losses of the soft prompts and of their text; the text's ids (Q,)."""
-        rows = self.text(self.outer.projection.tokens())
+    def check(self, ids: Tensor) -> tuple[dict[str, float], Tensor]:
+        """Development losses of the soft prompts and of ids (Q,) as text; the text's ids (Q,)."""
+        rows = self.text(ids)
         soft = self._nll(self.seeds.pseudo, self.outer.vectors())
         text = self._text_nll(rows)
-        learnable = [sum(s >= 0 for s in slots) for slots in self.seeds.pseudo.slots]
-        changed = sum(r.changed * n for r, n in zip(rows, learnable, strict=True))
         return {
             "development_soft": soft,
             "development_text": text,
             "soft_to_text_gap": text - soft,
-            "tokens_changed": changed / max(1, sum(learnable)),
+            "tokens_changed": share_changed(self.seeds.pseudo, rows),
             "tokens_repaired": float(sum(row.repaired for row in rows)),
-        }, self.settled(rows).ids
+        }, slot_ids(self.seeds.pseudo, rows)
 
     # --- state ------------------------------------------------------------------------------
 
     def _save(self, metrics: list[dict[str, Any]], best: dict[str, Tensor]) -> None:
         # metrics first: killed in between, the line too many is dropped by `restore`
-        write_metrics(self.folder / "metrics.jsonl", metrics)
+        write_json_lines(self.folder / "metrics.jsonl", metrics)
         write_tensors(
             self.folder / "state.safetensors",
             self.outer.state() | {f"best.{name}": tensor for name, tensor in best.items()},
         )
 
     def restore(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]] | None:
-        """Go back to the saved state: its metrics and the best so far, or None without one."""
+        """Go back to the saved state: its metrics and the best so far, or None without one.
+
+        Raises:
+            UserError: the state is damaged, or an older version's that lacks what is needed.
+        """
         file = self.folder / "state.safetensors"
         if not file.is_file():
             return None
         state, _ = read_tensors(file)
         best = {k.removeprefix("best."): state.pop(k) for k in list(state) if k[:5] == "best."}
+        if "soft_log_rate" not in best:  # an older version's
+            if self.config.rate_step_size:
+                raise UserError(
+                    f"{file}: an older version made it, and did not keep the learning rate that "
+                    "the best soft prompts were learned with; choose another --out."
+                )
+            best |= dict.fromkeys(("soft_log_rate", "last_log_rate"), best["log_rate"])
         self.outer.restore(state)
         metrics = [
             row
-            for row in read_metrics(self.folder / "metrics.jsonl")
+            for row in read_json_lines(self.folder / "metrics.jsonl")
             if row["outer_step"] <= self.outer.done
         ]
         return metrics, best
 
     def run(self) -> Learned:
-        """Learn until the outer steps are done, or until no gradient is of use any more."""
+        """Learn until the outer steps are done, or until no gradient is of use any more.
+
+        Raises:
+            UserError: training on the untouched seeds diverges.
+        """
         outer, config = self.outer, self.config
         restored = self.restore()
         if restored is None:
-            first, _ = self.check()
+            first, _ = self.check(self.seeds.pseudo.ids)
+            if not math.isfinite(first["development_text"]):
+                raise UserError(
+                    f"training on the untouched seeds diverges at --learning-rate "
+                    f"{outer.learning_rate:g}: the loss on development rows is "
+                    f"{first['development_text']}; give a smaller one."
+                )
             metrics: list[dict[str, Any]] = [{"outer_step": 0, "seconds": 0.0} | first]
             best = {
                 "text": torch.tensor([first["development_text"], 0.0], dtype=torch.float64),
@@ -284,6 +321,8 @@ class Distiller:
                 "last_ids": self.seeds.pseudo.ids,
                 "vectors": outer.vectors().cpu(),
                 "log_rate": outer.log_rate,
+                "soft_log_rate": outer.log_rate,
+                "last_log_rate": outer.log_rate,
             }
             self._save(metrics, best)
             self.log(metrics[0], 0)
@@ -307,7 +346,8 @@ class Distiller:
                     break
                 last = outer.done == config.outer_steps
                 if outer.done % config.check_every == 0 or last:
-                    seen, best["last_ids"] = self.check()
+                    seen, best["last_ids"] = self.check(outer.projection.tokens())
+                    best["last_log_rate"] = outer.log_rate
                     row |= seen
                     self._keep_best(row, best)
                 row = {"outer_step": outer.done, "seconds": time.perf_counter() - began} | row
@@ -319,8 +359,11 @@ class Distiller:
             ids=best["ids"],
             last_ids=best["last_ids"],
             soft=best["vectors"],
-            learning_rate=float(f"{math.exp(float(best['log_rate'])):.9g}"),
+            learning_rate=rate_of(best["log_rate"]),
+            soft_learning_rate=rate_of(best["soft_log_rate"]),
+            last_learning_rate=rate_of(best["last_log_rate"]),
             best_step=int(best["text"][1]),
+            soft_step=int(best["soft"][1]),
             stopped=stopped,
             metrics=metrics,
             seconds=math.fsum(row["seconds"] for row in metrics),
@@ -328,13 +371,19 @@ class Distiller:
 
     def _keep_best(self, row: dict[str, Any], best: dict[str, Tensor]) -> None:
         outer = self.outer
-        if row["development_text"] < float(best["text"][0]):
+        if _below(row["development_text"], best["text"]):
             best["text"] = torch.tensor([row["development_text"], outer.done], dtype=torch.float64)
             best["ids"] = best["last_ids"]
             best["log_rate"] = outer.log_rate
-        if row["development_soft"] < float(best["soft"][0]):
+        if _below(row["development_soft"], best["soft"]):
             best["soft"] = torch.tensor([row["development_soft"], outer.done], dtype=torch.float64)
             best["vectors"] = outer.vectors().cpu()
+            best["soft_log_rate"] = outer.log_rate
+
+
+def _below(nll: float, best: Tensor) -> bool:
+    """Whether a loss is lower than the best so far (loss, outer step); any is than one of NaN."""
+    return math.isfinite(nll) and not nll >= float(best[0])
 
 
 def pool_of(prepared: Prepared, seeds: Seeds) -> list[Encoded]:

@@ -54,14 +54,28 @@ class Recipe:
         Raises:
             UserError: a value out of range; the flag is named.
         """
-        if not self.learning_rate > 0:
-            raise UserError(f"--learning-rate {self.learning_rate}: must be above 0.")
-        if self.batch_size < 1:
-            raise UserError(f"--batch-size {self.batch_size}: must be at least 1.")
-        if self.steps < 0 or (self.steps == 0 and not self.epochs > 0):
+        for flag, value, fits, expected in (
+            ("--learning-rate", self.learning_rate, self.learning_rate > 0, "must be above 0"),
+            ("--batch-size", self.batch_size, self.batch_size >= 1, "must be at least 1"),
+            ("--clip", self.clip, self.clip >= 0, "must be at least 0 (0: no clipping)"),
+            ("--weight-decay", self.weight_decay, self.weight_decay >= 0, "must be at least 0"),
+            ("--eps", self.eps, self.eps >= 0, "must be at least 0"),
+            ("--root-eps", self.root_eps, self.root_eps >= 0, "must be at least 0"),
+            (
+                "--warmup",
+                self.warmup,
+                0 <= self.warmup <= 1,
+                "a share of the steps, between 0 and 1",
+            ),
+            ("--momentum", self.momentum, 0 <= self.momentum < 1, "must be at least 0, below 1"),
+            ("--beta1", self.beta1, 0 <= self.beta1 < 1, "must be at least 0, below 1"),
+            ("--beta2", self.beta2, 0 <= self.beta2 < 1, "must be at least 0, below 1"),
+        ):
+            if not (fits and math.isfinite(value)):
+                raise UserError(f"{flag} {value}: {expected}.")
+        lasts = self.epochs > 0 and math.isfinite(self.epochs)
+        if self.steps < 0 or (self.steps == 0 and not lasts):
             raise UserError(f"--steps {self.steps} --epochs {self.epochs}: give one above 0.")
-        if not 0 <= self.warmup <= 1:
-            raise UserError(f"--warmup {self.warmup}: a share of the steps, between 0 and 1.")
 
     def order_seed(self, seed: int) -> int | None:
         """Seed of the order in which rows are visited; None: as they are given."""
@@ -73,19 +87,39 @@ class Recipe:
             return self.steps
         return max(1, math.ceil(math.ceil(rows / self.batch_size) * self.epochs))
 
-    def check_rows(self, rows: int) -> None:
+    def check_rows(
+        self,
+        rows: int,
+        *,
+        batch: str = "--batch-size",
+        epochs: str = "--epochs",
+        steps: str = "--steps",
+    ) -> None:
         """Refuse a training that its warm-up keeps at a learning rate of 0.
+
+        Args:
+            rows: how many are trained on.
+            batch: flag of the rows a step, for the message.
+            epochs: flag of the epochs.
+            steps: flag of the steps.
 
         Raises:
             UserError: no step of it would move anything.
         """
         total = self.total_steps(rows)
-        if not any(self.rate(step, total) for step in range(total)):
+        if any(self.rate(step, total) for step in range(total)):
+            return
+        still = f"--warmup {self.warmup} gives a learning rate of 0: nothing is learned"
+        if self.steps:
             raise UserError(
-                f"--batch-size {self.batch_size}: {rows} rows make {total} optimiser step, to "
-                f"which --warmup {self.warmup} gives a learning rate of 0: nothing is learned. "
-                "Lower --batch-size, raise --epochs, or give --warmup 0."
+                f"{steps} {self.steps}: to the only step {still}. Raise {steps}, or give "
+                "--warmup 0."
             )
+        smaller = f"Lower {batch}, raise" if rows > 1 else "Raise"
+        raise UserError(
+            f"{batch} {self.batch_size}: {rows} rows make 1 optimiser step, to which {still}. "
+            f"{smaller} {epochs}, or give --warmup 0."
+        )
 
     def rate(self, step: int, total: int) -> float:
         """The schedule's factor on the learning rate at a 0-based step of `total`."""

@@ -8,7 +8,6 @@ keys named. Metrics are JSON lines; on going on, lines past the saved state are 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import yaml
 
 from nacd.errors import UserError
-from nacd.files import write_json, write_text
+from nacd.files import read_json, write_json, write_text
 
 EMPTY = {"run.yaml", "provenance.json", "stages.json"}
 """Files of a run that has made nothing yet."""
@@ -123,29 +122,27 @@ class RunFolder:
             )
         write_text(file, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 
-    def once(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The JSON result `name`: read it if it is there, else make and keep it."""
+    def once(
+        self, name: str, make: Callable[[], dict[str, Any]], *, of: str = ""
+    ) -> dict[str, Any]:
+        """The JSON result `name`: read it if it is there, else make and keep it.
+
+        Args:
+            name: of the file, without its ending.
+            make: makes the result.
+            of: a hash of what the result is of, kept with it as `of`: one of something else is
+                made anew. Empty, or a file of an older version, which does not say: it is read.
+
+        Returns:
+            The result as the file has it: lists for tuples, None for what is not a finite number.
+
+        Raises:
+            UserError: the file is damaged; it is named.
+        """
         file = self.path / f"{name}.json"
         if file.is_file():
-            return json.loads(file.read_text(encoding="utf-8"))
-        value = make()
-        write_json(file, value)
-        return value
-
-
-def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file, a last broken one left out."""
-    if not file.is_file():
-        return []
-    rows = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
-
-
-def write_metrics(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write all lines of a metrics file."""
-    write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
+            kept = read_json(file)
+            if not of or kept.get("of", of) == of:
+                return kept
+        write_json(file, make() | ({"of": of} if of else {}))
+        return read_json(file)

@@ -18,6 +18,7 @@ import tyro
 
 from nacd.comparison.table import lines as grid_lines
 from nacd.errors import UserError
+from nacd.files import finite
 from nacd.ladder import lines
 from nacd.report.folder import (
     Comparison,
@@ -147,7 +148,7 @@ def runs_text(config: RunsConfig) -> str:
         except UserError as error:
             damaged.append({"run": str(path), "state": "damaged", "error": str(error)})
     if config.json:
-        return json.dumps(found + damaged, indent=2)
+        return _as_text(found + damaged)
     if not found and not damaged:
         return f"no run folders in {config.folder}"
     entries = found + damaged
@@ -190,14 +191,14 @@ def show_text(config: ShowConfig) -> str:
     if config.json:
         kept = [_as_json(row) for row in rows[: max(0, config.rows)]]
         table = [] if run.results is None else run.results["table"]
-        return json.dumps(summary(run) | {"table": table, "rows": kept}, indent=2)
+        return _as_text(summary(run) | {"table": table, "rows": kept})
     return "\n".join(_show(run, rows, config.rows))
 
 
 def _show_comparison(found: Comparison, as_json: bool) -> str:
     values = comparison_summary(found)
     if as_json:
-        return json.dumps(values, indent=2)
+        return _as_text(values)
     head = [f"{found.path}: {found.state}", _fit(f"{values['model']}, {values['data']}", WIDTH)]
     return "\n".join(head + (["", *grid_lines(values["table"])] if values["table"] else []))
 
@@ -205,7 +206,7 @@ def _show_comparison(found: Comparison, as_json: bool) -> str:
 def _show_selection(values: dict[str, Any], config: ShowConfig) -> str:
     kept = values["rows"][: max(0, config.rows)]
     if config.json:
-        return json.dumps(values | {"rows": kept}, indent=2)
+        return _as_text(values | {"rows": kept})
     out = [f"{values['run']}: {values['state']}"]
     out.append(_fit(f"{values['model']}, {values['data']}", WIDTH))
     for row in kept:
@@ -242,6 +243,10 @@ def _show(run: Run, rows: Sequence[dict[str, Any]], most: int) -> Iterator[str]:
     if chosen and rows and not run.rows:
         yield ""
         yield "(an older version made this folder: the seeds' texts are not in it)"
+
+
+def _as_text(value: Any) -> str:
+    return json.dumps(finite(value), indent=2, allow_nan=False)
 
 
 def _as_json(row: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ Same splits, same budget and same form of rows as `nacd distill`, so that the tw
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -23,7 +22,8 @@ from nacd.export import (
     write_trainers,
 )
 from nacd.export.card import code
-from nacd.files import write_json
+from nacd.files import read_json, write_json
+from nacd.learn import draw
 from nacd.models import ModelConfig
 from nacd.prepare import Prepared, Say, prepare, read_splits
 from nacd.progress import Progress
@@ -108,6 +108,7 @@ def select(
     check_rows(config.method, config.selection, splits.train, splits.target)
     folder = open_run(config, splits, free=("out",))
     prepared = prepare(config.model, config.data, progress.say, splits)
+    config.recipe.check_rows(len(draw(prepared.train, config.budget, config.seed)))
     task = Task(
         prepared,
         config.recipe,
@@ -175,7 +176,7 @@ def _export(config: SelectConfig, prepared: Prepared, result: Selected, say: Say
         title=f"Instruction data chosen by {config.method}",
         license=config.data.license or hub_license(config.data.data),
         language=config.data.language,
-        provenance=json.loads((result.folder / "provenance.json").read_text(encoding="utf-8")),
+        provenance=read_json(result.folder / "provenance.json"),
     )
     text = render_chosen_card(card, config.method, rows, in_order=in_order)
     write_dataset(result.dataset, rows, text)

@@ -29,7 +29,7 @@ from nacd.run import RunFolder, versions
 from nacd.selection import METHODS, Task, choose_once
 from nacd.selection.random import random_order
 from nacd.settings import to_dict
-from nacd.student import TUNING_SEED, mean_nll, train_student, tune_rate
+from nacd.student import TUNING_SEED, digest_of, mean_nll, train_student, tune_rate
 
 FREE = ("out", "compare", "draws")
 """Keys that may differ when a run goes on: they change no stage that is done."""
@@ -73,6 +73,21 @@ def _fingerprint(examples: Sequence[Example]) -> str:
     return f"{len(examples)} rows, {seen.hexdigest()[:16]}"
 
 
+def check_trainings(config: DistillConfig, prepared: Prepared) -> None:
+    """Refuse trainings of a run that their warm-up would keep at a learning rate of 0.
+
+    Raises:
+        UserError: on the seeds, on the full data of the table, or an expert's; the flags are named.
+    """
+    rows = len(prepared.train)
+    config.recipe.check_rows(len(draw(prepared.train, config.budget, config.seed)))
+    if "full" in config.compare:
+        full = replace(config.recipe, steps=0, epochs=config.full_epochs)
+        full.check_rows(rows, epochs="--full-epochs")
+    if config.outer.objective == "trajectory" and not config.expert.expert_from:
+        config.expert.check_rows(config.recipe, rows)
+
+
 def chosen_rows(
     config: DistillConfig, prepared: Prepared, folder: RunFolder, progress: Progress
 ) -> list[int]:
@@ -105,6 +120,8 @@ def tuned(
 ) -> dict[str, Any]:
     """Try learning rates on development rows, training on `data`; done once, kept as `name`.json.
 
+    Kept rates of other rows are tried anew.
+
     Returns:
         `learning_rate`, the best, and `nll`, pairs of a rate and its development NLL.
     """
@@ -118,7 +135,7 @@ def tuned(
         found = tune_rate(rates, score)
         return {"learning_rate": found.learning_rate, "nll": [*found.nll.items()]}
 
-    return folder.once(name, search)
+    return folder.once(name, search, of=digest_of(data))
 
 
 def tuned_recipe(
@@ -127,8 +144,10 @@ def tuned_recipe(
     """The recipe, its learning rate chosen on development rows where --tune-rates asks for it."""
     if not config.tune_rates:
         return config.recipe
-    found = tuned(config.recipe, config.tune_rates, prepared, seeds.pseudo, folder)
-    tried = ", ".join(f"{rate:g}: {nll:.3f}" for rate, nll in found["nll"])
+    found = tuned(config.recipe, config.tune_rates, prepared, seeds.untouched, folder)
+    tried = ", ".join(
+        f"{rate:g}: {'diverges' if nll is None else f'{nll:.3f}'}" for rate, nll in found["nll"]
+    )
     progress.say(
         f"learning rate {found['learning_rate']:g}, by development NLL after training on the "
         f"untouched seeds ({tried})"

@@ -7,6 +7,7 @@ compared in one trainer, batch by batch; on the same text, its loss curve is tha
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,16 @@ def plain(rows: Sequence[Encoded], pad_id: int) -> PseudoData:
     return PseudoData(tuple(rows), tuple((-1,) * len(row) for row in rows), pad_id)
 
 
+def digest_of(data: PseudoData | None, vectors: Tensor | None = None) -> str:
+    """A hash of what is trained on: ids and labels of the rows, and the vectors in their slots."""
+    rows = () if data is None else data.rows
+    digest = hashlib.sha256(repr([(row.ids, row.response) for row in rows]).encode())
+    if data is not None and vectors is not None:
+        digest.update(repr(data.slots).encode())
+        digest.update(vectors.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def train_student(
     model: LoraModel,
     recipe: Recipe,
@@ -61,7 +72,12 @@ def train_student(
 
     Returns:
         Theta after the last step, (P,).
+
+    Raises:
+        UserError: the warm-up keeps the recipe at a learning rate of 0.
     """
+    if steps is None:
+        recipe.check_rows(len(data.rows))
     total = recipe.total_steps(len(data.rows)) if steps is None else steps
     loop = InnerLoop(model, recipe, total)
     log_rate = torch.tensor(math.log(recipe.learning_rate), device=model.device)

@@ -48,6 +48,7 @@ def fine_tune(config: TrainConfig, progress: Progress | None = None) -> TrainRes
     config.recipe.check()
     check_tracker(config.track)
     examples = _read(config.data)
+    config.recipe.check_rows(len(examples))
     if config.recipe.shuffle and made_in_order(Path(config.data.data)):
         progress.say(
             f"{config.data.data}: these rows were made to be trained on in their own order; give "
@@ -104,6 +105,13 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
     check_values(config)
     if not config.data.data and not config.tasks:
         raise UserError("give --data (a file of held-out rows), --tasks (names), or both.")
+    if config.shots is not None and not config.tasks:
+        raise UserError(
+            f"--shots {config.shots}: is for --tasks, and none is named; the questions of --data "
+            "are asked without solved ones before them."
+        )
+    if config.shots is not None and config.shots < 0:
+        raise UserError(f"--shots {config.shots}: must be at least 0.")
     examples = _read(config.data) if config.data.data else []
     model = load_model(config.model)
     theta = model.zero_theta()

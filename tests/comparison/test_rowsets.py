@@ -54,7 +54,10 @@ def outcome(source: Prepared, folder: Path, number: int, chosen_by: str = "bm25"
         text=text,
         changed=0.1 * (1 + number),
         learned=SimpleNamespace(
-            learning_rate=1e-3 * (1 + number), soft=torch.full((2, 2), float(number)), metrics=[]
+            learning_rate=1e-3 * (1 + number),
+            soft_learning_rate=2e-3 * (1 + number),
+            soft=torch.full((2, 2), float(number)),
+            metrics=[],
         ),
         config=DistillConfig(),
         clock=SimpleNamespace(stages=[{"name": n, "seconds": s} for n, s in stages]),
@@ -110,7 +113,7 @@ def test_soft_prompts_are_of_the_same_distillation(
         own: Any = found.training(source, seed)
         assert own.data == f"pseudo {seed % 2}"
         assert float(own.vectors[0, 0]) == seed % 2
-        assert own.learning_rate == 1e-3 * (1 + seed % 2)
+        assert own.learning_rate == 2e-3 * (1 + seed % 2), "the soft prompts' own"
         assert own.in_order
     assert found.source_only
 
@@ -174,9 +177,19 @@ def test_random_draws_are_those_of_distill(
     monkeypatch.setattr(distilling, "climb", lambda *_: [])
     stub: Any = SimpleNamespace(
         prepared=source,
-        seeds=SimpleNamespace(pseudo=SimpleNamespace(pad_id=0, ids=torch.zeros(1))),
-        distiller=SimpleNamespace(allowed=None, settled=lambda _: None, text=lambda _: None),
-        learned=SimpleNamespace(soft=torch.zeros(1), last_ids=torch.zeros(1)),
+        seeds=SimpleNamespace(pseudo=SimpleNamespace(pad_id=0, slots=((0,),)), untouched=None),
+        distiller=SimpleNamespace(
+            allowed=None,
+            settled=lambda _: None,
+            text=lambda _: [SimpleNamespace(changed=0.0)],
+        ),
+        learned=SimpleNamespace(
+            soft=torch.zeros(1),
+            last_ids=torch.zeros(1),
+            learning_rate=0.1,
+            soft_learning_rate=0.1,
+            last_learning_rate=0.1,
+        ),
         final=None,
         text=[],
         changed=0.0,

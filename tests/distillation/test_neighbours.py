@@ -119,3 +119,16 @@ def test_the_largest_vocabulary_needs_under_500_mb() -> None:
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 500e6, done.stdout
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_a_place_may_keep_its_own_id(metric: Metric) -> None:
+    """Whether it may be chosen elsewhere or not, and where another row is just as near."""
+    table = draw(12, 4)
+    table[9] = table[2]
+    allowed = torch.ones(12, dtype=torch.bool)
+    allowed[5] = False
+    own = torch.tensor([5, 9, 2, 5, 5])
+    vectors = table[torch.tensor([5, 9, 9, 3, 4])]
+    assert nearest(vectors, table, allowed, metric, own).tolist() == [5, 9, 2, 3, 4]
+    assert nearest(vectors, table, allowed, metric)[0] != 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -212,7 +213,62 @@ def test_segments_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = make_loop()
     feed(monkeypatch, [of(torch.full((3, 4), math.nan)), of(b)])
     assert "skipped" not in loop.step([SEGMENT] * 2)
-    torch.testing.assert_close(loop.adam.m, 0.1 * b / 2)
+    torch.testing.assert_close(loop.adam.m, 0.1 * b)
+
+
+def test_a_segment_of_no_use_counts_in_no_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in the vectors' and the rate's gradient, nor in what is said of the step."""
+    a, b = torch.ones(3, 4), torch.arange(12.0).view(3, 4)
+    bad = [
+        of(a, 1.0, math.nan),
+        of(a * math.inf, 1.0, 9.0),
+        of(a, math.nan, 9.0),
+        replace(of(a, 1.0, 9.0), cotangent_norms=[1.0, math.nan]),
+        replace(of(a, 1.0, 9.0), cotangent_norms=[1.0, 1e9]),
+    ]
+    for wrong in bad:
+        loop = make_loop(rate_step_size=0.1)
+        feed(monkeypatch, [of(a, 1.0, 2.0), wrong, of(b, 4.0, 4.0)])
+        found = loop.step([SEGMENT] * 3)
+        assert (found["objective"], found["inner_loss_end"]) == (3.0, 0.5)
+        assert found["segments_skipped"] == 1.0
+        assert found["cotangent_growth"] == max(module._growth(wrong), 1.0)
+        torch.testing.assert_close(loop.adam.m, 0.1 * (a + b) / 2)
+        assert float(loop.rate_adam.m) == pytest.approx(0.25)
+    loop = make_loop()
+    feed(monkeypatch, bad[:2])
+    found = loop.step([SEGMENT] * 2)
+    assert found["skipped"] == 1.0
+    assert all(math.isnan(found[key]) for key in ("objective", "meta_gradient_norm"))
+
+
+def test_a_gradient_of_exactly_0_is_not_called_stiff(answer: Callable[..., None]) -> None:
+    loop = make_loop()
+    answer(torch.zeros(3, WIDTH))
+    for _ in range(PATIENCE - 1):
+        loop.step([SEGMENT])
+    with pytest.raises(DivergedError, match=r"exactly 0: .* Raise --window, or lower --warmup"):
+        loop.step([SEGMENT])
+
+
+def test_a_resumed_simplex_keeps_its_candidates(answer: Callable[..., None]) -> None:
+    """They are the model's guesses: elsewhere, rounding may give others, or another order."""
+
+    def make(choices: list[list[int]]) -> OuterLoop:
+        loop = make_loop()
+        logits = torch.tensor([[2.0, 1.0, 0.0]] * 3)
+        loop.projection = Simplex(logits, torch.tensor(choices), loop.table)
+        loop.adam = module.Adam(torch.zeros(3, 3), torch.zeros(3, 3))
+        return loop
+
+    one = make([[1, 5, 6], [2, 7, 8], [3, 9, 10]])
+    answer(torch.ones(3, WIDTH))
+    one.step([SEGMENT])
+    two = make([[1, 6, 5], [2, 8, 7], [3, 11, 10]])
+    two.restore(one.state())
+    assert torch.equal(two.vectors(), one.vectors())
+    two.projection.parameters = one.projection.parameters = torch.tensor([[0.0, 1.0, 0.0]] * 3)
+    assert two.projection.tokens().tolist() == [5, 7, 9]
 
 
 def test_beta_and_scale(monkeypatch: pytest.MonkeyPatch) -> None:

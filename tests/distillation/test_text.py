@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from nacd.data import Example, Message, Template, make_template
+from nacd.data import Encoded, Example, Message, Template, make_template
 from nacd.distillation.pseudo import make_pseudo_data
-from nacd.distillation.text import RoundTrip, choosable, to_text
+from nacd.distillation.text import RoundTrip, choosable, share_changed, slot_ids, to_text
+from nacd.errors import UserError
 from tiny import ARCHITECTURES, ROWS, TOKENS, tiny_tokenizer
 
 SEEDS = (
@@ -167,3 +168,96 @@ def test_to_text_gives_rows_that_encode_to_what_they_say(arch: str, name: str) -
         differing = sum(row.encoded.ids[i] != before.ids[i] for i in learnable)
         assert row.changed == pytest.approx(differing / len(learnable))
     assert any(row.changed > 0.3 for row in found)
+
+
+def prefixed(name: str) -> tuple[list[Example], Any, list[RoundTrip], list[int]]:
+    """Three seeds with a prefix of two tokens; that of the second merges with its own prompt."""
+    tokenizer, template = setting("llama", name)
+    left, right, _ = merge(tokenizer, template)
+    prompt = f"{tokenizer.decode([right])}{tokenizer.decode([left])}: 7?"
+    lost = Example((Message("user", prompt), Message("assistant", "no")), "e")
+    seeds = [SEEDS[0], lost, SEEDS[1]]
+    rows = [template.encode(seed, turns="last") for seed in seeds]
+    start = rows[1].prompt[0]
+    assert rows[1].ids[start : start + 2] == (right, left)
+    pseudo = make_pseudo_data(rows, "prefix:2", 0)
+    pairs = zip(seeds, pseudo.rows, strict=True)
+    trips = [RoundTrip(template, tokenizer, seed, row) for seed, row in pairs]
+    assert [trip.reversible for trip in trips] == [True, False, True]
+    return seeds, pseudo, trips, tokenizer("?:", add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("name", ["plain", "chat"])
+def test_a_prefix_in_which_nothing_is_learned_leaves_the_seed(name: str) -> None:
+    seeds, pseudo, trips, _ = prefixed(name)
+    found = to_text(pseudo, pseudo.ids, seeds, trips, none_left)
+    assert [row.example for row in found] == seeds
+    assert [row.encoded for row in found] == [
+        trip.template.encode(seed, turns="last") for trip, seed in zip(trips, seeds, strict=True)
+    ]
+    assert [row.changed for row in found] == [0.0] * 3
+    assert torch.equal(slot_ids(pseudo, found), pseudo.ids)
+    assert share_changed(pseudo, found) == 0.0
+
+
+@pytest.mark.parametrize("name", ["plain", "chat"])
+def test_a_prefix_that_does_not_survive_leaves_the_seed_alone(name: str) -> None:
+    """The others keep theirs, and lengths, slots and shares agree with what is exported."""
+    seeds, pseudo, trips, learned = prefixed(name)
+    ids = pseudo.ids.clone()
+    ids[[0, 2, 4]] = learned[0]  # one of the two tokens of every prefix
+    found = to_text(pseudo, ids, seeds, trips, none_left)
+    assert found[1].example == seeds[1]
+    for row, seed, trip in zip(found, seeds, trips, strict=True):
+        assert row.encoded == trip.template.encode(row.example, turns="last")
+        longer = len(row.encoded) - len(trip.template.encode(seed, turns="last"))
+        assert (longer, row.changed) == ((0, 0.0) if seed is seeds[1] else (2, 1.0))
+    assert share_changed(pseudo, found) == pytest.approx(2 / 3)
+    settled = slot_ids(pseudo, found)
+    expected = ids.clone()
+    expected[2] = pseudo.ids[2]  # the seed that has no prefix: as it started
+    assert torch.equal(settled, expected)
+    again = to_text(pseudo, settled, seeds, trips, none_left)
+    assert [row.example for row in again] == [row.example for row in found]
+    assert [row.encoded for row in again] == [row.encoded for row in found]
+
+
+def test_labels_that_a_text_would_move_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, template = setting("llama", "qa")
+    row = template.encode(SEEDS[0], turns="last")
+    trip = RoundTrip(template, tokenizer, SEEDS[0], row)
+    at = row.prompt[1] - 1
+    mark, other = tokenizer("!:", add_special_tokens=False)["input_ids"]
+    wanted = list(row.ids)
+    wanted[at] = mark
+    encode = Template.encode
+
+    def moved(self: Template, example: Example, turns: Any = "all") -> Encoded:
+        found = encode(self, example, turns)
+        if mark not in found.ids:
+            return found
+        return Encoded(found.ids, (False, *found.response[:-1]), found.prompt)
+
+    monkeypatch.setattr(Template, "encode", moved)
+    settled, repaired = trip.settle(wanted, row.ids, lambda _: [other])
+    assert (settled[at], repaired) == (other, 1)
+
+
+def test_a_text_that_the_template_refuses_is_chosen_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, template = setting("llama", "chat")
+    row = template.encode(SEEDS[0], turns="last")
+    trip = RoundTrip(template, tokenizer, SEEDS[0], row)
+    mark, other = tokenizer("!:", add_special_tokens=False)["input_ids"]
+    at = row.prompt[0] + 1
+    wanted = list(row.ids)
+    wanted[at] = mark
+    encode = Template.encode
+
+    def refuses(self: Template, example: Example, turns: Any = "all") -> Encoded:
+        if "!" in example.prompt:
+            raise UserError("the template refuses the row")
+        return encode(self, example, turns)
+
+    monkeypatch.setattr(Template, "encode", refuses)
+    settled, repaired = trip.settle(wanted, row.ids, lambda _: [other])
+    assert (settled[at], repaired) == (other, 1)

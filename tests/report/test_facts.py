@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from made_run import make_run
 from nacd.report import facts
 from nacd.report.folder import read_run
+from nacd.report.page import ReportConfig, write_report
 from nacd.report.rungs import rungs
 
 
@@ -50,3 +52,30 @@ def test_a_gain_is_held_against_random_rows_and_another_order(
     assert said.keys() & known == told
     for name in told:
         assert "\N{PLUS-MINUS SIGN} 0.040" in said[name]
+
+
+def test_a_page_bears_trainings_that_diverged(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    results = json.loads((folder / "results.json").read_text())
+    for row in results["table"]:
+        if row["method"] in ("text", "seeds"):
+            row["report_nll"] = None
+    (folder / "results.json").write_text(json.dumps(results))
+    metrics = folder / "distill" / "metrics.jsonl"
+    looks = [json.loads(line) for line in metrics.read_text().splitlines()]
+    for look in looks:
+        look |= dict.fromkeys(("objective", "development_soft", "soft_to_text_gap"))
+    metrics.write_text("".join(json.dumps(look) + "\n" for look in looks))
+    run = read_run(folder)
+    ladder = rungs(run)
+    assert {"text", "seeds"} & {rung.method for rung in ladder} == set()
+    assert all(rung.minus_seeds is None for rung in ladder)
+    assert "row text" in dict(facts.warnings(run, ladder))["Training diverged."]
+    assert "Soft-to-text gap" not in [name for name, _, _ in facts.tiles(run, ladder)]
+    page = write_report(ReportConfig(folder)).read_text()
+    assert "Training diverged." in page
+    (folder / "results.json").unlink()  # killed while the table was made
+    cell = next(folder.glob("ladder/text-*.json"))
+    cell.write_text(json.dumps(json.loads(cell.read_text()) | {"report_nll": None}))
+    assert "text" not in {rung.method for rung in rungs(read_run(folder))}
+    assert write_report(ReportConfig(folder)).is_file()

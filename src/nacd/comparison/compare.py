@@ -6,9 +6,9 @@
     cells/<target>/<budget>/<method>/<seed>/    one training: result.json, or failed.json
     results.parquet, results.json, report.html  all cells; the table; the page
 
-A cell that fails is kept as failed and the others go on; the same command again tries it anew.
-Table and page are written after every row, and say how many of the trainings they count. They hold
-what earlier calls have left in the folder too.
+A cell that fails is kept as failed and the others go on (`nacd.comparison.failures`); the same
+command again tries it anew. Table and page are written after every row, and say how many of the
+trainings they count. They hold what earlier calls have left in the folder too.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from typing import Any
 
 from nacd.comparison.config import DISTILLED, FREE, CompareConfig
 from nacd.comparison.cost import forecast, seconds_per_token
-from nacd.comparison.grid import Grid, Keep, folder_name
+from nacd.comparison.failures import Failure, failure, keep_failure
+from nacd.comparison.grid import Grid, Keep, cell_folder, folder_name
 from nacd.comparison.kept import Kept
-from nacd.comparison.rowsets import RowSet, check_runs, reason, rowsets, tuning_data
+from nacd.comparison.rowsets import RowSet, check_runs, rowsets, tuning_data
 from nacd.comparison.table import lines
 from nacd.config import decided
 from nacd.data import Encoded, Example, Splits, encode_all, make_template, read_examples
 from nacd.errors import UserError
+from nacd.learn import draw
 from nacd.overlap import overlapping, row_text
 from nacd.prepare import Prepared, prepare, read_splits
 from nacd.progress import Progress
@@ -46,6 +48,8 @@ class Compared:
     """Training rows that share 13 words with report rows."""
     report: Path
     """The page that shows all of it."""
+    faults: list[Path]
+    """Tracebacks of this call's trainings that failed by a fault of this program."""
 
 
 def compare(
@@ -82,6 +86,7 @@ def compare(
         )
     if any(method in DISTILLED for method in config.methods):
         _same_runs(folder, runs)
+    _check_trainings(config, source)
     others = _encoded(elsewhere, config, source, progress)
     _say_cost(config, source, splits, others, progress)
     recipes = {b: _recipe(config, b, source, source, folder, progress) for b in config.budgets}
@@ -104,7 +109,22 @@ def compare(
     for target in config.target_models:
         progress.say(f"target model {target}")
         _of_target(target, config, source, splits, sets, elsewhere, folder, progress, kept.add)
-    return Compared(folder.path, kept.table(), shared, kept.write())
+    return Compared(folder.path, kept.table(), shared, kept.write(), kept.faults())
+
+
+def _check_trainings(config: CompareConfig, source: Prepared) -> None:
+    """Refuse trainings that their warm-up would keep at a learning rate of 0.
+
+    Raises:
+        UserError: on a budget's rows, or on the full data; the flags are named.
+    """
+    if set(config.methods) <= {"zero-shot"}:
+        return
+    for budget in config.budgets:
+        config.recipe.check_rows(len(draw(source.train, budget, config.seed)))
+    if "full" in config.methods:
+        full = replace(config.recipe, steps=0, epochs=config.full_epochs)
+        full.check_rows(len(source.train), epochs="--full-epochs")
 
 
 def _elsewhere(config: CompareConfig) -> list[Example]:
@@ -150,11 +170,16 @@ def _of_target(
     """The cells of a further model; all of them failed where it cannot be used."""
     own = {b: [s for s in sets[b] if not s.source_only] for b in config.budgets}
 
-    def failed(budget: str, error: Exception) -> None:
-        about = {"target": target, "budget": budget, "failed": reason(error)}
-        progress.say(f"{target}, budget {budget}: failed: {about['failed']}")
+    def failed(budget: str, found: Failure) -> None:
+        progress.say(f"{target}, budget {budget}: failed: {found.why}")
         for rowset in own[budget]:
-            keep([about | {"method": rowset.method, "seed": n} for n in range(rowset.trainings)])
+            cells = []
+            for seed in range(rowset.trainings):
+                place = folder.path / cell_folder(target, budget, rowset.method, seed)
+                if not (place / "result.json").is_file():  # an earlier call's result stays
+                    names = {"target": target, "budget": budget, "method": rowset.method}
+                    cells.append(keep_failure(place, names | {"seed": seed}, found))
+            keep(cells)
 
     try:
         model = replace(config.model, model=target)
@@ -162,13 +187,13 @@ def _of_target(
         others = _encoded(elsewhere, config, prepared, progress)
     except Exception as error:  # shown as failed; the other models go on
         for budget in own:
-            failed(budget, error)
+            failed(budget, failure(error))
         return
     for budget, mine in own.items():
         try:
             recipe = _recipe(config, budget, prepared, source, folder, progress)
-        except Exception as error:
-            failed(budget, error)
+        except Exception as error:  # the other budgets go on
+            failed(budget, failure(error))
         else:
             grid = Grid(config, folder, prepared, target, budget, recipe, others)
             grid.run(mine, progress, keep)
@@ -215,7 +240,7 @@ def _say_cost(
             other = prepare(replace(config.model, model=target), config.data, splits=splits)
             speeds[target] = seconds_per_token(other, config.recipe)
         except Exception as error:  # its cells will be shown as failed
-            progress.say(f"target model {target} cannot be used: {reason(error)}")
+            progress.say(f"target model {target} cannot be used: {failure(error).why}")
     found = forecast(config, source, speeds, config.recipe, elsewhere, config.out)
     for line in found.describe().splitlines():
         progress.say(line)
@@ -245,6 +270,12 @@ def print_comparison(result: Compared, say: Callable[[str], None]) -> None:
     say("Held-out response NLL per token (nats; lower is better; not comparable across models)")
     for line in lines(result.table):
         say(line)
+    if result.faults:
+        say("")
+        say(
+            f"{len(result.faults)} trainings failed by a fault of this program; its traceback: "
+            f"{result.faults[0]}"
+        )
     say("")
     say(f"cells: {result.folder / 'results.parquet'}")
     say(f"report: {result.report}")

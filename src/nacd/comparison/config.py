@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nacd.config import (
@@ -134,7 +134,8 @@ class CompareConfig:
             if name in METHODS:
                 check_method(name, self.selection, "--methods")
         check_method(self.seeds_by, self.selection, "--seeds-by")
-        self.distillation(self.budgets[0], 0).check()
+        shared = {"tune_rates": self.tune_rates, "full_epochs": self.full_epochs}
+        replace(self.distillation(self.budgets[0], 0), **shared).check()
 
     def distillation(self, budget: str, number: int, recipe: Recipe | None = None) -> DistillConfig:
         """The distillation behind NACD's own rows, with a recipe already tuned."""

@@ -6,7 +6,6 @@ counts whole.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from nacd.comparison.config import DISTILLED, CompareConfig
 from nacd.comparison.grid import cell_folder, folder_name
 from nacd.config import budget_rows, decided, with_judge
 from nacd.data import Encoded, collate
+from nacd.files import read_json
 from nacd.meta import PASSES, initial_state, step
 from nacd.prepare import Prepared
 from nacd.recipe import Recipe
@@ -162,7 +162,7 @@ class _Folder:
     def read(self, name: str) -> dict[str, Any] | None:
         """What is kept under the name; None: nothing yet."""
         file = self.path and self.path / f"{name}.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else None
+        return read_json(file) if file and file.is_file() else None
 
     def learned(self, budget: str, number: int, steps: int) -> float:
         """The share of a distillation's outer steps that are done."""

@@ -1,13 +1,15 @@
 """The cells of a comparison: one training of a target model on one row's set, and what is measured.
 
-A cell that is there is read; one that fails is kept as failed, and tried again the next time. What
-is asked for after a cell was made (accuracy, other data) is measured on the same training again.
+A cell that is there is read, unless its rows are others now; one that fails is kept as failed, and
+tried again the next time. What is asked for after a cell was made (accuracy, other data) is
+measured on the same training again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from nacd.comparison.config import CompareConfig
-from nacd.comparison.rowsets import RowSet, Training, of_training, reason
+from nacd.comparison.failures import failure, forget_failure, keep_failure
+from nacd.comparison.rowsets import RowSet, Training, of_training
 from nacd.data import Encoded
+from nacd.errors import UserError
 from nacd.evaluation import choice_accuracy, response_nll
 from nacd.files import write_json
 from nacd.prepare import Prepared
@@ -82,24 +86,28 @@ class Grid:
             "method": rowset.method,
             "seed": seed,
         }
-        failed = self.folder.path / place / "failed.json"
-
+        folder = self.folder.path / place
+        if rowset.failed is not None and not (folder / "result.json").is_file():
+            return keep_failure(folder, key, rowset.failed)
         answers = rowset.method in self.config.accuracy
-
-        def make() -> dict[str, Any]:
-            return self._measure(rowset.training(self.prepared, seed), seed, made, answers)
-
         try:
-            cell = self.folder.once(f"{place}/result", make)
+            # a result whose rows cannot be had any more is shown as it is
+            training = None if rowset.failed else rowset.training(self.prepared, seed)
+
+            def make() -> dict[str, Any]:
+                assert training is not None  # a failed row is only ever read
+                return self._measure(training, seed, made, answers)
+
+            of = "" if training is None else training.digest
+            cell = self.folder.once(f"{place}/result", make, of=of)
             missing = self._missing(cell, answers)
             if missing:  # asked for after the cell was made
                 theta, _, _ = self._train(rowset.training(self.prepared, seed), seed)
                 cell = cell | {name: measure(theta) for name, measure in missing.items()}
-                write_json(self.folder.path / place / "result.json", cell)
+                write_json(folder / "result.json", cell)
         except Exception as error:  # kept, shown, and tried again next time
-            write_json(failed, key | {"failed": reason(error)})
-            return key | {"failed": reason(error)}
-        failed.unlink(missing_ok=True)
+            return keep_failure(folder, key, failure(error))
+        forget_failure(folder)
         made.setdefault(str(cell["content"]), cell)
         about = {
             "draw": seed % rowset.draws,
@@ -112,7 +120,10 @@ class Grid:
         recipe = of_training(self.recipe, training)
         if training.data is None:
             return self.prepared.model.zero_theta(), 0, recipe
-        steps = training.steps or recipe.total_steps(len(training.data.rows))
+        rows = len(training.data.rows)
+        if training.steps is None:
+            recipe.check_rows(rows)
+        steps = training.steps or recipe.total_steps(rows)
         theta = train_student(
             self.prepared.model,
             recipe,
@@ -138,6 +149,14 @@ class Grid:
         theta, steps, recipe = self._train(training, seed)
         trained = time.perf_counter() - began
         found = response_nll(self.prepared.model, theta, self.prepared.report.rows)
+        if not math.isfinite(found.mean):
+            mend = "give --dtype float32."
+            if steps:
+                mend = (
+                    f"training diverges at --learning-rate {recipe.learning_rate:g}; give a "
+                    "smaller one."
+                )
+            raise UserError(f"the loss on report rows is {found.mean} after {steps} steps: {mend}")
         rows, tokens = 0, 0
         if training.data is not None:
             rows, tokens = visited(training.data, recipe, steps, seed)
@@ -199,11 +218,6 @@ class Grid:
 
     def _content(self, training: Training, seed: int) -> str:
         """A hash of all that a training depends on but the model."""
-        data = () if training.data is None else training.data.rows
-        rows = [(row.ids, row.response) for row in data]
         recipe = of_training(self.recipe, training)
-        text = json.dumps([rows, seed, training.steps, repr(recipe)])
-        digest = hashlib.sha256(text.encode())
-        if training.vectors is not None:
-            digest.update(training.vectors.detach().cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        text = json.dumps([training.digest, seed, training.steps, repr(recipe)])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -6,7 +6,6 @@ the same folder.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import Any
 from pyarrow import parquet
 
 from nacd.comparison.config import ROWS
+from nacd.comparison.failures import TRACEBACK
 from nacd.comparison.grid import cell_folder
 from nacd.comparison.table import summarise, write_parquet
-from nacd.files import write_json
+from nacd.files import read_json, write_json
 from nacd.report.page import ReportConfig, write_report
 
 Key = tuple[str, str, str, int]
@@ -57,6 +57,11 @@ class Kept:
         write_json(self.folder / "results.json", found)
         return write_report(ReportConfig(self.folder))
 
+    def faults(self) -> list[Path]:
+        """Tracebacks of this call's cells that failed by a fault of this program."""
+        places = (self.folder / cell_folder(*key) / TRACEBACK for key in self.cells)
+        return [place for place in places if place.is_file()]
+
     def _all(self) -> dict[Key, dict[str, Any]]:
         """This call's cells, and those that others have left."""
         return earlier(self.folder) | self.cells
@@ -73,7 +78,7 @@ def earlier(folder: Path) -> dict[Key, dict[str, Any]]:
             if result.is_file():
                 about = {k: row[k] for k in ("target", "budget", "method", "seed")}
                 about |= {k: row.get(k) for k in LATER}
-                found[key] = json.loads(result.read_text(encoding="utf-8")) | about
+                found[key] = read_json(result) | about
                 break
     return found
 

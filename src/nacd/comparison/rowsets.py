@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from nacd.comparison.config import DISTILLED, LEARNED, CompareConfig
+from nacd.comparison.failures import Failure, failure
 from nacd.comparison.transfer import other_prompts, surviving_boundaries
 from nacd.config import DistillConfig, with_judge
 from nacd.data import Encoded, Example, collate
@@ -20,7 +20,7 @@ from nacd.distillation.pseudo import PseudoData, make_pseudo_data
 from nacd.distillation.text import choosable
 from nacd.distilling import Outcome, learn_text
 from nacd.errors import UserError
-from nacd.files import sha256_of
+from nacd.files import read_json, sha256_of
 from nacd.ladder import random_prompts
 from nacd.learn import draw
 from nacd.meta import PASSES
@@ -32,7 +32,7 @@ from nacd.run import RunFolder, differences
 from nacd.selection import METHODS, Task, choose_once, forward_flops
 from nacd.settings import from_dict, to_dict
 from nacd.stages import SAID
-from nacd.student import plain
+from nacd.student import digest_of, plain
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,11 @@ class Training:
     boundaries_kept: float | None = None
     """Share of the source's token boundaries in the learned prompts that the target has too."""
 
+    @property
+    def digest(self) -> str:
+        """A hash of the rows, and of the vectors in their slots."""
+        return digest_of(self.data, self.vectors)
+
 
 @dataclass(frozen=True)
 class RowSet:
@@ -69,7 +74,7 @@ class RowSet:
     draws: int = 1
     """Distillations behind it, that the trainings take in turn."""
     source_only: bool = False
-    failed: str | None = None
+    failed: Failure | None = None
     """Why its rows could not be had."""
 
 
@@ -94,40 +99,34 @@ def rowsets(
         progress: display.
     """
     made: list[RowSet] = []
-    outcomes: list[Outcome] | str | None = None
+    outcomes: list[Outcome] | Failure | None = None
     for method in config.methods:
         if method in DISTILLED and outcomes is None:
             progress.say(f"budget {budget}: distilling")
             try:
                 outcomes = _distilled(config, budget, source, splits, recipe, progress)
             except Exception as error:  # the other rows go on
-                outcomes = reason(error)
+                outcomes = failure(error)
         try:
-            if method in DISTILLED:
-                if isinstance(outcomes, str) or outcomes is None:
-                    made += [_failed(config, method, str(outcomes))]
-                else:
-                    made += [_of_distillation(config, method, outcomes, source)]
-            else:
+            if method not in DISTILLED:
                 made += _plain(config, budget, method, source, recipe, folder, progress)
+            elif isinstance(outcomes, list):
+                made += [_of_distillation(config, method, outcomes, source)]
+            else:
+                assert outcomes is not None
+                made += [_failed(config, method, outcomes)]
         except Exception as error:
-            made += [_failed(config, method, reason(error))]
+            made += [_failed(config, method, failure(error))]
         if made[-1].failed:
-            progress.say(f"{method}: failed: {made[-1].failed}")
+            progress.say(f"{method}: failed: {made[-1].failed.why}")
     return made
 
 
-def _failed(config: CompareConfig, method: str, why: str) -> RowSet:
+def _failed(config: CompareConfig, method: str, found: Failure) -> RowSet:
     def none(_: Prepared, __: int) -> Training:
-        raise UserError(why)
+        raise UserError(found.why)
 
-    return RowSet(method, none, config.seeds, failed=why)
-
-
-def reason(error: Exception) -> str:
-    """An error in one line: ours as it is, another's with its name."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+    return RowSet(method, none, config.seeds, failed=found)
 
 
 def _plain(
@@ -270,7 +269,7 @@ def _of_distillation(
                 outcome.seeds.pseudo,
                 in_order=True,
                 vectors=outcome.learned.soft.to(target.model.device),
-                learning_rate=outcome.learned.learning_rate,
+                learning_rate=outcome.learned.soft_learning_rate,
             )
         seeds = outcome.seeds.examples
         rows: Sequence[Example] = seeds
@@ -324,7 +323,7 @@ def _seconds(outcome: Outcome, learned: bool) -> float:
 
 def _chosen(outcome: Outcome) -> dict[str, Any]:
     """How its seed rows were chosen."""
-    return json.loads((outcome.folder.path / "seeds.json").read_text(encoding="utf-8"))
+    return read_json(outcome.folder.path / "seeds.json")
 
 
 def _learning_flops(outcome: Outcome) -> float:

@@ -20,13 +20,35 @@ CHUNK = 4_000_000
 
 
 def nearest(
-    vectors: Tensor, table: Tensor, allowed: Tensor | None = None, metric: Metric = "euclidean"
+    vectors: Tensor,
+    table: Tensor,
+    allowed: Tensor | None = None,
+    metric: Metric = "euclidean",
+    own: Tensor | None = None,
 ) -> Tensor:
     """Id of the nearest row of the table (V, d) for every vector (Q, d): (Q,).
 
-    `allowed` (V,) is False for ids that must not be chosen.
+    Args:
+        vectors: (Q, d).
+        table: (V, d).
+        allowed: (V,), False for ids that must not be chosen.
+        metric: of the distance.
+        own: (Q,), the id that may be chosen at each place whatever `allowed` says (the seed's,
+            which may be a piece of a character), and is where no other is nearer.
     """
-    return candidates(vectors, table, 1, allowed, metric)[:, 0]
+    found = candidates(vectors, table, 1, allowed, metric)[:, 0]
+    if own is None:
+        return found
+    own = own.to(found.device)
+    vectors = vectors.to(table.device)
+
+    def distance(ids: Tensor) -> Tensor:
+        rows = table[ids].to(vectors.dtype)
+        if metric == "cosine":
+            return -torch.nn.functional.cosine_similarity(vectors, rows, dim=1)
+        return ((vectors - rows) ** 2).sum(1)
+
+    return torch.where(distance(own) <= distance(found), own, found)
 
 
 @torch.no_grad()

@@ -3,7 +3,8 @@
     L = mean over segments of L_objective(theta_N(P, alpha)) + beta * L_reg(P)
 
 A segment is a start (theta, optimiser state, step count), an order of batches and an objective; the
-gradient comes from one adjoint sweep a segment. Adam (no decay) moves the projection's parameters
+gradient comes from one adjoint sweep a segment. A segment whose gradient is of no use is left out
+of the mean, as if it had not been drawn. Adam (no decay) moves the projection's parameters
 and log alpha. The loop knows no files: its whole state is a dictionary of tensors.
 """
 
@@ -11,16 +12,16 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from nacd.distillation.neighbours import Metric, nearest, regulariser
-from nacd.distillation.projection import Projection
+from nacd.distillation.projection import Projection, Simplex
 from nacd.distillation.pseudo import PseudoData
-from nacd.meta import Engine, InnerLoop, Objective, Start, meta_gradient
+from nacd.meta import Engine, InnerLoop, MetaGradient, Objective, Start, meta_gradient
 
 PATIENCE = 5
 """Outer steps in a row that may be skipped before learning stops."""
@@ -86,6 +87,11 @@ class Adam:
         return -step_size * (self.m / (1 - 0.9**self.count)) / root
 
 
+def rate_of(log_rate: Tensor) -> float:
+    """The learning rate of a logarithm (), to nine digits: log and exp leave 1e-3 what it was."""
+    return float(f"{math.exp(float(log_rate)):.9g}")
+
+
 class OuterLoop:
     """The learned parameters and their optimiser."""
 
@@ -127,14 +133,14 @@ class OuterLoop:
     @property
     def learning_rate(self) -> float:
         """The student's learning rate alpha."""
-        return float(f"{math.exp(float(self.log_rate)):.9g}")
+        return rate_of(self.log_rate)
 
     def vectors(self) -> Tensor:
         """P (Q, d) now."""
         return self.projection.vectors(self.progress)
 
     def step(self, segments: Sequence[Segment]) -> dict[str, float]:
-        """One outer step; what it saw.
+        """One outer step; what it saw, of the segments that were kept (NaN where none was).
 
         Raises:
             DivergedError: too many steps in a row were of no use, or alpha has vanished.
@@ -154,32 +160,31 @@ class OuterLoop:
                 self.engine,
                 trim=self.config.trim,
             )
-            growth = max(result.cotangent_norms) / (result.cotangent_norms[0] + 1e-30)
-            growths.append(growth)
+            growths.append(_growth(result))
+            if not _finite(result) or growths[-1] > self.config.explode:
+                continue
             values.append(result.value)
             inner_ends.append(result.losses[-1])
-            finite = bool(torch.isfinite(result.vectors).all()) and math.isfinite(result.value)
-            if not finite or growth > self.config.explode:
-                continue
-            gradient += result.vectors / len(segments)
-            rate_gradient += result.log_rate.cpu() / len(segments)
+            gradient += result.vectors
+            rate_gradient += result.log_rate.cpu()
+        kept = len(values)
+        gradient /= max(1, kept)
+        rate_gradient /= max(1, kept)
         length = float(gradient.norm())
         metrics = {
-            "objective": statistics.fmean(values),
-            "inner_loss_end": statistics.fmean(inner_ends),
-            "meta_gradient_norm": length,
+            "objective": statistics.fmean(values) if kept else math.nan,
+            "inner_loss_end": statistics.fmean(inner_ends) if kept else math.nan,
+            "meta_gradient_norm": length if kept else math.nan,
             "cotangent_growth": max(growths),
             "learning_rate": self.learning_rate,
         }
+        if kept < len(segments):
+            metrics["segments_skipped"] = float(len(segments) - kept)
         if length == 0.0 or not math.isfinite(length):
             self.skipped += 1
             self.done += 1
             if self.skipped >= PATIENCE:
-                raise DivergedError(
-                    f"{PATIENCE} outer steps in a row gave no usable meta-gradient (objective "
-                    f"{metrics['objective']:.3g}, cotangent growth {max(growths):.3g}): the inner "
-                    "loop is too long or too stiff. Lower --learning-rate, or shorten --window."
-                )
+                raise DivergedError(_useless(metrics, kept > 0 and length == 0.0))
             return metrics | {"skipped": 1.0}
         self.skipped = 0
         self.norms.append(length)
@@ -187,7 +192,8 @@ class OuterLoop:
         if length > limit:
             gradient *= limit / length
             rate_gradient *= limit / length
-        rows = self.table[nearest(vectors, self.table, self.allowed, self.config.metric)]
+        near = nearest(vectors, self.table, self.allowed, self.config.metric, self.pseudo.ids)
+        rows = self.table[near]
         distance, slope = regulariser(
             vectors, rows.to(vectors.dtype), self.config.metric, self.scale
         )
@@ -212,7 +218,10 @@ class OuterLoop:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that `restore` needs, as tensors."""
-        return {
+        made = {}
+        if isinstance(self.projection, Simplex):  # the model's guesses: rounding may reorder them
+            made["candidates"] = self.projection.candidates
+        return made | {
             "parameters": self.projection.parameters,
             "adam_m": self.adam.m,
             "adam_v": self.adam.v,
@@ -228,6 +237,8 @@ class OuterLoop:
         """Go on from a saved state."""
         device = self.projection.parameters.device
         self.projection.parameters = state["parameters"].to(device)
+        if isinstance(self.projection, Simplex) and "candidates" in state:
+            self.projection.candidates = state["candidates"]
         done, count, rate_count, self.skipped = (int(x) for x in state["counts"])
         self.done = done
         self.adam = Adam(state["adam_m"].to(device), state["adam_v"].to(device), count)
@@ -236,5 +247,26 @@ class OuterLoop:
         self.norms = state["norms"].tolist()
 
 
-Development = Callable[[Tensor], float]
-"""theta (P,) -> mean response NLL per token on the development rows."""
+def _finite(result: MetaGradient) -> bool:
+    tensors = (result.vectors, result.log_rate)
+    return math.isfinite(result.value) and all(bool(torch.isfinite(t).all()) for t in tensors)
+
+
+def _growth(result: MetaGradient) -> float:
+    """Largest |lambda| of the sweep over |lambda_N|; infinite where one is not finite."""
+    norms = result.cotangent_norms
+    return max(norms) / (norms[0] + 1e-30) if all(map(math.isfinite, norms)) else math.inf
+
+
+def _useless(metrics: Mapping[str, float], still: bool) -> str:
+    """Why learning stops: what the last of the steps without a usable meta-gradient saw."""
+    if still:
+        return (
+            f"in {PATIENCE} outer steps in a row the meta-gradient was exactly 0: what is trained "
+            "did not depend on the learnable positions. Raise --window, or lower --warmup."
+        )
+    return (
+        f"{PATIENCE} outer steps in a row gave no usable meta-gradient (cotangent growth "
+        f"{metrics['cotangent_growth']:.3g}): the inner loop is too long or too stiff. Lower "
+        "--learning-rate, or shorten --window."
+    )

@@ -54,6 +54,8 @@ class Nearest:
     allowed: Tensor
     """(V,) bool: ids that may be chosen."""
     metric: Metric = "euclidean"
+    own: Tensor | None = None
+    """(Q,) ids that may be chosen at their own place too: the seeds'."""
 
     def vectors(self, progress: float) -> Tensor:
         """See `Projection`."""
@@ -65,7 +67,7 @@ class Nearest:
 
     def tokens(self) -> Tensor:
         """See `Projection`."""
-        return nearest(self.parameters, self.table, self.allowed, self.metric)
+        return nearest(self.parameters, self.table, self.allowed, self.metric, self.own)
 
 
 @dataclass

@@ -4,10 +4,15 @@ The exported rows are text, and every target model tokenises that text anew. A r
 encoding its text gives back the ids that were chosen; where it does not, changed tokens next to the
 first difference are chosen anew, and at last put back to the seed's, which always works because a
 seed's ids came from its own text.
+
+A learned prefix starts as a copy of the prompt's first tokens, of which the seed knows nothing. As
+long as it still is that copy, nothing is learned in it, and the row is the untouched seed, as it is
+where the copy does not survive re-encoding.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +23,7 @@ from torch import Tensor
 from nacd.data.example import Encoded, Example
 from nacd.data.template import Template
 from nacd.distillation.pseudo import PseudoData
+from nacd.errors import UserError
 
 
 def choosable(tokenizer: Any, rows: int) -> Tensor:
@@ -44,7 +50,7 @@ class TextRow:
     encoded: Encoded
     """Exactly what encoding `example` gives."""
     changed: float
-    """Share of the learnable tokens that differ from the seed's."""
+    """Share of the learnable tokens that are not the seed's: all of a prefix, if there is one."""
     repaired: int
     """Learnable tokens that were chosen anew or put back so that the text encodes to them."""
 
@@ -57,14 +63,14 @@ class RoundTrip:
         self.tokenizer = tokenizer
         self.seed = seed
         self.row = row
-        plain = template.encode(seed, turns="last")  # without a learned prefix
-        text = self._text(plain.ids[slice(*plain.prompt)])
+        self.untouched = template.encode(seed, turns="last")  # without a learned prefix
+        text = self._text(self.untouched.ids[slice(*self.untouched.prompt)])
         content = seed.prompt
         start = content.find(text) if text else -1
         self.head, self.tail = (
             (content, "") if start < 0 else (content[:start], content[start + len(text) :])
         )
-        self.reversible = start >= 0 and self.encode(row.ids).ids == row.ids
+        self.reversible = start >= 0 and self._first_lost(row.ids) is None
 
     def _text(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(
@@ -80,13 +86,24 @@ class RoundTrip:
         """What encoding that text gives."""
         return self.template.encode(self.example(ids), turns="last")
 
+    def _first_lost(self, ids: Sequence[int]) -> int | None:
+        """First position whose id or label does not come back; None: all of them do."""
+        try:
+            again = self.encode(ids)
+        except UserError:  # a text that the template cannot show
+            return 0
+        wanted = zip(ids, self.row.response, strict=True)
+        found = zip(again.ids, again.response, strict=True)
+        pairs = enumerate(itertools.zip_longest(wanted, found))
+        return next((i for i, (a, b) in pairs if a != b), None)
+
     def settle(
         self,
         ids: Sequence[int],
         original: Sequence[int],
         alternatives: Callable[[int], Sequence[int]],
     ) -> tuple[list[int], int]:
-        """Ids that survive the round trip, as near to `ids` as the search finds.
+        """Ids that survive the round trip, labels and all, as near to `ids` as the search finds.
 
         Args:
             ids: wanted ids of the whole row.
@@ -98,11 +115,9 @@ class RoundTrip:
         """
         current, repaired, tried = list(ids), 0, {}
         while True:
-            again = self.encode(current).ids
-            if list(again) == current:
+            first = self._first_lost(current)
+            if first is None:
                 return current, repaired
-            pairs = zip(current, again, strict=False)
-            first = next((i for i, (a, b) in enumerate(pairs) if a != b), len(again))
             changed = [i for i, (a, b) in enumerate(zip(current, original, strict=True)) if a != b]
             if not changed:
                 return list(original), repaired
@@ -125,8 +140,11 @@ def to_text(
 ) -> list[TextRow]:
     """Turn token ids (Q,) at the slots into text rows that encode to exactly those (repaired) ids.
 
+    A row that does not come back from its own tokens, or whose prefix is still the copy that it
+    started as, is the untouched seed.
+
     Args:
-        pseudo: the pseudo-data, whose own ids are the seeds'.
+        pseudo: the pseudo-data that learning starts from.
         ids: chosen token ids.
         seeds: the seed examples.
         trips: each row's round trip.
@@ -138,7 +156,7 @@ def to_text(
         wanted.rows, pseudo.rows, pseudo.slots, seeds, trips, strict=True
     ):
         if not trip.reversible:
-            rows.append(TextRow(seed, trip.template.encode(seed, turns="last"), 0.0, 0))
+            rows.append(TextRow(seed, trip.untouched, 0.0, 0))
             continue
 
         def choices(position: int, slots: tuple[int, ...] = slots) -> Sequence[int]:
@@ -147,7 +165,24 @@ def to_text(
         final, repaired = trip.settle(row.ids, original.ids, choices)
         learnable = [i for i, slot in enumerate(slots) if slot >= 0]
         differing = sum(final[i] != original.ids[i] for i in learnable)
-        encoded = replace(row, ids=tuple(final))
-        changed = differing / max(1, len(learnable))
-        rows.append(TextRow(trip.example(final), encoded, changed, repaired))
+        if not differing:
+            rows.append(TextRow(seed, trip.untouched, 0.0, repaired))
+            continue
+        prefixed = len(original) > len(trip.untouched)
+        changed = 1.0 if prefixed else differing / len(learnable)
+        rows.append(TextRow(trip.example(final), trip.encode(final), changed, repaired))
     return rows
+
+
+def slot_ids(pseudo: PseudoData, rows: Sequence[TextRow]) -> Tensor:
+    """Token ids (Q,) at the slots of text rows; of a row without its prefix, those at the start."""
+    pairs = zip(rows, pseudo.rows, strict=True)
+    kept = [row.encoded if len(row.encoded) == len(own) else own for row, own in pairs]
+    return replace(pseudo, rows=tuple(kept)).ids
+
+
+def share_changed(pseudo: PseudoData, rows: Sequence[TextRow]) -> float:
+    """Share of all learnable tokens that are not the seeds'."""
+    learnable = [sum(slot >= 0 for slot in slots) for slots in pseudo.slots]
+    changed = sum(row.changed * n for row, n in zip(rows, learnable, strict=True))
+    return changed / sum(learnable)

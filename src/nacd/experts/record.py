@@ -77,6 +77,9 @@ def record_expert(
         raise UserError("no rows to train an expert on: give --data a file with rows.")
     if len(rows) != len(digests):
         raise ValueError(f"{len(rows)} rows but {len(digests)} digests")
+    recipe.check_rows(
+        len(rows), batch="--expert-batch", epochs="--expert-epochs", steps="--expert-steps"
+    )
     total = recipe.total_steps(len(rows))
     due = set(snapshot_steps(total, every))
     order = training_order(len(rows), recipe.batch_size, total, recipe.order_seed(seed))

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nacd.files import finite
 from nacd.report.folder import Run
 from nacd.report.rungs import Rung
 
@@ -39,17 +40,6 @@ class Chart:
             "data": finite(self.data),
             "layout": finite(self.layout) | {"height": self.height},
         }
-
-
-def finite(value: Any) -> Any:
-    """The same value with None for NaN and infinities."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(inner) for inner in value]
-    return value
 
 
 def thinned(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:

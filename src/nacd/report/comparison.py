@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from pyarrow import parquet
 
 from nacd.comparison.table import RIVALS, notes, verdict
 from nacd.errors import UserError
+from nacd.files import read_json
 from nacd.report import charts
 from nacd.report.charts import Chart
 from nacd.report.facts import signed
@@ -75,7 +75,7 @@ def comparison_context(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder}: this comparison has no results yet; run its `nacd compare` command again."
         )
-    found = json.loads(results.read_text(encoding="utf-8"))
+    found = read_json(results)
     table = found["table"]
     values: dict[tuple[str, str, str], list[float]] = {}
     for cell in parquet.read_table(cells).to_pylist():
@@ -93,7 +93,7 @@ def comparison_context(folder: Path) -> dict[str, Any]:
         "sizes": found["sizes"],
         "trainings": found.get("trainings", {"done": 0, "of": 0}),
         "data": Path(config["data"]["data"]).name,
-        "overlap": json.loads(overlap.read_text())["rows"] if overlap.is_file() else [],
+        "overlap": read_json(overlap)["rows"] if overlap.is_file() else [],
         "command": shlex.join(
             ["nacd", "compare", "--config", str(folder / "run.yaml"), "--out", f"{folder}-again"]
         ),

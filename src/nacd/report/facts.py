@@ -10,7 +10,7 @@ from typing import Any
 
 from nacd.recipe import Recipe
 from nacd.report.folder import Run
-from nacd.report.rungs import Rung
+from nacd.report.rungs import Rung, diverged
 
 FEW_TRAININGS = 5
 """Trainings a row below which an interval is called wide."""
@@ -126,7 +126,7 @@ def tiles(run: Run, rungs: Sequence[Rung]) -> list[tuple[str, str, str]]:
         share = run.results["tokens_changed"]
         found.append(("Tokens changed", percent(share), "of those that may be learned"))
     look = last_look(run)
-    if look is not None:
+    if look is not None and look["soft_to_text_gap"] is not None:
         gap = signed(look["soft_to_text_gap"], None)
         found.append(("Soft-to-text gap", gap, "development rows, nats per token"))
     return found
@@ -142,6 +142,11 @@ def warnings(run: Run, rungs: Sequence[Rung]) -> Iterator[tuple[str, str]]:
         )
     if run.learned is not None and run.learned.get("stopped"):
         yield "Learning ended early.", str(run.learned["stopped"])
+    if lost := diverged(run):
+        yield (
+            "Training diverged.",
+            f"Not every training of these rows came to a figure: {', '.join(lost.values())}.",
+        )
     known = {rung.method: rung for rung in rungs}
     if {"text", "random"} <= known.keys() and not _below(known["text"], known["random"]):
         yield (

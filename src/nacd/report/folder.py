@@ -6,13 +6,13 @@ empty. Nothing here needs a model.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nacd.errors import UserError
+from nacd.files import read_json, read_json_lines
 from nacd.run import settings
 
 
@@ -163,11 +163,11 @@ def read_run(path: Path) -> Run:
         provenance=_json(path / "provenance.json") or {},
         results=_json(path / "results.json"),
         cells=cells,
-        metrics=_lines(path / "distill" / "metrics.jsonl"),
+        metrics=read_json_lines(path / "distill" / "metrics.jsonl"),
         tuning=_json(path / "tuning.json"),
         doctor=_json(path / "doctor.json"),
-        dataset=_lines(path / "dataset" / "train.jsonl"),
-        rows=_lines(path / "distill" / "rows.jsonl"),
+        dataset=read_json_lines(path / "dataset" / "train.jsonl"),
+        rows=read_json_lines(path / "distill" / "rows.jsonl"),
         learned=_json(path / "distill" / "learned.json"),
         overlap=_json(path / "distill" / "overlap.json"),
         stages=_json(path / "stages.json"),
@@ -176,26 +176,4 @@ def read_run(path: Path) -> Run:
 
 
 def _json(file: Path) -> dict[str, Any] | None:
-    if not file.is_file():
-        return None
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"{file}: not JSON ({error}); delete it, and run the same command again."
-        ) from error
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file, a last broken one left out.
-
-    Only a line feed ends a line: JSON may hold U+2028 and its kin as they are.
-    """
-    rows: list[dict[str, Any]] = []
-    if file.is_file():
-        for line in file.read_text(encoding="utf-8").split("\n"):
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
-    return rows
+    return read_json(file) if file.is_file() else None

@@ -11,7 +11,6 @@ of the soft prompt's vector to its nearest row of the embedding table.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import Tensor
 from nacd.data import Example
 from nacd.distillation.neighbours import Metric, nearest
 from nacd.distillation.text import TextRow
-from nacd.files import write_json, write_text
+from nacd.files import write_json, write_json_lines
 from nacd.learn import Learned, Seeds
 from nacd.overlap import WORDS, overlapping, row_text
 from nacd.prepare import Prepared
@@ -53,10 +52,10 @@ def write_records(
         allowed: (V,) bool, tokens that may be chosen.
         metric: of the neighbour distance.
     """
-    distances = neighbour_distances(learned.soft, prepared.model.table, allowed, metric)
+    own = seeds.pseudo.ids
+    distances = neighbour_distances(learned.soft, prepared.model.table, allowed, metric, own)
     rows = row_records(prepared.model.tokenizer, seeds, text, distances)
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    write_text(folder / "distill" / "rows.jsonl", lines)
+    write_json_lines(folder / "distill" / "rows.jsonl", rows)
     write_json(folder / "distill" / "learned.json", learned_record(learned))
     exported = [row.example for row in text]
     overlap = overlap_record(exported, prepared.train.examples, prepared.report.examples)
@@ -64,13 +63,17 @@ def write_records(
 
 
 @torch.no_grad()
-def neighbour_distances(vectors: Tensor, table: Tensor, allowed: Tensor, metric: Metric) -> Tensor:
+def neighbour_distances(
+    vectors: Tensor, table: Tensor, allowed: Tensor, metric: Metric, own: Tensor | None = None
+) -> Tensor:
     """Distance of every vector (Q, d) to the nearest allowed row of the table (V, d): (Q,).
+
+    A seed's own token, `own` (Q,), is allowed at its place.
 
     Squared Euclidean over the mean squared norm of the table's rows, or one minus the cosine.
     """
     vectors = vectors.to(table.device)
-    rows = table[nearest(vectors, table, allowed, metric)].to(vectors.dtype)
+    rows = table[nearest(vectors, table, allowed, metric, own)].to(vectors.dtype)
     if metric == "cosine":
         return (1 - torch.nn.functional.cosine_similarity(vectors, rows, dim=1)).cpu()
     scale = (table.float() ** 2).sum(1).mean()
@@ -193,6 +196,8 @@ def learned_record(learned: Learned) -> dict[str, Any]:
         "exported_step": learned.best_step,
         "stopped": learned.stopped,
         "learning_rate": learned.learning_rate,
+        "soft_step": learned.soft_step,
+        "soft_learning_rate": learned.soft_learning_rate,
         "seconds": learned.seconds,
     }
 

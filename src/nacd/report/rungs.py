@@ -41,12 +41,16 @@ class Rung:
 
 
 def rungs(run: Run) -> list[Rung]:
-    """The ladder in the table's order; before a run has ended, what has been measured so far."""
+    """The ladder in the table's order; before a run has ended, what has been measured so far.
+
+    A row of which a training diverged has no place in it; see `diverged`.
+    """
     table = run.results["table"] if run.results is not None else []
-    known = {row["method"]: row for row in table}
-    order = [*known, *(method for method in run.cells if method not in known)]
+    lost = diverged(run)
+    known = {row["method"]: row for row in table if row["method"] not in lost}
+    order = [*known, *(m for m in run.cells if m not in known and m not in lost)]
     means = {m: _mean(run.cells.get(m, []), known.get(m)) for m in order}
-    seeds = run.cells.get("seeds", [])
+    seeds = [] if "seeds" in lost else run.cells.get("seeds", [])
     found = []
     for method in order:
         cells, row = run.cells.get(method, []), known.get(method, {})
@@ -73,6 +77,17 @@ def rungs(run: Run) -> list[Rung]:
             )
         )
     return found
+
+
+def diverged(run: Run) -> dict[str, str]:
+    """Name and label of every row of which a training diverged."""
+    table = [] if run.results is None else run.results["table"]
+    labels = {row["method"]: row["label"] for row in table}
+    lost = [row["method"] for row in table if row["report_nll"] is None]
+    for method, cells in run.cells.items():
+        if method not in labels and any(cell["report_nll"] is None for cell in cells):
+            lost.append(method)
+    return {method: labels.get(method, method) for method in lost}
 
 
 def _mean(cells: Sequence[dict[str, Any]], row: dict[str, Any] | None) -> float:

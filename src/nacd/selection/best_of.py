@@ -8,7 +8,6 @@ against this. The choice is as good as the judge: some dozens of rows rank draws
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from nacd.config import budget_rows
 from nacd.data import Encoded, training_order
 from nacd.errors import UserError
-from nacd.files import write_json
+from nacd.files import finite, read_json, write_json
 from nacd.selection.choice import take
 from nacd.selection.filters import filtered
 from nacd.selection.method import Ranking, Task, forward_flops
@@ -41,7 +40,7 @@ def best_of(task: Task) -> Ranking:
     model, rows = task.prepared.model, list(task.prepared.train.rows)
     judges, aside = _judges(task)
     found, flops = _read(task), 0.0
-    losses: list[float] = found["losses"]
+    losses: list[float | None] = found["losses"]
     draws: list[list[int]] = []
     with task.progress.stage("draws", task.config.tries, done=len(losses)) as tick:
         for number in range(task.config.tries):
@@ -53,22 +52,22 @@ def best_of(task: Task) -> Ranking:
             seed = LEARNING_SEED + number
             if number == len(losses):
                 theta = train_student(model, task.recipe, data, seed)
-                losses.append(mean_nll(model, theta, judges))
+                losses.append(finite(mean_nll(model, theta, judges)))
                 write_json(task.folder / "draws.json", found)
-                tick(number + 1, min(losses))
+                tick(number + 1, min((x for x in losses if x is not None), default=math.nan))
             total = task.recipe.total_steps(len(data.rows))
             visits = training_order(
                 len(data.rows), task.recipe.batch_size, total, task.recipe.order_seed(seed)
             )
             trained = sum(len(data.rows[i]) for batch in visits for i in batch)
             flops += forward_flops(model, 2 * trained + sum(len(row) for row in judges))
-    kept = [number for number, loss in enumerate(losses) if math.isfinite(loss)]
+    kept = {number: loss for number, loss in enumerate(losses) if loss is not None}
     if not kept:
         raise UserError(
             f"--method best-of: training diverges on every draw at --learning-rate "
             f"{task.recipe.learning_rate:g}; give a smaller one."
         )
-    best = draws[min(kept, key=lambda number: losses[number])]
+    best = draws[min(kept, key=lambda number: kept[number])]
     rest = set(range(len(rows))) - set(best)
     return Ranking([*best, *sorted(rest)], None, flops, filtered=True)
 
@@ -107,7 +106,7 @@ def _read(task: Task) -> dict[str, Any]:
     file = task.folder / "draws.json"
     if not file.is_file():
         return {"of": _about(task), "losses": []}
-    found = json.loads(file.read_text(encoding="utf-8"))
+    found = read_json(file)
     if found["of"] != _about(task):
         raise UserError(
             f"{file}: made with other settings ({found['of']}); delete it, or choose another --out."

@@ -211,6 +211,9 @@ def choose_once(
 ) -> dict[str, Any]:
     """`choose`, kept in the run folder as `name`.json, so that a run chooses once.
 
+    Raises:
+        UserError: as `choose`, or the kept rows are not those that they were.
+
     Returns:
         `method`, `rows` (indices, best first), their `digests` and `scores` (None: no such),
         `seconds` (of interrupted calls too) and `flops` spent on choosing.
@@ -237,4 +240,13 @@ def choose_once(
             "flops": chosen.ranking.flops,
         }
 
-    return run.once(name, make)
+    found = run.once(name, make)
+    examples = task.prepared.train.examples
+    now = [examples[i].digest if i < len(examples) else "" for i in found["rows"]]
+    if now != found["digests"]:
+        raise UserError(
+            f"{run.path / f'{name}.json'}: the training rows that it numbers are others now (a "
+            "tokenizer that has changed, or another version of nacd, keeps other rows); choose "
+            "another --out."
+        )
+    return found

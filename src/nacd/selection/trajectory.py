@@ -53,6 +53,7 @@ def trajectory(task: Task) -> Ranking:
     with task.progress.stage("weighing rows", len(groups), done=done) as tick:
         for number in range(done, len(groups)):
             group = groups[number]
+            recipe.check_rows(len(group))
             total = recipe.total_steps(len(group))
             loop = InnerLoop(model, recipe, total)
             seed = LEARNING_SEED + number
