@@ -8,6 +8,11 @@
     gemma3  embeddings scaled inside their module, sliding and full attention, tied head, a template
             that starts with BOS, trims contents and puts the system turn into the user's
 
+Two mixtures of experts beside them, with one of four experts a token, and the llama's tokenizer:
+
+    mixtral    peft's `all-linear` puts LoRA on the experts' fused matrices too
+    qwen2_moe  it leaves the experts out
+
 Each model has a few more embedding rows than its tokenizer has tokens, as OPT and Qwen do.
 """
 
@@ -23,12 +28,15 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
+    MixtralConfig,
     OPTConfig,
     PreTrainedTokenizerFast,
+    Qwen2MoeConfig,
     Qwen3Config,
 )
 
 ARCHITECTURES = ("opt", "llama", "gpt2", "qwen3", "gemma3")
+MIXTURES = ("mixtral", "qwen2_moe")
 TOKENS = 300
 ROWS = 308
 
@@ -54,7 +62,7 @@ GEMMA = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>model\n{% endif %}"
 )
-TEMPLATES = {"opt": None, "gpt2": None, "llama": CHATML, "qwen3": CHATML, "gemma3": GEMMA}
+TEMPLATES = {"opt": None, "gpt2": None, "gemma3": GEMMA}
 
 
 def tiny_tokenizer(arch: str = "llama") -> PreTrainedTokenizerFast:
@@ -70,7 +78,7 @@ def tiny_tokenizer(arch: str = "llama") -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     backend.train_from_iterator(CORPUS, trainer)
-    if arch in ("opt", "llama", "gemma3"):
+    if arch in ("opt", "llama", "gemma3", *MIXTURES):
         backend.post_processor = processors.TemplateProcessing(
             single="<s> $A",
             pair="<s> $A $B",
@@ -83,7 +91,7 @@ def tiny_tokenizer(arch: str = "llama") -> PreTrainedTokenizerFast:
         names = {"eos_token": "<|im_end|>", "pad_token": "<pad>"}
     names["additional_special_tokens"] = ["<|im_start|>", "<|im_end|>"]
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
-    tokenizer.chat_template = TEMPLATES[arch]
+    tokenizer.chat_template = TEMPLATES.get(arch, CHATML)
     return tokenizer
 
 
@@ -132,7 +140,18 @@ def tiny_config(arch: str) -> Any:
             layer_types=["sliding_attention", "full_attention"],
             tie_word_embeddings=True,
         )
-    raise ValueError(f"{arch}: one of {', '.join(ARCHITECTURES)}")
+    experts = {"num_experts_per_tok": 1, "tie_word_embeddings": False}
+    if arch == "mixtral":
+        return MixtralConfig(**wide, **experts, num_local_experts=4)
+    if arch == "qwen2_moe":
+        return Qwen2MoeConfig(
+            **wide,
+            **experts,
+            num_experts=4,
+            moe_intermediate_size=16,
+            shared_expert_intermediate_size=24,
+        )
+    raise ValueError(f"{arch}: one of {', '.join((*ARCHITECTURES, *MIXTURES))}")
 
 
 def tiny_model(arch: str, folder: Path, seed: int = 0) -> Path:

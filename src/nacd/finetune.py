@@ -41,7 +41,7 @@ from nacd.data import (
 from nacd.errors import UserError
 from nacd.files import write_json
 from nacd.meta import update
-from nacd.models import LoraModel, ModelConfig, adapter_folder, load_model
+from nacd.models import LoraModel, ModelConfig, adapter_folder, check_ids, load_model
 from nacd.recipe import Recipe
 
 Progress = Callable[[int, int, float], None]
@@ -64,7 +64,7 @@ class TrainResult:
     adapter: Path | None = None
     """Folder of the saved `peft` adapter."""
     notes: list[str] = field(default_factory=list)
-    """Lines for the user: rows that were dropped."""
+    """Lines for the user: what of the model is not used or trained, and rows that were dropped."""
 
 
 def train(
@@ -101,6 +101,7 @@ def train(
     model = load_model(model_config)
     writer = make_template(template, model.tokenizer, examples)
     rows, kept, dropped = encode_all(writer, examples, max_tokens)
+    check_ids(model, rows, kept)
     if turns == "last":
         rows = [writer.encode(example, turns="last") for example in kept]
     result = fit(model, rows, recipe, seed=seed, progress=progress)
@@ -124,7 +125,8 @@ def train(
             "versions": {name: version(name) for name in ("torch", "transformers", "peft", "trl")},
         },
     )
-    return replace(result, adapter=adapter, notes=[dropped.message] if dropped.message else [])
+    notes = model.notes + ([dropped.message] if dropped.message else [])
+    return replace(result, adapter=adapter, notes=notes)
 
 
 def fit(

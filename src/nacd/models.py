@@ -19,22 +19,24 @@ import contextlib
 import math
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from nacd import checkpoints
+from nacd import adapters, checkpoints
 from nacd.data.batches import Batch
+from nacd.data.example import Encoded, Example
 from nacd.errors import UserError
+from nacd.pretrained import check_vocabulary, load_tokenizer, load_weights, read_config
 
 DTYPES = {
     "float64": torch.float64,
@@ -95,25 +97,41 @@ class LoraModel:
         config: the configuration it was made from.
         size: P, the length of theta.
         width: d, the width of `inputs_embeds`.
+        vocabulary: ids that have an embedding and a logit, 0 to vocabulary - 1.
+        notes: lines for the user on what was loaded and what is trained.
     """
 
-    def __init__(self, hf: Any, tokenizer: Any, config: ModelConfig):
+    def __init__(
+        self,
+        hf: Any,
+        tokenizer: Any,
+        config: ModelConfig,
+        *,
+        adapter: Path | None = None,
+        notes: Sequence[str] = (),
+    ):
         self.config = config
         self.tokenizer = tokenizer
+        self.notes = list(notes)
         self.device = resolve_device(config.device)
         if self.device.type == "mps" and config.dtype == "float64":
             raise UserError("--dtype float64: MPS has no float64; use --device cpu.")
         if config.lora_rank < 1:
             raise UserError(f"--lora-rank {config.lora_rank}: a rank is at least 1.")
-        for module in hf.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+        self.vocabulary = check_vocabulary(tokenizer, hf, config.model)
         hf.to(self.device)
         self._probe(hf, config)
-        self.peft = _add_lora(hf, config).to(self.device)
+        if adapter is None:
+            self.peft = _add_lora(hf, config).to(self.device)
+            self.notes += _untrained_experts(self.peft, config)
+        else:
+            self.peft = adapters.attach(hf, adapter, config.model).to(self.device)
         self.hf = self.peft.get_base_model()
+        for module in self.hf.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
         self._pack()
-        if config.gradient_checkpointing:
+        if config.gradient_checkpointing and adapter is None:
             self.hf.train()
             self.hf.activation_checkpointing_enable({"use_reentrant": False})
         else:
@@ -130,9 +148,9 @@ class LoraModel:
 
     @staticmethod
     def _probe(hf: Any, config: ModelConfig) -> None:
-        """Refuse a model whose forward needs ids beside `inputs_embeds`."""
+        """Refuse a model that is not causal, or whose forward needs ids beside `inputs_embeds`."""
         table = hf.get_input_embeddings().weight
-        ids = torch.tensor([[3, 5, 7, 4]], device=table.device) % len(table)
+        ids = torch.tensor([[3, 5, 7, 4], [3, 5, 7, 8]], device=table.device) % len(table)
         hf.eval()
         with torch.no_grad():
             expected = hf(input_ids=ids).logits
@@ -144,9 +162,19 @@ class LoraModel:
                     f"({type(error).__name__}: {error}), so pseudo-prompts cannot be learned on "
                     "it; choose another model."
                 ) from error
+        if not bool(expected.isfinite().all()):
+            raise UserError(
+                f"--model {config.model}: its weights are finite, but its logits are not in "
+                f"--dtype {config.dtype}; give --dtype float32."
+            )
         scale = float(expected.abs().max()) + 1e-6
-        tolerance = 0.05 if config.dtype in ("bfloat16", "float16") else 1e-3
-        if not float((found - expected).abs().max()) <= tolerance * scale:
+        low = config.dtype in ("bfloat16", "float16")
+        if float((expected[0, :3] - expected[1, :3]).abs().max()) > (0.05 if low else 1e-4) * scale:
+            raise UserError(
+                f"--model {config.model}: its logits at a token change with the tokens after it, "
+                f"so {type(hf).__name__} is no causal language model here; choose another model."
+            )
+        if not float((found - expected).abs().max()) <= (0.05 if low else 1e-3) * scale:
             raise UserError(
                 f"--model {config.model}: its logits from inputs_embeds differ from those from "
                 "ids (it reads the ids elsewhere too), so pseudo-prompts cannot be learned on it; "
@@ -290,7 +318,7 @@ class LoraModel:
             wanted.append(vectors)
         with torch.enable_grad():
             loss = self._token_nll(batch, vectors).mean()
-            grads = torch.autograd.grad(loss, wanted)
+            grads = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
         flat = torch.cat([g.reshape(-1) for g in grads[: len(self._parameters)]])
         return loss.detach(), flat, grads[-1] if in_vectors else None
 
@@ -299,7 +327,9 @@ class LoraModel:
         self.write(theta)
         with torch.enable_grad():
             nll = self._token_nll(batch, None)
-            grads = torch.autograd.grad(nll.mean(), self._parameters)
+            grads = torch.autograd.grad(
+                nll.mean(), self._parameters, allow_unused=True, materialize_grads=True
+            )
         return _by_row(nll.detach(), batch)[0], torch.cat([g.reshape(-1) for g in grads])
 
     def loss_at(self, theta: Tensor, batch: Batch, vectors: Tensor | None = None) -> Tensor:
@@ -355,6 +385,8 @@ def _add_lora(hf: Any, config: ModelConfig) -> Any:
     try:
         with warnings.catch_warnings():  # peft asks for a name that transformers has renamed
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            # and misses patterns that it has itself made for parameters, and follows
+            warnings.filterwarnings("ignore", r"The following \w+_pattern keys", RuntimeWarning)
             peft = get_peft_model(hf, lora)
     except ValueError as error:
         linear = sorted(
@@ -372,35 +404,103 @@ def _add_lora(hf: Any, config: ModelConfig) -> Any:
     return peft
 
 
-def load_model(config: ModelConfig) -> LoraModel:
-    """Load a causal LM and its tokenizer and put LoRA on it.
+def _untrained_experts(peft: Any, config: ModelConfig) -> list[str]:
+    """A line for the user where `all-linear` leaves out a mixture's experts.
+
+    transformers keeps the experts of a layer in one matrix of three dimensions, which is no linear
+    module; peft knows which matrices these are for some architectures only.
+    """
+    if config.lora_targets != ("all-linear",):
+        return []
+    trained = {id(m.get_param()) for m in peft.modules() if isinstance(m, ParamWrapper)}
+    parts = {n: p for n, p in peft.named_parameters() if not p.requires_grad}
+    left = [p for n, p in parts.items() if p.ndim == 3 and "expert" in n and id(p) not in trained]
+    if not left:
+        return []
+    share = sum(p.numel() for p in left) / sum(p.numel() for p in parts.values())
+    return [
+        f"--lora-targets all-linear: the experts of {config.model} ({share:.0%} of its weights) "
+        "get no LoRA, as they are not linear modules in transformers; only what is beside them is "
+        "trained"
+    ]
+
+
+def check_ids(model: LoraModel, rows: Sequence[Encoded], examples: Sequence[Example]) -> None:
+    """Refuse rows with a special token that the model has no embedding for.
+
+    Args:
+        model: the model.
+        rows: n rows.
+        examples: what they were encoded from, in the same order.
 
     Raises:
-        UserError: no such model, no tokenizer, a device or an attention kernel that is not there,
-            or a model that cannot take `inputs_embeds` alone.
+        UserError: a row has one; the row and the token are named.
     """
+    for row, example in zip(rows, examples, strict=True):
+        if (worst := max(row.ids)) >= model.vocabulary:
+            raise UserError(
+                f"{example.source}: it holds {model.tokenizer.convert_ids_to_tokens(worst)}, a "
+                f"special token with the id {worst}, and --model {model.config.model} has "
+                f"embeddings for {model.vocabulary} (ids 0 to {model.vocabulary - 1}); take it out "
+                "of the row."
+            )
+
+
+def load_model(config: ModelConfig, adapter: Path | None = None) -> LoraModel:
+    """Load a causal LM and its tokenizer and put LoRA on it.
+
+    Args:
+        config: which model, and the LoRA.
+        adapter: folder of an adapter to put on it instead, as peft puts it on, with its own rank,
+            alpha and targets. Nothing is trainable then: theta has length 0.
+
+    Raises:
+        UserError: no such model, no tokenizer, a device or an attention kernel that is not there, a
+            checkpoint that is damaged or of another kind, a tokenizer with more ids than the model
+            has embeddings, a model that cannot take `inputs_embeds` alone, or an adapter that
+            cannot be put on it.
+    """
+    if adapter is not None:
+        _check_flags(config, adapter)
     folder = checkpoints.locate(config.model)
-    tokenizer = checkpoints.load_tokenizer(folder, config.model)
-    try:
-        settings = AutoConfig.from_pretrained(folder)
-        for key in [k for k in settings.to_dict() if "drop" in k]:
-            if isinstance(getattr(settings, key, None), float):
-                setattr(settings, key, 0.0)
-        hf = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=settings,
-            dtype=DTYPES[config.dtype],
-            attn_implementation=config.attention,
+    settings = read_config(folder, config.model)
+    tokenizer = load_tokenizer(folder, config.model)
+    hf, notes = load_weights(folder, settings, config.model, DTYPES[config.dtype], config.attention)
+    named = replace(config, model=str(config.model))
+    return LoraModel(hf, tokenizer, named, adapter=adapter, notes=notes)
+
+
+def _check_flags(config: ModelConfig, adapter: Path) -> None:
+    """Refuse an adapter that is not whole, or a flag that says something else of it."""
+    options, _ = adapters.check(adapter)
+    unsaid = ModelConfig()
+    for name, field in (("r", "lora_rank"), ("lora_alpha", "lora_alpha")):
+        flag, said = f"--{field.replace('_', '-')}", getattr(config, field)
+        if said not in (options[name], getattr(unsaid, field)):
+            raise UserError(
+                f"{adapter}: its {name} is {options[name]}, and {flag} says {said}; give {flag} "
+                f"{options[name]}, or no such flag: an adapter brings its own."
+            )
+    targets = options["target_modules"]
+    if config.lora_targets != unsaid.lora_targets and {*config.lora_targets} != {*(targets or ())}:
+        raise UserError(
+            f"{adapter}: its target_modules are {targets}, and --lora-targets says "
+            f"{' '.join(config.lora_targets)}; give no such flag: an adapter brings its own."
         )
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"--model {config.model}: cannot be loaded: {error}") from error
-    return LoraModel(hf, tokenizer, replace(config, model=str(config.model)))
 
 
 def adapter_folder(model: LoraModel, theta: Tensor, folder: Path) -> None:
     """Save theta (P,) as a `peft` adapter that any user of the base model can load."""
     model.write(theta)
-    model.peft.save_pretrained(folder)
+    # The vocabulary is never changed; by default peft would save the whole head beside LoRA on it.
+    model.peft.save_pretrained(folder, save_embedding_layers=False)
 
 
-__all__ = ["LoraModel", "ModelConfig", "adapter_folder", "load_model", "twice_differentiable"]
+__all__ = [
+    "LoraModel",
+    "ModelConfig",
+    "adapter_folder",
+    "check_ids",
+    "load_model",
+    "twice_differentiable",
+]

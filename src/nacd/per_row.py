@@ -4,8 +4,9 @@ A LoRA matrix W (o, i) acts as y = x W^T. With a copy W_b for every row b, y_b =
 of a batch share nothing that is trained, and the gradient of the sum of their losses in W_b is row
 b's own. The frozen weights, which cost the time and the memory traffic, are still multiplied once.
 
-Where a LoRA layer does not see the batch's rows (LoRA on the vocabulary head, or on experts that
-tokens are routed to), rows go through the model one at a time.
+Where a LoRA layer does not see the batch's rows (LoRA on the vocabulary head, on experts that
+tokens are routed to, or on fused matrices that it changes instead of being called), rows go through
+the model one at a time.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ RowGradients = Callable[[Tensor, Batch], Tensor]
 
 
 class _OtherRows(RuntimeError):
-    """A LoRA layer's input is not the batch's rows."""
+    """A LoRA layer's input is not the batch's rows, or the layer was not called."""
 
 
 @contextlib.contextmanager
@@ -39,6 +40,7 @@ def row_gradients(model: LoraModel) -> Iterator[RowGradients]:
     layers = [modules[name.removesuffix(".weight")] for name in model.names]
     together = all(isinstance(layer, nn.Linear) for layer in layers)
     weights: list[Tensor] = []
+    called: set[int] = set()
     shape = (0, 0)
 
     def forward(number: int, _: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
@@ -47,6 +49,7 @@ def row_gradients(model: LoraModel) -> Iterator[RowGradients]:
         x = args[0]
         if tuple(x.shape[:-1]) not in (shape, (shape[0] * shape[1],)):
             raise _OtherRows
+        called.add(number)
         x = x.reshape(*shape, -1)
         return torch.bmm(x, weights[number].transpose(1, 2)).view(output.shape)
 
@@ -58,9 +61,13 @@ def row_gradients(model: LoraModel) -> Iterator[RowGradients]:
             weights.append(part.detach().expand(shape[0], *part.shape).clone().requires_grad_())
         try:
             with torch.enable_grad():
-                parts = torch.autograd.grad(model.row_losses(batch).sum(), weights)
+                loss = model.row_losses(batch).sum()
+                if len(called) < len(layers):
+                    raise _OtherRows
+                parts = torch.autograd.grad(loss, weights)
         finally:
             weights.clear()
+            called.clear()
         return torch.cat([part.flatten(1) for part in parts], dim=1)
 
     def compute(theta: Tensor, batch: Batch) -> Tensor:

@@ -18,7 +18,7 @@ from nacd.data import (
     split_heldout,
 )
 from nacd.errors import UserError
-from nacd.models import LoraModel, ModelConfig, load_model
+from nacd.models import LoraModel, ModelConfig, check_ids, load_model
 
 Say = Callable[[str], None]
 
@@ -96,7 +96,7 @@ def prepare(
     Args:
         model_config: which model.
         data_config: which data, and how it is read.
-        say: takes lines for the user (dropped rows).
+        say: takes lines for the user (dropped rows, weights left out).
         splits: rows already in hand, instead of those that `data_config` names.
 
     Raises:
@@ -104,6 +104,8 @@ def prepare(
     """
     splits = read_splits(data_config) if splits is None else splits
     model = load_model(model_config)
+    for note in model.notes:
+        say(note)
     template = make_template(data_config.template, model.tokenizer, splits.train)
     parts = {}
     flags = {"target": data_config.target and "--target"}
@@ -116,6 +118,7 @@ def prepare(
                 continue
             raise UserError(f"no {name} rows are left; give a longer {flag} file.")
         rows, kept, dropped = encode_all(template, examples, data_config.max_tokens, flag)
+        check_ids(model, rows, kept)
         if dropped.message:
             say(f"{name}: {dropped.message}")
         parts[name] = Part(tuple(kept), tuple(rows))

@@ -10,11 +10,10 @@ from nacd.config import ReadConfig
 from nacd.data import Example, encode_all, make_template, read_examples
 from nacd.errors import UserError
 from nacd.evaluation import Accuracy, choice_accuracy, response_nll, task_accuracy
-from nacd.experts import read_adapter
 from nacd.export import made_in_order
 from nacd.files import write_json
 from nacd.finetune import TrainResult, train
-from nacd.models import ModelConfig, load_model
+from nacd.models import ModelConfig, check_ids, load_model
 from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.run import versions
@@ -84,7 +83,8 @@ class EvaluateConfig:
     """`nacd evaluate`: held-out response NLL, and accuracy by lm-eval."""
 
     adapter: Path | None = None
-    """Folder of a peft adapter on --model; without it, the model as it is."""
+    """Folder of a LoRA adapter on --model, put on it by peft with its own rank, alpha and targets;
+    without it, the model as it is."""
     tasks: tuple[str, ...] = ()
     """Tasks of lm-eval by name (they come from the hub)."""
     shots: int | None = None
@@ -113,10 +113,10 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
     if config.shots is not None and config.shots < 0:
         raise UserError(f"--shots {config.shots}: must be at least 0.")
     examples = _read(config.data) if config.data.data else []
-    model = load_model(config.model)
+    model = load_model(config.model, config.adapter)
+    for note in model.notes:
+        progress.say(note)
     theta = model.zero_theta()
-    if config.adapter is not None:
-        theta = read_adapter(model, config.adapter).to(model.device)
     template = make_template(config.data.template, model.tokenizer, examples)
     found: dict[str, Any] = {
         "model": config.model.model,
@@ -126,6 +126,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
     }
     if examples:
         rows, kept, dropped = encode_all(template, examples, config.data.max_tokens)
+        check_ids(model, rows, kept)
         if dropped.message:
             progress.say(dropped.message)
         nll = response_nll(model, theta, rows)

@@ -8,7 +8,6 @@ from the recipe that the caller gives. What `optimizer.pt` says of the optimiser
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -18,14 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nacd import adapters
 from nacd.errors import UserError
 from nacd.experts.store import Expert, Writer, describe_model, open_expert
 from nacd.files import read_tensors
 from nacd.meta import Start, State, initial_state
 from nacd.models import LoraModel
 from nacd.recipe import Recipe
-
-_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -115,14 +113,9 @@ def read_adapter(model: LoraModel, folder: Path) -> Tensor:
         UserError: no adapter there, a damaged one, or one of another model, rank, alpha or targets;
             the flag that mends it is named.
     """
-    weights = folder / "adapter_model.safetensors"
-    if not weights.is_file():
-        raise UserError(
-            f"{folder}: no adapter_model.safetensors there; give a LoRA adapter that peft saved as "
-            "safetensors."
-        )
-    _check_lora(model, folder / "adapter_config.json")
-    return _theta(model, weights)
+    options, path = adapters.check(folder)
+    _check_options(model, options, folder / adapters.OPTIONS)
+    return _theta(model, path)
 
 
 def _checkpoint_folders(folder: Path) -> list[tuple[int, Path]]:
@@ -150,7 +143,7 @@ def _read_checkpoint(model: LoraModel, step: int, path: Path, recipe: Recipe) ->
     theta = read_adapter(model, path)
     progress: dict[str, Any] = {}
     if (path / "trainer_state.json").is_file():
-        progress = _read_json(path / "trainer_state.json")
+        progress = adapters.read_json(path / "trainer_state.json")
         if progress.get("global_step", step) != step:
             raise UserError(
                 f"{path / 'trainer_state.json'}: of step {progress['global_step']}, but its folder "
@@ -160,61 +153,68 @@ def _read_checkpoint(model: LoraModel, step: int, path: Path, recipe: Recipe) ->
     return _Checkpoint(path, step, theta, progress, optimizer)
 
 
-def _check_lora(model: LoraModel, path: Path) -> None:
-    """Refuse an adapter of another rank, scale or kind than the model's LoRA."""
-    config = _read_json(path)
-    if config.get("peft_type") != "LORA":
-        raise UserError(f"{path}: peft_type {config.get('peft_type')}, but only LORA is imported.")
-    for key, flag, ours in (
+def _check_options(model: LoraModel, options: Mapping[str, Any], path: Path) -> None:
+    """Refuse an adapter whose A and B mean something else than the model's own LoRA by them."""
+    for name, flag, ours in (
         ("r", "--lora-rank", model.config.lora_rank),
         ("lora_alpha", "--lora-alpha", model.config.lora_alpha),
     ):
-        if config.get(key) != ours:
+        if options[name] != ours:
             raise UserError(
-                f"{path}: {key} is {config.get(key)}, but {flag} is {ours}; give {flag} "
-                f"{config.get(key)}."
+                f"{path}: {name} is {options[name]}, but {flag} is {ours}; give {flag} "
+                f"{options[name]}."
             )
-    plain = {
-        "use_rslora": False,
-        "use_dora": False,
-        "bias": "none",
-        "modules_to_save": None,
-        "rank_pattern": {},
-        "alpha_pattern": {},
-    }
-    for key, value in plain.items():
-        if config.get(key, value) != value and config.get(key):
+    own = model.peft.peft_config["default"].to_dict()
+    other = adapters.differing(options, own)
+    if options["init_lora_weights"] in adapters.SAME_BASE:
+        other.pop("init_lora_weights", None)
+    for name, value in other.items():
+        if name not in adapters.NO_MATTER:
             raise UserError(
-                f"{path}: {key} is {config[key]}, but only plain LoRA ({key} {value}) can be "
-                "imported."
+                f"{path}: {name} is {value}, but an expert is plain LoRA ({name} "
+                f"{own.get(name)}), as distilled rows are trained; train it without that option."
             )
 
 
 def _theta(model: LoraModel, path: Path) -> Tensor:
     """The adapter's matrices, laid end to end as theta (P,)."""
+    adapters.refuse_vocabulary(path, model.hf, model.config.model)
     tensors, _ = read_tensors(path)
-    keys = [_PREFIX + _without_adapter(name) for name in model.names]
+    keys = [adapters.PREFIX + _without_adapter(name) for name in model.names]
     if set(keys) != set(tensors):
-        there = {_module(key) for key in tensors}
-        ours = {_module(key) for key in keys}
-        if there == ours:
+        raise UserError(f"{path}: {_other_keys(model, set(keys), set(tensors))}")
+    for key, size in zip(keys, model.shapes, strict=True):
+        if tensors[key].shape != size:
             raise UserError(
-                f"{path}: {len(set(tensors) - set(keys))} of its matrices are not in --model "
-                f"{model.config.model} and {len(set(keys) - set(tensors))} of the model's are not "
-                "in it; give the --model that the run was trained on."
-            )
-        raise UserError(
-            f"{path}: its LoRA is on {' '.join(sorted(there))}, but --lora-targets puts it on "
-            f"{' '.join(sorted(ours))}; give --lora-targets {' '.join(sorted(there))}."
-        )
-    for key, shape in zip(keys, model.shapes, strict=True):
-        if tensors[key].shape != shape:
-            raise UserError(
-                f"{path}: {key} has shape {tuple(tensors[key].shape)}, but {tuple(shape)} in "
+                f"{path}: {key} has shape {tuple(tensors[key].shape)}, but {tuple(size)} in "
                 f"--model {model.config.model}; give the --model that the run was trained on."
             )
     dtype = model.fresh_theta(0).dtype
     return torch.cat([tensors[key].reshape(-1).to(dtype) for key in keys])
+
+
+def _other_keys(model: LoraModel, ours: set[str], there: set[str]) -> str:
+    """Why an adapter's matrices are not the model's, and what to do."""
+    whole = sorted(key for key in there - ours if ".lora_" not in key)
+    if whole:
+        return (
+            f"it holds {whole[0]} beside LoRA{f' (and {len(whole) - 1} more)' * (len(whole) > 1)}, "
+            "but an expert is LoRA alone; train it without saving such weights "
+            "(save_embedding_layers, modules_to_save)."
+        )
+    targets = [sorted({_module(key) for key in keys}) for keys in (there, ours)]
+    if targets[0] != targets[1]:
+        return (
+            f"its LoRA is on {' '.join(targets[0])}, but --lora-targets puts it on "
+            f"{' '.join(targets[1])}; give --lora-targets {' '.join(targets[0])}."
+        )
+    beside, lacking = sorted(there - ours), sorted(ours - there)
+    parts = [f"lacks {len(lacking)} of the matrices ({lacking[0]})"] if lacking else []
+    parts += [f"holds {len(beside)} others ({beside[0]})"] if beside else []
+    return (
+        f"for --model {model.config.model} it {' and '.join(parts)}; give the --model that the run "
+        "was trained on, and files as peft's save_pretrained names the matrices."
+    )
 
 
 def _without_adapter(name: str) -> str:
@@ -225,20 +225,6 @@ def _without_adapter(name: str) -> str:
 
 def _module(key: str) -> str:
     return key.rpartition(".lora_")[0].rpartition(".")[2]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: not there; give the folder as peft wrote it.") from error
-    except ValueError as error:
-        raise UserError(
-            f"{path}: damaged ({error}); delete its folder or save it again."
-        ) from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not a JSON object; delete its folder or save it again.")
-    return value
 
 
 def _read_optimizer(
