@@ -285,6 +285,18 @@ def test_minutes_bound_it(
         )
         assert sum(tried.trainings for tried in found.tried) == fit
         assert not found.complete
+    # more time: the same folder goes on from there
+    again = tune_recipe(
+        prepared.model,
+        [prepared.train.rows[:6]],
+        prepared.development.rows,
+        base,
+        RunFolder(tmp_path / "3.2"),
+        epochs=(2.0,),
+    )
+    assert again.complete
+    assert again.seconds == 60.0 * sum(tried.trainings for tried in again.tried)
+    assert now[0] == again.seconds
 
 
 def test_a_step_that_moves_nothing_is_not_tried(

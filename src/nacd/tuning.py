@@ -143,8 +143,8 @@ def tune_recipe(
 ) -> TunedRecipe:
     """Find the learning rate and the epochs of a recipe together; see the module's docstring.
 
-    Every training is one file in the folder, so that a stopped search goes on; a finished one is
-    read.
+    Every training is one file in the folder, so that a stopped search goes on. A finished one is
+    read; one that time has ended goes on when it is given more.
 
     Args:
         model: the model; its LoRA is overwritten.
@@ -231,11 +231,15 @@ def tune_recipe(
             "epochs": found.setting.epochs,
             "tried": [asdict(tried) for tried in found.tried],
             "complete": found.complete,
+            "minutes": minutes,
             "seconds": spent["seconds"],
             "notes": [*found.notes, *few],
         }
 
     kept = folder.once(name, make)
+    if not kept["complete"] and (minutes is None or minutes > kept["minutes"]):
+        (folder.path / f"{name}.json").unlink()
+        kept = folder.once(name, make)
     chosen = replace(recipe, learning_rate=kept["learning_rate"], epochs=kept["epochs"])
     return TunedRecipe(
         chosen,
