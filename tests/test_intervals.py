@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from nacd.intervals import question_bootstrap, t_interval
+from nacd.intervals import difference_interval, mean_error, question_bootstrap, t_interval
 
 
 def test_t_interval_is_the_textbook_one() -> None:
@@ -35,3 +36,30 @@ def test_bootstrap_agrees_with_the_delta_method() -> None:
 def test_a_row_without_difference_has_no_width() -> None:
     tokens = np.array([2, 3, 4])
     assert question_bootstrap(0.5 * tokens, tokens) == pytest.approx((0.5, 0.5))
+
+
+def test_difference_interval_is_welchs() -> None:
+    a, b = [2.1, 2.4, 2.2, 2.35, 2.5], [2.0, 2.02, 1.99]
+    expected = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.9)
+    half = difference_interval(a, b, 0.9)
+    assert half == pytest.approx((expected.high - expected.low) / 2)
+    assert half == difference_interval(b, a, 0.9)
+    assert difference_interval([1.0, 1.0], [2.0, 2.0]) == 0.0
+
+
+def test_one_training_is_taken_to_spread_as_the_others_do() -> None:
+    a, b = [2.1, 2.4, 2.2, 2.35, 2.5], [2.0]
+    expected = stats.ttest_ind(a, b, equal_var=True).confidence_interval()
+    half = (expected.high - expected.low) / 2
+    assert difference_interval(a, b) == difference_interval(b, a) == pytest.approx(half)
+    assert difference_interval([1.0], [2.0]) is None
+    assert difference_interval([1.0, 2.0], []) is None
+
+
+def test_mean_error_agrees_with_the_bootstrap() -> None:
+    generator = np.random.default_rng(1)
+    tokens = generator.integers(1, 8, size=400)
+    difference = 0.1 * tokens + generator.normal(0, 1.0, size=400)
+    low, high = question_bootstrap(difference, tokens)
+    assert 2 * 1.96 * mean_error(difference, tokens) == pytest.approx(high - low, rel=0.1)
+    assert mean_error(np.ones(1), np.ones(1)) == np.inf

@@ -17,6 +17,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nacd.checking.check import Checked, check
+    from nacd.checking.config import CheckConfig
     from nacd.commands import doctor, record_experts
     from nacd.comparison.compare import Compared, compare
     from nacd.comparison.config import CompareConfig
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from nacd.target import EvaluateConfig, TrainConfig, evaluate, fine_tune
 
 _HOMES = {
+    "checking.check": ("Checked", "check"),
+    "checking.config": ("CheckConfig",),
     "commands": ("doctor", "record_experts"),
     "comparison.compare": ("Compared", "compare"),
     "comparison.config": ("CompareConfig",),
@@ -58,6 +62,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "CheckConfig",
+    "Checked",
     "CompareConfig",
     "Compared",
     "DataConfig",
@@ -75,6 +81,7 @@ __all__ = [
     "SelectionConfig",
     "TrainConfig",
     "UserError",
+    "check",
     "compare",
     "distill",
     "doctor",

@@ -17,6 +17,7 @@ from nacd.errors import UserError
 
 USAGE = """usage: nacd COMMAND [flags]      (nacd COMMAND --help lists the flags)
 
+  check      how many rows do you need, and does a choice beat random ones?
   demo       the whole pipeline, small, on a real model and data, offline
   distill    distil a data set to a few per cent of its rows, as text
   select     choose real rows instead (RDS+, LESS, k-center, BM25, ...)
@@ -33,6 +34,7 @@ USAGE = """usage: nacd COMMAND [flags]      (nacd COMMAND --help lists the flags
   --json     with any command that has a result: the result on stdout, as JSON
   --config FILE   settings from a run.yaml; flags beside it override them
 
+  nacd check   --model smollm2 --data mine.jsonl --budget 5% --minutes 10
   nacd distill --model smollm2 --data mine.jsonl --budget 5% --out runs/mine"""
 
 
@@ -216,6 +218,18 @@ def _select(args: Sequence[str]) -> Said:
     return Said(result)
 
 
+def _check(args: Sequence[str]) -> Said:
+    from nacd.checking.check import check
+    from nacd.checking.config import CheckConfig
+    from nacd.checking.said import print_checked
+    from nacd.progress import Progress
+
+    progress = Progress()
+    result = check(_parse(CheckConfig, "check", args), progress=progress)
+    print_checked(result, progress.say)
+    return Said(result)
+
+
 def _demo(args: Sequence[str]) -> Said:
     from nacd.demo import demo
     from nacd.demo_config import DemoConfig
@@ -308,6 +322,7 @@ def _push(args: Sequence[str]) -> Said:
 
 
 VERBS: dict[str, Callable[[Sequence[str]], Said]] = {
+    "check": _check,
     "demo": _demo,
     "distill": _distill,
     "select": _select,

@@ -19,11 +19,11 @@ class Recipe:
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """Optimiser of the inner loop, of the ladder and of `nacd train`."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     """Peak learning rate."""
-    batch_size: int = 16
+    batch_size: int = 8
     """Rows a step."""
-    epochs: float = 2.0
+    epochs: float = 4.0
     """Passes over the rows, where `steps` is 0."""
     shuffle: bool = True
     """Visit the rows in a new seeded order every epoch; off: as they are given, every epoch."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import tyro
 
+from nacd.checking.said import checked_lines
 from nacd.comparison.table import lines as grid_lines
 from nacd.errors import UserError
 from nacd.files import finite
@@ -23,16 +24,18 @@ from nacd.ladder import lines
 from nacd.report.folder import (
     Comparison,
     Run,
+    is_check,
     is_comparison,
     is_run,
     is_selection,
+    read_check,
     read_comparison,
     read_run,
     read_selection,
 )
 from nacd.report.rows import all_rows
 
-KINDS = (is_run, is_comparison, is_selection)
+KINDS = (is_run, is_comparison, is_selection, is_check)
 WIDTH = 80
 DEPTH = 3
 """Folders below the given one that are looked into."""
@@ -53,7 +56,7 @@ class ShowConfig:
     """Figures and rows of one run: distilled, chosen, or the table of a comparison."""
 
     run: tyro.conf.Positional[Path]
-    """Run folder: the --out of `nacd distill`, `nacd select` or `nacd compare`."""
+    """Run folder: the --out of `nacd distill`, `select`, `compare` or `check`."""
     rows: int = 5
     """Most rows shown, the most changed ones; 0: none."""
     json: bool = False
@@ -130,6 +133,21 @@ def selection_summary(path: Path) -> dict[str, Any]:
     }
 
 
+def check_summary(path: Path) -> dict[str, Any]:
+    """State, verdict and table of a check, as plain values."""
+    config, results = read_check(path)
+    about = {
+        "run": str(path),
+        "state": "checking" if results is None else f"checked: {results['kind']}",
+        "model": config.get("model", {}).get("model"),
+        "data": config.get("data", {}).get("data"),
+        "budget": config["budget"],
+        "minutes": config["minutes"],
+    }
+    names = ("verdict", "detail", "table")
+    return about | {name: None if results is None else results[name] for name in names}
+
+
 def runs_text(config: RunsConfig) -> str:
     """What `nacd runs` prints.
 
@@ -141,6 +159,8 @@ def runs_text(config: RunsConfig) -> str:
         try:
             if is_comparison(path):
                 found.append(comparison_summary(read_comparison(path)))
+            elif is_check(path):
+                found.append(check_summary(path))
             elif is_selection(path):
                 found.append(selection_summary(path))
             else:
@@ -184,6 +204,8 @@ def show_text(config: ShowConfig) -> str:
     """
     if is_comparison(config.run):
         return _show_comparison(read_comparison(config.run), config.json)
+    if is_check(config.run):
+        return _show_check(config.run, config.json)
     if is_selection(config.run):
         return _show_selection(selection_summary(config.run), config)
     run = read_run(config.run)
@@ -201,6 +223,15 @@ def _show_comparison(found: Comparison, as_json: bool) -> str:
         return _as_text(values)
     head = [f"{found.path}: {found.state}", _fit(f"{values['model']}, {values['data']}", WIDTH)]
     return "\n".join(head + (["", *grid_lines(values["table"])] if values["table"] else []))
+
+
+def _show_check(path: Path, as_json: bool) -> str:
+    values = check_summary(path)
+    if as_json:
+        return json.dumps(values, indent=2)
+    head = [f"{path}: {values['state']}", _fit(f"{values['model']}, {values['data']}", WIDTH)]
+    results = read_check(path)[1]
+    return "\n".join(head + ([] if results is None else checked_lines(results)))
 
 
 def _show_selection(values: dict[str, Any], config: ShowConfig) -> str:

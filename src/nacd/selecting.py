@@ -5,13 +5,14 @@ Same splits, same budget and same form of rows as `nacd distill`, so that the tw
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from nacd.config import IN_ORDER, DataConfig, DistillConfig, SelectionConfig, with_judge
-from nacd.data import Splits, hub_license
+from nacd.data import Example, Splits, Template, hub_license
 from nacd.export import (
     Card,
     DatasetRow,
@@ -160,11 +161,6 @@ def _export(config: SelectConfig, prepared: Prepared, result: Selected, say: Say
     recipe, in_order = config.recipe, METHODS[config.method].orders
     if not in_order:  # best first is no order to train in
         recipe = replace(recipe, shuffle=True)
-    rows = []
-    for example in (prepared.train.examples[i] for i in result.rows):
-        row = prepared.template.row(example)
-        source = shared_name(example.source)
-        rows.append(DatasetRow(row["prompt"], row["completion"], source, example.digest, 0.0))
     card = Card(
         data=shared_name(config.data.data),
         data_rows=result.of,
@@ -174,22 +170,62 @@ def _export(config: SelectConfig, prepared: Prepared, result: Selected, say: Say
         projection="none",
         settings=_settings(config, result),
         title=f"Instruction data chosen by {config.method}",
+        max_tokens=config.data.max_tokens,
         license=config.data.license or hub_license(config.data.data),
         language=config.data.language,
         provenance=read_json(result.folder / "provenance.json"),
     )
-    text = render_chosen_card(card, config.method, rows, in_order=in_order)
-    write_dataset(result.dataset, rows, text)
-    write_trainers(
+    rows = write_chosen(
         result.dataset,
-        rows,
-        recipe,
+        [prepared.train.examples[i] for i in result.rows],
+        prepared.template,
+        card,
+        config.method,
         config.model,
-        max_tokens=config.data.max_tokens,
+        in_order=in_order,
         seed=config.seed,
     )
     for line in chain.from_iterable(read_otherwise(rows).values()):
         say(line)
+
+
+def write_chosen(
+    dataset: Path,
+    examples: Sequence[Example],
+    template: Template,
+    card: Card,
+    method: str,
+    model: ModelConfig,
+    *,
+    in_order: bool,
+    seed: int,
+    measured: str = "",
+) -> list[DatasetRow]:
+    """Write real rows as a data set folder, with its card and the trainers' files.
+
+    Args:
+        dataset: the folder.
+        examples: the rows.
+        template: how they are written.
+        card: what the card says; its recipe is that of the trainers' files.
+        method: who chose the rows.
+        model: what the trainers' files train.
+        in_order: whether the rows' order is that of a draw, rather than best first.
+        seed: of the trainers' shuffles.
+        measured: what was measured of these rows, as Markdown; empty: nothing.
+
+    Returns:
+        The rows as they were written.
+    """
+    rows = []
+    for example in examples:
+        row = template.row(example)
+        source = shared_name(example.source)
+        rows.append(DatasetRow(row["prompt"], row["completion"], source, example.digest, 0))
+    text = render_chosen_card(card, method, rows, in_order=in_order, measured=measured)
+    write_dataset(dataset, rows, text)
+    write_trainers(dataset, rows, card.recipe, model, max_tokens=card.max_tokens, seed=seed)
+    return rows
 
 
 def _settings(config: SelectConfig, result: Selected) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from nacd.export.dataset import DatasetRow
 
 
 def render_chosen_card(
-    card: Card, method: str, rows: Sequence[DatasetRow], *, in_order: bool
+    card: Card, method: str, rows: Sequence[DatasetRow], *, in_order: bool, measured: str = ""
 ) -> str:
     """The text of `README.md` for real rows.
 
@@ -26,7 +26,12 @@ def render_chosen_card(
         method: who chose them.
         rows: the rows of the data set, at least one.
         in_order: whether their order is one to train in; else they stand best first.
+        measured: what trainings on them have shown, as Markdown; empty: nothing was measured.
     """
+    shown = measured or (
+        "That they train a model better than as many drawn at random is not shown here: draw some "
+        "and\ncompare (`nacd check`)."
+    )
     order = "in the order of the draw" if in_order else "best first"
     columns = columns_section(
         chat=rows[0].chat,
@@ -41,9 +46,9 @@ def render_chosen_card(
 **These are real rows, chosen by {method}**: {len(rows)} of the {card.data_rows} training rows of
 {code(card.data)}, word for word, {order}. Nothing in them was learned, written or changed.
 
-They are the source data's own, with its licence, its mistakes and its personal data. That they
-train a model better than as many drawn at random is not shown here: draw some and compare
-(`nacd select --method random`).
+They are the source data's own, with its licence, its mistakes and its personal data.
+
+{shown}
 
 {license_section(card.license)}
 

@@ -271,7 +271,7 @@ def setup(run: Run) -> list[tuple[str, str]]:
             f"on {' '.join(run.setting('model.lora_targets', []))}",
         ),
         ("Template", str(run.setting("data.template"))),
-        ("Recipe", _recipe_text(recipe)),
+        ("Recipe", recipe_text(recipe)),
         ("Learned", f"{run.setting('outer.learn')}, {run.setting('outer.projection')} projection"),
         (
             "Outer steps",
@@ -295,7 +295,8 @@ def _chosen(run: Run) -> str:
     return "drawn at random" if method == "random" else f"chosen by {method}"
 
 
-def _recipe_text(recipe: Recipe) -> str:
+def recipe_text(recipe: Recipe) -> str:
+    """Optimiser, rate, length, batch and clipping in a line."""
     length = (
         f"{recipe.steps} steps"
         if recipe.steps

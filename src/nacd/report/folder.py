@@ -82,6 +82,20 @@ def is_comparison(path: Path) -> bool:
     return {"methods", "budgets"} <= settings(path).keys()
 
 
+def is_check(path: Path) -> bool:
+    """Whether a folder is that of `nacd check`."""
+    return {"budget", "minutes"} <= settings(path).keys()
+
+
+def read_check(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
+    """Settings and results (None: not ended yet) of a check's folder.
+
+    Raises:
+        UserError: a file in it that cannot be read; it is named.
+    """
+    return settings(path), _json(path / "results.json")
+
+
 def is_selection(path: Path) -> bool:
     """Whether a folder is that of rows chosen by `nacd select`."""
     keys = settings(path).keys()

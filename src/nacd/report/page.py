@@ -5,7 +5,8 @@ file: style, script, figures, and plotly.js, which draws them. The page's own po
 Content-Security-Policy in its head) forbids the browser every request. Text of data rows is data:
 the templates escape it, and figures, which alone travel as JSON, hold none of it.
 
-A comparison has a template and a context of its own, see `nacd.report.comparison`.
+A comparison and a check have templates and contexts of their own, see `nacd.report.comparison` and
+`nacd.report.check`.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from markupsafe import Markup
 
 from nacd.files import write_text
 from nacd.report import charts, facts, trajectory
+from nacd.report.check import check_context, interval, unbroken
 from nacd.report.comparison import comparison_context
-from nacd.report.folder import Run, is_comparison, read_run
+from nacd.report.folder import Run, is_check, is_comparison, read_run
 from nacd.report.repeat import command
 from nacd.report.rows import shown_rows
 from nacd.report.rungs import rungs
@@ -40,7 +42,7 @@ class ReportConfig:
     """One self-contained HTML page of a run."""
 
     run: tyro.conf.Positional[Path]
-    """Run folder: the --out of `nacd distill` or `nacd compare`."""
+    """Run folder: the --out of `nacd distill`, `nacd compare` or `nacd check`."""
     out: Path | None = None
     """Where the page goes; without it, `report.html` in the run folder."""
 
@@ -57,6 +59,8 @@ def write_report(config: ReportConfig) -> Path:
     path = config.run / "report.html" if config.out is None else config.out
     if is_comparison(config.run):
         page = render("compare.html.jinja", comparison_context(config.run))
+    elif is_check(config.run):
+        page = render("check.html.jinja", check_context(config.run))
     else:
         page = render("distill.html.jinja", context(read_run(config.run)))
     write_text(path, page)
@@ -145,6 +149,8 @@ def _environment() -> jinja2.Environment:
         "percent": facts.percent,
         "distance": facts.distance,
         "duration": facts.duration,
+        "interval": interval,
+        "unbroken": unbroken,
         "gigabytes": lambda size: f"{size / 1e9:.2f} GB",
     }
     return environment

@@ -1,0 +1,309 @@
+"""`nacd check`: trains on random sets of a few sizes and on choices, and says what to do.
+
+    run.yaml, provenance.json          settings; versions and hashes of the rows
+    tuning.json, tuning/               the recipe for the budget, and each training behind it
+    trainings/, choosing/              each training and each choice, done once
+    results.json, report.html          verdict, table, cost; the page
+    dataset/                           the rows that are recommended, with the tuned recipe
+    dataset-at-budget/                 the best known rows of the budget, where those are others
+
+The plan is made from a measured step and printed before the first long step; the time given bounds
+all of it. The same command goes on, and with more `--minutes` it adds trainings.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nacd.checking.config import FREE, CheckConfig
+from nacd.checking.outcome import PARTS, Outcome
+from nacd.checking.plan import Costs, Goal, Sizes, State, goals, next_job, plan, sizes_of
+from nacd.checking.recommended import write_recommended
+from nacd.checking.said import plan_lines
+from nacd.checking.trainings import Trainings
+from nacd.checking.verdict import judge
+from nacd.clock import StageClock
+from nacd.comparison.config import CompareConfig
+from nacd.comparison.cost import forecast, seconds_per_token
+from nacd.config import SelectionConfig
+from nacd.data import Splits
+from nacd.errors import UserError
+from nacd.files import write_json
+from nacd.learn import draw
+from nacd.models import resolve_device
+from nacd.prepare import Prepared, prepare, read_splits
+from nacd.progress import Progress
+from nacd.recipe import Recipe
+from nacd.report.page import ReportConfig, write_report
+from nacd.run import RunFolder
+from nacd.selection import check_rows
+from nacd.stages import open_run
+from nacd.tuning import FORWARD, TRAININGS, TunedRecipe, tune_recipe
+from nacd.units import duration
+
+TUNING_DRAWS = 50_000
+"""The recipe is tuned on random draws with seeds 50000, 50001, ..., which nothing else uses."""
+TUNING_SHARE = 0.3
+"""Most of the time that tuning may take."""
+TUNING_LEAST = 3
+"""Trainings that must fit into it; otherwise the recipe is taken as given."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What `check` found."""
+
+    folder: Path
+    """The run folder."""
+    dataset: Path | None
+    """The rows that are recommended; None: none of them."""
+    report: Path
+    """The page that shows all of it."""
+    kind: str
+    """`all`, `more`, `fewer`, `choose`, `random`, `none` or `too few`; see
+    `nacd.checking.verdict`."""
+    verdict: str
+    """What to do, in one sentence, with the figure that says so."""
+    detail: str
+    """What is known of the other question; may be empty."""
+    rows: int
+    """Rows that are recommended."""
+    recipe: Recipe
+    """Of all trainings at the budget, tuned."""
+    table: list[dict[str, Any]]
+    """A row a set that was trained on."""
+    minutes: float
+    """Time spent, all calls together."""
+    advised: float | None
+    """Minutes that may answer what is open; None: nothing is, or time would not help."""
+
+
+def check(
+    config: CheckConfig, *, splits: Splits | None = None, progress: Progress | None = None
+) -> Checked:
+    """Find out how many rows a data set needs, and whether a choice of them beats random ones.
+
+    Args:
+        config: everything that may be set.
+        splits: rows already in hand, instead of those that the configuration names.
+        progress: display.
+
+    Raises:
+        UserError: a wrong input; trainings already done are kept.
+    """
+    began = time.perf_counter()
+    progress = progress or Progress()
+    config.check()
+    splits = read_splits(config.data) if splits is None else splits
+    for method in config.methods:
+        check_rows(method, SelectionConfig(), splits.train, splits.target, "--methods")
+    folder = open_run(config, splits, free=FREE)
+    before = _spent(folder)
+    clock = StageClock(folder.path / "stages.json", resolve_device(config.model.device))
+    counts = ", ".join(f"{len(getattr(splits, name)):,} {word}" for name, word in PARTS)
+    progress.say(f"rows: {counts}")
+    progress.say(f"loading {config.model.model} and measuring a step ...")
+    with clock.stage("loading the model and encoding rows"):
+        prepared = prepare(config.model, config.data, progress.say, splits)
+    rows = len(draw(prepared.train, config.budget, TUNING_DRAWS))
+    if rows >= len(prepared.train):
+        raise UserError(
+            f"--budget {config.budget}: {rows} of {len(prepared.train)} training rows; nothing is "
+            "left out. Give a smaller one."
+        )
+    config.recipe.check_rows(rows)
+    sizes = sizes_of(rows, len(prepared.train), config.recipe)
+    wanted = goals(sizes, config.methods)
+
+    def left() -> float:
+        return 60 * config.minutes - before - (time.perf_counter() - began)
+
+    with clock.stage("measuring a step"):
+        costs = _costs(config, prepared)
+    tuning_minutes = _tuning_minutes(config, costs, sizes)
+    _say_plan(config, costs, sizes, wanted, tuning_minutes, left(), folder, progress)
+    with clock.stage("tuning the recipe"):
+        tuned = _tuned(config, prepared, folder, tuning_minutes, progress)
+    if tuned is not None:
+        progress.say(f"tuned: {tuned.describe()}")
+    recipe = config.recipe if tuned is None else tuned.recipe
+    state = State(sizes, recipe.epochs)
+    trainings = Trainings(config, prepared, folder, recipe, state, progress)
+    trainings.read()
+    with clock.stage("training and measuring"):
+        costs = _train(trainings, wanted, costs, left, progress, config.minutes)
+    with clock.stage("writing the result"):
+        return _write(Outcome(trainings, tuned, costs, wanted, _spent(folder)))
+
+
+def _write(outcome: Outcome) -> Checked:
+    """Judge, and write the result, the rows and the page."""
+    trainings = outcome.trainings
+    measured = outcome.measured()
+    verdict = judge(measured)
+    advice, advised = outcome.advice(verdict)
+    sentence, detail = verdict.sentence, verdict.detail
+    if verdict.kind == "too few":
+        sentence = f"{sentence} {advice}".strip()
+    else:
+        detail = f"{detail} {advice}".strip()
+    table = outcome.table(measured, verdict)
+    folder = trainings.folder.path
+    readings = outcome.readings()
+    results = {
+        "kind": verdict.kind,
+        "verdict": sentence,
+        "detail": detail,
+        "rows": verdict.rows,
+        "method": verdict.method,
+        "budget_rows": measured.budget,
+        "total_rows": measured.total,
+        "margin": verdict.margin,
+        "table": table,
+        "recipe": asdict(trainings.recipe),
+        "tuning": outcome.tuning(),
+        "warnings": outcome.warnings(measured),
+        "sizes": {name: len(getattr(trainings.prepared, part)) for part, name in PARTS},
+        "template": trainings.prepared.template.describe(),
+        "minutes": outcome.spent / 60,
+        "advised_minutes": advised,
+        "costs": outcome.costs_by_set(),
+        "left_out": outcome.left_out(),
+        "readings": readings,
+        "datasets": write_recommended(outcome, verdict, f"{sentence} {detail}".strip(), table),
+    }
+    write_json(folder / "results.json", results)
+    return Checked(
+        folder,
+        folder / "dataset" if verdict.rows else None,
+        write_report(ReportConfig(folder)),
+        verdict.kind,
+        sentence,
+        detail,
+        verdict.rows,
+        trainings.recipe,
+        table,
+        outcome.spent / 60,
+        advised,
+    )
+
+
+def _spent(folder: RunFolder) -> float:
+    """Seconds of what the folder holds."""
+    patterns = ("tuning/*.json", "trainings/*/*/*.json", "choosing/*/chosen.json")
+    files = (file for pattern in patterns for file in folder.path.glob(pattern))
+    return math.fsum(json.loads(file.read_text(encoding="utf-8"))["seconds"] for file in files)
+
+
+def _costs(config: CheckConfig, prepared: Prepared) -> Costs:
+    speed = seconds_per_token(prepared, config.recipe)
+    choosing = {}
+    for method in (method for method in config.methods if method != "best-of"):
+        grid = CompareConfig(
+            methods=(method,), budgets=(config.budget,), model=config.model, data=config.data
+        )
+        found = forecast(grid, prepared, {config.model.model: speed}, config.recipe)
+        choosing[method] = found.before.get(f"choosing by {method}, budget {config.budget}", 0.0)
+    return Costs(
+        speed,
+        sum(len(row) for row in prepared.train.rows) / len(prepared.train),
+        sum(len(row) for row in prepared.report.rows),
+        sum(len(row) for row in prepared.development.rows),
+        choosing,
+    )
+
+
+def _tuning_minutes(config: CheckConfig, costs: Costs, sizes: Sizes) -> float:
+    """How long the recipe may be tuned; 0: not at all."""
+    work = config.recipe.epochs * sizes.budget * costs.row_tokens
+    once = costs.per_token * (work + FORWARD * costs.validation_tokens)
+    minutes = TUNING_SHARE * config.minutes
+    return minutes if config.tune and 60 * minutes >= TUNING_LEAST * once else 0.0
+
+
+def _tuned(
+    config: CheckConfig,
+    prepared: Prepared,
+    folder: RunFolder,
+    minutes: float,
+    progress: Progress,
+) -> TunedRecipe | None:
+    """The recipe for the budget; None: taken as given."""
+    if not minutes and not (folder.path / "tuning.json").is_file():
+        return None
+    seeds = (TUNING_DRAWS + 100 * config.seed + number for number in range(TRAININGS))
+    encode, examples = prepared.template.encode, prepared.train.examples
+    sets = [
+        [encode(examples[i], turns="last") for i in draw(prepared.train, config.budget, seed)]
+        for seed in seeds
+    ]
+    return tune_recipe(
+        prepared.model,
+        sets,
+        prepared.development.rows,
+        config.recipe,
+        folder,
+        minutes=minutes,
+        progress=progress,
+    )
+
+
+def _say_plan(
+    config: CheckConfig,
+    costs: Costs,
+    sizes: Sizes,
+    wanted: Sequence[Goal],
+    tuning_minutes: float,
+    left: float,
+    folder: RunFolder,
+    progress: Progress,
+) -> None:
+    """What will be done in the time that is left, with the time of each stage."""
+    if (folder.path / "trainings").is_dir():
+        progress.say(f"going on: {duration(max(0.0, left))} of {config.minutes:g} min are left")
+        return
+    tuning = 60 * tuning_minutes
+    made = plan(State(sizes, config.recipe.epochs), wanted, costs, left - tuning)
+    progress.say(f"The plan, {config.minutes:g} min in all (estimated from a measured step):")
+    if tuning:
+        progress.say(f"  {'tuning learning rate and epochs':<40}{'':>4}  up to {duration(tuning)}")
+    else:
+        given = "as given" if not config.tune else "as given: tuning does not fit"
+        progress.say(f"  recipe {given}")
+    for line in plan_lines(made):
+        progress.say(line)
+
+
+def _train(
+    trainings: Trainings,
+    wanted: Sequence[Goal],
+    costs: Costs,
+    left: Callable[[], float],
+    progress: Progress,
+    minutes: float,
+) -> Costs:
+    """Do what the time allows; returns the costs by what the trainings took."""
+    expected = taken = 0.0
+    scaled, last = costs, None
+    while (job := next_job(trainings.state, wanted, scaled, left())) is not None:
+        if last is not None and (job.kind, job.rows) != last:
+            progress.say(f"  {duration(60 * minutes - left())} of {minutes:g} min used")
+        last = (job.kind, job.rows)
+        began = time.perf_counter()
+        predicted = costs.seconds(job, trainings.state)
+        trainings.run(job)
+        if not job.choosing:
+            expected, taken = expected + predicted, taken + time.perf_counter() - began
+            factor = taken / expected if expected else 1.0
+            scaled = replace(
+                costs,
+                per_token=costs.per_token * factor,
+                choosing={name: factor * seconds for name, seconds in costs.choosing.items()},
+            )
+    return scaled

@@ -1,0 +1,121 @@
+"""The rows that a check recommends, as data sets with their cards and the tuned recipe."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from nacd.checking.outcome import Outcome
+from nacd.checking.verdict import Verdict
+from nacd.data import hub_license
+from nacd.export import LORA, Card, shared_name
+from nacd.export.card import table as markdown
+from nacd.selecting import write_chosen
+from nacd.selection import METHODS
+
+FOLDERS = ("dataset", "dataset-at-budget")
+"""The rows recommended; the best known rows of the budget, where those are others."""
+
+
+def write_recommended(
+    outcome: Outcome, verdict: Verdict, said: str, table: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Write the folders of rows; one that is no longer recommended is removed.
+
+    Args:
+        outcome: the check.
+        verdict: what it says.
+        said: the same in words, for the card.
+        table: of all sets, for the card.
+
+    Returns:
+        For every folder that was written: `rows`, `tokens`, who chose them (`by`), and the tokens
+        of all training rows (`of_tokens`).
+    """
+    budget = outcome.trainings.state.sizes.budget
+    wanted = dict(zip(FOLDERS, dict.fromkeys((verdict.rows, budget)), strict=False))
+    if not verdict.rows:
+        wanted = {}
+    place = outcome.trainings.folder.path
+    for name in set(FOLDERS) - wanted.keys():
+        shutil.rmtree(place / name, ignore_errors=True)
+    measured = f"{said}\n\n{markdown(_shown(table))}"
+    return {
+        name: _write_one(outcome, name, rows, verdict.method, measured)
+        for name, rows in wanted.items()
+    }
+
+
+def _write_one(
+    outcome: Outcome, name: str, rows: int, method: str, measured: str
+) -> dict[str, Any]:
+    own, state = outcome.trainings, outcome.trainings.state
+    by = method if rows == state.sizes.budget else "random"
+    # where no choice is better: of the draws of the budget, the one best on validation rows
+    best = (state.best_draw() or 0) if rows == state.sizes.budget else 0
+    indices = own.rows(by, rows, best)
+    if rows == state.sizes.total:
+        by, indices = "nacd check", sorted(indices)
+    config, prepared = own.config, own.prepared
+    about = METHODS[by].about if by in METHODS else "all training rows"
+    provenance = (own.folder.path / "provenance.json").read_text(encoding="utf-8")
+    card = Card(
+        data=shared_name(config.data.data),
+        data_rows=len(prepared.train),
+        model=shared_name(config.model.model),
+        template=prepared.template.describe(),
+        recipe=replace(own.recipe, epochs=own.passes("random", rows)),
+        projection="none",
+        lora={key: getattr(config.model, key) for key in LORA},
+        max_tokens=config.data.max_tokens,
+        settings={
+            "method": about,
+            "budget": config.budget,
+            "seed": config.seed,
+            "recipe": "as given" if outcome.tuned is None else outcome.tuned.describe(),
+        },
+        title="Instruction data recommended by nacd check",
+        license=config.data.license or hub_license(config.data.data),
+        language=config.data.language,
+        provenance=json.loads(provenance),
+    )
+    write_chosen(
+        own.folder.path / name,
+        [prepared.train.examples[i] for i in indices],
+        prepared.template,
+        card,
+        by,
+        config.model,
+        in_order=by not in METHODS or METHODS[by].orders,
+        seed=config.seed,
+        measured=measured,
+    )
+    return {
+        "rows": len(indices),
+        "tokens": sum(len(prepared.train.rows[i]) for i in indices),
+        "by": by,
+        "of_tokens": sum(len(row) for row in prepared.train.rows),
+    }
+
+
+def _shown(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The table's columns that a card shows."""
+    shown = []
+    for row in table:
+        against = row["minus_random"]
+        text = "" if against is None else f"{against['mean']:+.3f}"
+        if against is not None and against["low"] is not None:
+            text += f" ({against['low']:+.3f} to {against['high']:+.3f})"
+        shown.append(
+            {
+                "trained on": row["name"],
+                "test NLL per token": f"{row['nll']:.3f}",
+                "minus random rows of the budget": text,
+                "passes": f"{row['passes']:g}",
+                "trainings": row["trainings"],
+            }
+        )
+    return shown

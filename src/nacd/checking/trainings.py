@@ -1,0 +1,201 @@
+"""The trainings of a check: rows for a job, one training, its figures; each kept as one JSON file.
+
+    trainings/<rate>/<set>-<rows>/<passes>-<number>.json
+
+Test figures are written there with each training, and looked at when the time is used: nothing is
+chosen by them. What is chosen (the best of the draws, the passes of a size) is chosen by validation
+rows, and the rows of the best draw are trained on afresh.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from nacd.checking.config import CheckConfig
+from nacd.checking.plan import DEAR, Job, State
+from nacd.checking.verdict import Measured
+from nacd.config import SelectionConfig, with_judge
+from nacd.data import Encoded
+from nacd.evaluation import response_nll
+from nacd.learn import draw
+from nacd.prepare import Prepared
+from nacd.progress import Progress
+from nacd.recipe import Recipe
+from nacd.run import RunFolder
+from nacd.selection import Task, choose_once
+from nacd.selection.random import random_order
+from nacd.student import plain, train_student
+
+DRAWS = 10_000
+"""Random draws have seeds 10000, 10001, ... (and 100 more for every --seed), as in a comparison."""
+AFRESH = 1000
+"""The best draw's rows are trained on from seeds 1000, 1001, ...; all others from 0, 1, ..."""
+
+
+@dataclass
+class Trainings:
+    """Trains on what a job names, or reads what an earlier call has left."""
+
+    config: CheckConfig
+    prepared: Prepared
+    folder: RunFolder
+    recipe: Recipe
+    """Tuned for the budget."""
+    state: State
+    progress: Progress
+
+    @property
+    def _place(self) -> str:
+        return f"trainings/{self.recipe.learning_rate:g}"
+
+    def read(self) -> None:
+        """Take over what earlier calls have left."""
+        for file in sorted((self.folder.path / self._place).glob("*/*.json")):
+            result = json.loads(file.read_text(encoding="utf-8"))
+            self.state.results[Job(**result["job"])] = result
+        for method in self.config.methods:
+            file = self.folder.path / f"{self._chosen(method)}.json"
+            if file.is_file():
+                self.state.results[Job(method, self.state.sizes.budget, 0.0, -1)] = json.loads(
+                    file.read_text(encoding="utf-8")
+                )
+
+    def run(self, job: Job) -> None:
+        """Do one job; its result is in the state then."""
+        if job.choosing:
+            self.state.results[job] = choose_once(
+                self.folder, self._chosen(job.kind), self._task(job.kind), job.kind, "--methods"
+            )
+            return
+        name = f"{self._place}/{job.kind}-{job.rows}/{job.passes:g}-{job.number}"
+        self.state.results[job] = self.folder.once(name, lambda: self._measure(job))
+
+    def rows(self, kind: str, rows: int, number: int = 0) -> list[int]:
+        """Indices of the training rows of a set.
+
+        Args:
+            kind: `random`, or a method.
+            rows: how many.
+            number: of the random draw; draws of one number hold each other, whatever their size.
+        """
+        train, budget = self.prepared.train, self.state.sizes.budget
+        if kind == "best-of":
+            best = self.state.best_draw()
+            assert best is not None
+            return self.rows("random", budget, best)
+        if kind != "random":
+            return self.state.results[Job(kind, budget, 0.0, -1)]["rows"]
+        seed = DRAWS + 100 * self.config.seed + number
+        if rows == budget:
+            return draw(train, self.config.budget, seed)
+        return random_order(len(train), seed)[:rows]
+
+    def encoded(self, indices: Sequence[int]) -> list[Encoded]:
+        """Training rows as they are exported."""
+        task = self._task("random")
+        return [task.trained_row(i) for i in indices]
+
+    def passes(self, kind: str, rows: int) -> float:
+        """For how many passes a set is trained on, as far as is known."""
+        if kind == "zero-shot":
+            return 0.0
+        return self.state.passes(rows)[0] if kind == "random" else self.state.epochs
+
+    def used(self, kind: str, rows: int) -> list[Mapping[str, Any]]:
+        """Results of a set's trainings at its own passes, without those that diverged."""
+        key = (kind, rows, self.passes(kind, rows))
+        return [
+            result
+            for job, result in sorted(self.state.results.items())
+            if (job.kind, job.rows, job.passes) == key
+            and not job.choosing
+            and not result["diverged"]
+        ]
+
+    def measured(self, kind: str, rows: int) -> Measured | None:
+        """A set's figures; None: there are none."""
+        found = self.used(kind, rows)
+        if not found:
+            return None
+        return Measured(
+            rows,
+            tuple(sum(result["test"]) / sum(self.tokens) for result in found),
+            np.mean([result["test"] for result in found], axis=0),
+            trained=kind != "zero-shot",
+        )
+
+    def done(self) -> list[Mapping[str, Any]]:
+        """Results of all trainings, whatever became of them."""
+        return [result for job, result in self.state.results.items() if not job.choosing]
+
+    @property
+    def tokens(self) -> list[int]:
+        """Response tokens of every test row, as the loss counts them."""
+        return [sum(row.response[1:]) for row in self.prepared.report.rows]
+
+    def _chosen(self, method: str) -> str:
+        if method in DEAR:  # chosen by trainings: their recipe is part of the choice
+            rate, epochs = self.recipe.learning_rate, self.recipe.epochs
+            return f"choosing/{method}-{rate:g}-{epochs:g}/chosen"
+        return f"choosing/{method}/chosen"
+
+    def _task(self, method: str) -> Task:
+        place = (self.folder.path / self._chosen(method)).parent
+        selection = with_judge(SelectionConfig(), self.config.data)
+        return Task(
+            self.prepared,
+            self.recipe,
+            selection,
+            self.config.seed,
+            place,
+            self.progress,
+            self.config.budget,
+        )
+
+    def _measure(self, job: Job) -> dict[str, Any]:
+        began = time.perf_counter()
+        model, tokens, steps = self.prepared.model, 0, 0
+        theta = model.zero_theta()
+        if job.passes:
+            indices = self.rows(job.kind, job.rows, job.number)
+            rows = self.encoded(indices)
+            tokens = sum(len(row) for row in rows)
+            recipe = replace(self.recipe, epochs=job.passes)
+            steps = recipe.total_steps(len(rows))
+            theta = self._train(job, rows, recipe)
+        test = response_nll(model, theta, self.prepared.report.rows).nll
+        judges = self.prepared.development.rows
+        found = response_nll(model, theta, judges) if self.state.needs_validation(job) else None
+        finite = bool(np.isfinite(test).all() and (found is None or np.isfinite(found.nll).all()))
+        return {
+            "job": {"kind": job.kind, "rows": job.rows, "passes": job.passes, "number": job.number},
+            "tokens_trained": tokens,
+            "steps": steps,
+            "seconds": time.perf_counter() - began,
+            "diverged": not finite,
+            "validation": [float(x) for x in found.nll] if found and finite else None,
+            "tokens": [int(n) for n in found.tokens] if found else None,
+            "test": [float(x) for x in test] if finite else None,
+        }
+
+    def _train(self, job: Job, rows: Sequence[Encoded], recipe: Recipe) -> Tensor:
+        model = self.prepared.model
+        seed = job.number + (AFRESH if job.kind == "best-of" else 0)
+        name = self.state.sizes.name(job.kind, job.rows)
+        with self.progress.stage(
+            f"{name}, {job.number + 1}", recipe.total_steps(len(rows))
+        ) as tick:
+            return train_student(
+                model,
+                recipe,
+                plain(rows, model.tokenizer.pad_token_id),
+                seed,
+                tick=lambda done, _, loss: tick(done, loss),
+            )
