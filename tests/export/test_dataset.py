@@ -182,10 +182,12 @@ def test_what_is_written_is_read_back(texts: list[str], chat: bool, tmp_path: Pa
     assert [json.loads(line) for line in text.splitlines()] == expected
     assert len(text.split("\n")) == len(rows) + 1
     assert load(folder, tmp_path / "cache") == expected
-    frame = pandas.read_json(folder / "train.jsonl", lines=True, dtype=False)
-    assert json.loads(frame.to_json(orient="records")) == expected
-    frame = pandas.read_parquet(folder / "train.parquet")
-    assert json.loads(frame.to_json(orient="records")) == expected
+    frames: Any = pandas
+    for read in (
+        frames.read_json(folder / "train.jsonl", lines=True, dtype=False),
+        frames.read_parquet(folder / "train.parquet"),
+    ):
+        assert json.loads(read.to_json(orient="records")) == expected
     for name in ("train.jsonl", "train.parquet"):
         for example, row in zip(read_examples(folder / name), rows, strict=True):
             assert [message.content for message in example.messages] == row.texts

@@ -167,7 +167,7 @@ def test_filters_and_budgets(data: Path, tiny_folder: Folder, tmp_path: Path) ->
     assert spelling == pytest.approx(
         len(rows) / 3, abs=1.5
     )  # a third of the file; less so of train
-    assert "in proportion by | kind" in (tmp_path / "a" / "dataset" / "README.md").read_text()
+    assert "in proportion by | `kind`" in (tmp_path / "a" / "dataset" / "README.md").read_text()
     assert main(flags(model, data, tmp_path / "b", "--method", "longest", "--budget", "400t")) == 0
     results = json.loads((tmp_path / "b" / "results.json").read_text())
     assert 250 < results["tokens"] <= 400
