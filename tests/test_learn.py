@@ -7,7 +7,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ import torch
 from nacd.config import OuterLoopConfig
 from nacd.errors import UserError
 from nacd.files import read_tensors, write_tensors
-from nacd.learn import Distiller
+from nacd.learn import Distiller, make_projection
 from nacd.progress import Progress
 from nacd.tracking import silent
 
@@ -80,6 +80,7 @@ def test_text_and_vectors_are_each_their_own_best(tmp_path: Path) -> None:
     assert found.last_learning_rate == pytest.approx(6e-3)
     looks = [row["outer_step"] for row in found.metrics if "development_text" in row]
     assert looks == [0, 2, 4, 5]
+    assert found.metrics[0]["seconds"] > 0, "the first look takes its time, too"
 
 
 def test_no_text_better_than_the_seeds_leaves_the_seeds(tmp_path: Path) -> None:
@@ -155,3 +156,11 @@ def test_a_look_at_the_start_is_one_at_the_seeds(tmp_path: Path) -> None:
     outer.projection.tokens = lambda: torch.tensor([77])
     distiller.run()
     assert seen == [[0]]
+
+
+def test_more_candidates_than_tokens_are_refused() -> None:
+    seeds: Any = SimpleNamespace(pseudo=SimpleNamespace(ids=torch.tensor([3])))
+    allowed = torch.tensor([False, True, True, True])
+    outer = OuterLoopConfig(candidates=4)
+    with pytest.raises(UserError, match=r"--candidates 4: only 3 tokens .* at most as many"):
+        make_projection(cast(Any, None), seeds, outer, allowed)

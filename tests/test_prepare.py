@@ -49,3 +49,35 @@ def test_rows_that_are_all_too_long_name_their_flag(
     config = DataConfig(**files, max_tokens=32)  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match=rf"Raise --max-tokens, or give --{name} shorter rows"):
         prepare(ModelConfig(model=str(tiny_folder("gpt2"))), config)
+
+
+def test_rows_that_are_held_out_and_looked_at_are_said(
+    tmp_path: Path, tiny_folder: Callable[[str], Path]
+) -> None:
+    found = rows(40)
+    files = {
+        "data": write(tmp_path / "data.jsonl", found[:30]),
+        "target": write(tmp_path / "target.jsonl", found[28:36]),
+        "heldout": write(tmp_path / "held.jsonl", found[30:]),
+    }
+    config = DataConfig(**files)  # pyright: ignore[reportArgumentType]
+    said: list[str] = []
+    prepared = prepare(ModelConfig(model=str(tiny_folder("gpt2"))), config, said.append)
+    held = {
+        name: {e.digest for e in getattr(prepared, name).examples}
+        for name in ("development", "report")
+    }
+    target = [e.digest for e in prepared.target.examples]
+    expected = [
+        f"{count} of 8 target rows are {name} rows too, word for word: figures on {name} rows may "
+        "be too good."
+        for name in held
+        if (count := sum(digest in held[name] for digest in target))
+    ]
+    assert len(expected) == 2
+    assert said == expected
+    said.clear()
+    prepare(
+        ModelConfig(model=str(tiny_folder("gpt2"))), DataConfig(data=files["data"]), said.append
+    )
+    assert not said

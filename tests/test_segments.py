@@ -6,18 +6,21 @@ from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 
 from nacd.config import OuterLoopConfig
 from nacd.data import Encoded
+from nacd.distillation.outer import Segment
+from nacd.errors import UserError
 from nacd.evaluation import response_nll
 from nacd.meta import Start, initial_state
 from nacd.models import ModelConfig, load_model
 from nacd.recipe import Recipe
-from nacd.segments import matched_steps, segment_generator, segment_maker
+from nacd.segments import matched_steps, segment_generator, segment_maker, windowed
 
 Folder = Callable[[str], Path]
 ROWS = 10
@@ -98,3 +101,47 @@ def test_a_stretch_of_an_expert() -> None:
     assert stretches(99, 4) == {(0, 4), (4, 8), (8, 10)}, "never from the end"
     assert stretches(5, 5) == {(0, 8), (4, 10)}, "a goal between two snapshots is the later one"
     assert matched_steps([3, 9], 0, 2, segment_generator(0)) == (3, 9)
+
+
+def test_an_expert_that_stands_still_is_refused_at_once(tiny_folder: Folder) -> None:
+    """A warm-up begins at rate 0: after its first step the expert is where it was."""
+    model = load_model(ModelConfig(model=str(tiny_folder("gpt2")), lora_rank=1, device="cpu"))
+    prepared: Any = SimpleNamespace(model=model, target=SimpleNamespace(rows=()))
+    recipe = Recipe(batch_size=4, epochs=2)
+
+    def snapshot(step: int, _: Any) -> Start:
+        theta = torch.full((model.size,), float(max(0, step - 1)))
+        return Start(theta, initial_state(recipe, theta), step)
+
+    expert: Any = SimpleNamespace(steps=[0, 1, 2, 3], state="x", snapshot=snapshot, folder="e/0")
+    for ahead, still in ((1, True), (2, False), (0, False)):
+        outer = OuterLoopConfig(objective="trajectory", expert_ahead=ahead)
+        if still:
+            with pytest.raises(UserError, match=r"--expert-ahead 1: .* e/0 does not move from"):
+                segment_maker(prepared, recipe, outer, ROWS, [expert])
+        else:
+            value, _ = segment_maker(prepared, recipe, outer, ROWS, [expert])(0, 0).objective(
+                torch.zeros(model.size)
+            )
+            assert value == 1.0
+
+
+def test_a_window_in_which_nothing_moves_is_not_drawn() -> None:
+    total, seen = 4, set()
+    loop: Any = SimpleNamespace(recipe=Recipe(), run=lambda *_: (None, []))
+    vectors = torch.zeros(1, 2)
+    outer: Any = SimpleNamespace(
+        pseudo=SimpleNamespace(batch=lambda rows: rows),
+        vectors=lambda: vectors,
+        log_rate=torch.zeros(()),
+    )
+    segment = Segment(loop, cast(Any, None), [[k] for k in range(total)], cast(Any, None))
+    for step in range(40):
+        ((first,),) = windowed(segment, 1, step, outer).order
+        seen.add(first)
+    assert seen == {1, 2, 3}, "the first step's rate is 0"
+    loop.recipe = Recipe(warmup=0.0)
+    drawn = [windowed(segment, 1, step, outer).order[0][0] for step in range(40)]
+    assert set(drawn) == {0, 1, 2, 3}
+    plain = [int(np.random.default_rng((step, 23)).integers(0, 4)) for step in range(40)]
+    assert drawn == plain, "as always where every window moves"

@@ -112,9 +112,18 @@ def simplex_candidates(
 def make_projection(
     model: LoraModel, seeds: Seeds, config: OuterLoopConfig, allowed: Tensor
 ) -> tuple[Projection, float]:
-    """The projection at the seeds' own tokens, and Adam's learning rate on its parameters."""
+    """The projection at the seeds' own tokens, and Adam's learning rate on its parameters.
+
+    Raises:
+        UserError: more candidates than there are tokens.
+    """
     ids = seeds.pseudo.ids
     if config.projection == "simplex":
+        if config.candidates > int(allowed.sum()):
+            raise UserError(
+                f"--candidates {config.candidates}: only {int(allowed.sum())} tokens of this "
+                "model's may be chosen (plain text that encodes to itself); give at most as many."
+            )
         options = simplex_candidates(model, seeds.pseudo, config.candidates, allowed, model.table)
         logits = simplex_logits(options, ids, config.seed_share)
         simplex = Simplex(logits, options, model.table, cold=config.cold)
@@ -220,8 +229,9 @@ class Distiller:
                 return projection.candidates[slot][order].tolist()
             if slot not in near:
                 vector = projection.parameters[slot : slot + 1]
+                count = min(6, int(self.allowed.sum()))
                 near[slot] = candidates(
-                    vector, self.model.table, 6, self.allowed, self.config.metric
+                    vector, self.model.table, count, self.allowed, self.config.metric
                 )[0].tolist()
             return near[slot]
 
@@ -306,6 +316,7 @@ class Distiller:
         outer, config = self.outer, self.config
         restored = self.restore()
         if restored is None:
+            began = time.perf_counter()
             first, _ = self.check(self.seeds.pseudo.ids)
             if not math.isfinite(first["development_text"]):
                 raise UserError(
@@ -313,7 +324,8 @@ class Distiller:
                     f"{outer.learning_rate:g}: the loss on development rows is "
                     f"{first['development_text']}; give a smaller one."
                 )
-            metrics: list[dict[str, Any]] = [{"outer_step": 0, "seconds": 0.0} | first]
+            taken = time.perf_counter() - began
+            metrics: list[dict[str, Any]] = [{"outer_step": 0, "seconds": taken} | first]
             best = {
                 "text": torch.tensor([first["development_text"], 0.0], dtype=torch.float64),
                 "soft": torch.tensor([first["development_soft"], 0.0], dtype=torch.float64),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from nacd.config import DataConfig
@@ -122,4 +122,24 @@ def prepare(
         if dropped.message:
             say(f"{name}: {dropped.message}")
         parts[name] = Part(tuple(kept), tuple(rows))
+    for line in copies(parts):
+        say(line)
     return Prepared(model, template, **parts)
+
+
+def copies(parts: Mapping[str, Part]) -> list[str]:
+    """A line for the user wherever rows that are looked at stand among those that are held out.
+
+    Parts of one file share no row; files of --target and --heldout may.
+    """
+    digests = {name: [e.digest for e in part.examples] for name, part in parts.items()}
+    lines = []
+    for held in ("development", "report"):
+        known = set(digests[held])
+        for name in ("train", "target"):
+            if count := sum(digest in known for digest in digests[name]):
+                lines.append(
+                    f"{count} of {len(digests[name])} {name} rows are {held} rows too, word for "
+                    f"word: figures on {held} rows may be too good."
+                )
+    return lines

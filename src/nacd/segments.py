@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from nacd.config import OuterLoopConfig
 from nacd.data import Batch, Encoded, bucketed, training_order
 from nacd.distillation.objectives import target_objective, trajectory_objective
 from nacd.distillation.outer import OuterLoop, Segment
+from nacd.errors import UserError
 from nacd.experts import Expert
 from nacd.meta import InnerLoop, Start, initial_state
 from nacd.prepare import Prepared
@@ -39,7 +41,31 @@ def matched_steps(
         generator: draws the start.
     """
     first = int(generator.choice([s for s in steps[:-1] if s <= latest] or steps[:1]))
-    return first, min(s for s in steps if s >= min(first + (ahead or steps[-1]), steps[-1]))
+    return first, goal_step(steps, first, ahead)
+
+
+def goal_step(steps: Sequence[int], first: int, ahead: int) -> int:
+    """Goal's step of a stretch from `first`: the first snapshot `ahead` steps on, or the last."""
+    return min(s for s in steps if s >= min(first + (ahead or steps[-1]), steps[-1]))
+
+
+def _refuse_still(experts: Sequence[Expert], ahead: int) -> None:
+    """Refuse experts that stand still from their first snapshot to its goal.
+
+    Only there can they: a warm-up begins at a learning rate of 0.
+
+    Raises:
+        UserError: with the flag that mends it.
+    """
+    for expert in experts:
+        first, goal = expert.steps[0], goal_step(expert.steps, expert.steps[0], ahead)
+        thetas = [expert.snapshot(step, "cpu").theta for step in (first, goal)]
+        if torch.equal(*thetas):
+            raise UserError(
+                f"--expert-ahead {ahead}: the expert in {expert.folder} does not move from its "
+                f"step {first} to its step {goal} (a warm-up begins at a learning rate of 0), so "
+                "there is nothing to match; give a larger one."
+            )
 
 
 def segment_maker(
@@ -62,9 +88,12 @@ def segment_maker(
 
     Raises:
         ValueError: the objective is still `auto`; see `nacd.config.decided`.
+        UserError: an expert that stands still.
     """
     if config.objective == "auto":
         raise ValueError("auto is no objective; see nacd.config.decided")
+    if config.objective == "trajectory":
+        _refuse_still(experts, config.expert_ahead)
     model = prepared.model
     total = recipe.total_steps(rows)
     window = min(config.window or total, total)
@@ -119,11 +148,17 @@ def segment_maker(
 
 
 def windowed(segment: Segment, window: int, step: int, outer: OuterLoop) -> Segment:
-    """Move a whole-recipe segment to `window` steps along the student's own path."""
+    """Move a whole-recipe segment to `window` steps along the student's own path.
+
+    Windows in which nothing moves (of one step, at the warm-up's rate of 0) are not drawn.
+    """
     total = len(segment.order)
     if window == 0 or window >= total:
         return segment
-    first = int(np.random.default_rng((step, 23)).integers(0, total - window + 1))
+    recipe = segment.loop.recipe
+    moves = [recipe.rate(k, total) > 0 for k in range(total)]
+    starts = [k for k in range(total - window + 1) if any(moves[k : k + window])]
+    first = starts[int(np.random.default_rng((step, 23)).integers(0, len(starts)))]
     pseudo, vectors = outer.pseudo, outer.vectors().detach()
     at, _ = segment.loop.run(
         segment.start,

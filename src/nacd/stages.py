@@ -20,6 +20,7 @@ from nacd.diagnosis import diagnose
 from nacd.distillation.pseudo import PseudoData
 from nacd.errors import UserError
 from nacd.experts import Expert, import_checkpoints, plan_experts, record_expert
+from nacd.files import read_json
 from nacd.learn import Seeds, draw
 from nacd.meta import PASSES, Engine, make_engine
 from nacd.prepare import Prepared
@@ -29,7 +30,7 @@ from nacd.run import RunFolder, versions
 from nacd.selection import METHODS, Task, choose_once
 from nacd.selection.random import random_order
 from nacd.settings import to_dict
-from nacd.student import TUNING_SEED, digest_of, mean_nll, train_student, tune_rate
+from nacd.student import EXPERT_SEED, TUNING_SEED, digest_of, mean_nll, train_student, tune_rate
 
 FREE = ("out", "compare", "draws")
 """Keys that may differ when a run goes on: they change no stage that is done."""
@@ -50,12 +51,12 @@ def open_run(config: Any, splits: Splits, free: Sequence[str] = FREE) -> RunFold
     defaults = to_dict(type(config)())
     folder.open(to_dict(config), may_differ=(*free, *SAID), defaults=defaults)
     names = ("train", "target", "development", "report")
-    now = {name: _fingerprint(getattr(splits, name)) for name in names}
-    then = folder.once(
-        "provenance",
-        lambda: {"versions": versions(), "data": now, "began": time.strftime("%Y-%m-%d")},
-    )
-    changed = [name for name in names if then["data"][name] != now[name]]
+    now = {name: _fingerprint([e.digest for e in getattr(splits, name)]) for name in names}
+    marks = {name: _fingerprint([_marks(e) for e in getattr(splits, name)]) for name in names}
+    made = {"versions": versions(), "data": now, "marks": marks, "began": time.strftime("%Y-%m-%d")}
+    then = folder.once("provenance", lambda: made)
+    held = then.get("marks", marks)  # a folder of an older version has none
+    changed = [n for n in names if (then["data"][n], held[n]) != (now[n], marks[n])]
     if changed:
         raise UserError(
             f"--out {config.out}: the data has changed since this run began "
@@ -64,13 +65,15 @@ def open_run(config: Any, splits: Splits, free: Sequence[str] = FREE) -> RunFold
     return folder
 
 
-def _fingerprint(examples: Sequence[Example]) -> str:
-    """Number and hash of rows, in their order: of their texts, and of what they train on."""
-    seen = hashlib.sha256()
-    for example in examples:
-        trained = [m.train for m in example.messages[:-1] if m.role == "assistant"]
-        seen.update(f"{example.digest}{'' if all(trained) else trained}".encode())
-    return f"{len(examples)} rows, {seen.hexdigest()[:16]}"
+def _fingerprint(parts: Sequence[str]) -> str:
+    return f"{len(parts)} rows, {hashlib.sha256(''.join(parts).encode()).hexdigest()[:16]}"
+
+
+def _marks(example: Example) -> str:
+    """What of a row its digest leaves out, and a run depends on: which turns are labels, the
+    choices, the group, whether it is written out already."""
+    turns = [message.train for message in example.messages]
+    return repr((turns, example.choices, example.answer, example.group, example.verbatim))
 
 
 def check_trainings(config: DistillConfig, prepared: Prepared) -> None:
@@ -226,7 +229,7 @@ def recorded_experts(
                     prepared.train.rows,
                     digests,
                     recipe,
-                    seed=100 * config.seed + number,
+                    seed=_expert_seed(folder, config.seed, number),
                     every=settings.snapshot_every,
                     folder=folder.path / "experts" / str(number),
                     pad_id=prepared.model.tokenizer.pad_token_id,
@@ -237,6 +240,14 @@ def recorded_experts(
                 )
             )
     return experts
+
+
+def _expert_seed(folder: RunFolder, seed: int, number: int) -> int:
+    """LoRA's and the order's seed of an expert; of one that was begun before, its own."""
+    manifest = folder.path / "experts" / str(number) / "manifest.json"
+    if manifest.is_file():
+        return int(read_json(manifest)["made_with"]["seed"])
+    return EXPERT_SEED + 100 * seed + number
 
 
 def _imported(

@@ -29,6 +29,8 @@ TUNING_SEED = 3000
 """The learning rate is tuned at this seed."""
 LEARNING_SEED = 10_000
 """Learning trains from LoRA seeds 10000, 10001, ...; the table's trainings have 0, 1, ..."""
+EXPERT_SEED = 1_000_000
+"""Experts train from LoRA seeds 1000000, 1000001, ...: a student starts where its expert did."""
 
 Tick = Callable[[int, int, float], None]
 """(step, steps, loss)."""

@@ -546,3 +546,14 @@ def test_cells_are_their_own_trainings(
                 total -= float(log[i - 1, row.ids[i]])
                 n += 1
     assert nll["zero-shot", 0] == pytest.approx(total / n, rel=1e-5)
+
+
+def test_a_row_alone_has_no_others_prompt(tiny_folder: Folder, rows: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="one row has no other's prompt to take; raise --budgets"):
+        other_prompts(read_examples(rows)[:1], 0)
+    outer = OuterLoopConfig(outer_steps=0, engine="exact")
+    methods = ("seeds", "other-prompts")
+    config = grid(tiny_folder("llama"), rows, tmp_path / "g", methods=methods, outer=outer)
+    table = compare(replace(config, budgets=("1",)), progress=QUIET).table
+    assert "failed" not in table[0]
+    assert "one row has no other's prompt" in table[1]["why"]

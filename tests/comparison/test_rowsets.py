@@ -72,7 +72,7 @@ def read(source: Prepared, training: module.Training) -> list[str]:
 def rowset(
     method: str, config: CompareConfig, source: Prepared, outcomes: list[Any], monkeypatch: Any
 ) -> module.RowSet:
-    monkeypatch.setattr(module, "_learning_flops", lambda _: 1000.0)
+    monkeypatch.setattr(module, "_learning_flops", lambda of: 10 * of.learned.learning_rate / 1e-3)
     return module._of_distillation(config, method, outcomes, source)
 
 
@@ -101,7 +101,7 @@ def test_trainings_take_the_distillations_in_turn(
     assert (found.draws, found.trainings, found.source_only) == (2, config.seeds, False)
     # of both distillations the mean time; the time to tune is everybody's
     assert found.choosing_seconds == (2.0 + 150.0 if learned else 2.0)
-    assert found.choosing_flops == (1007.0 if learned else 7.0)
+    assert found.choosing_flops == (7.0 + 15.0 if learned else 7.0), "and operations"
 
 
 def test_soft_prompts_are_of_the_same_distillation(

@@ -137,3 +137,15 @@ def test_draws_of_either_side_count() -> None:
         found = difference(one, other)
         assert found is not None
         assert found["figures"] == 3
+
+
+def test_steps_and_rates_of_cells_that_differ_are_averaged() -> None:
+    """Draws by tokens have other numbers of rows, distillations other learned rates."""
+    cells = [
+        cell("text", i, [4.0]) | {"steps": 10 + i, "learning_rate": 1e-3 * (1 + i)}
+        for i in range(3)
+    ]
+    (row,) = summarise(cells, ("text",))
+    assert (row["steps"], row["learning_rate"]) == (11, pytest.approx(2e-3))
+    (alike,) = summarise([cell("text", i, [4.0]) for i in range(3)], ("text",))
+    assert alike["learning_rate"] == 1e-3

@@ -132,3 +132,11 @@ def test_a_place_may_keep_its_own_id(metric: Metric) -> None:
     vectors = table[torch.tensor([5, 9, 9, 3, 4])]
     assert nearest(vectors, table, allowed, metric, own).tolist() == [5, 9, 2, 3, 4]
     assert nearest(vectors, table, allowed, metric)[0] != 5
+
+
+def test_more_neighbours_than_rows_are_refused() -> None:
+    """Not filled up with rows that must not be chosen."""
+    table, allowed = draw(12, 4), torch.arange(12) < 3
+    assert candidates(table[:2], table, 3, allowed).max() < 3
+    with pytest.raises(ValueError, match="4 nearest rows of 3"):
+        candidates(table[:2], table, 4, allowed)

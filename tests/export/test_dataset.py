@@ -354,3 +354,11 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="one --template"):
         write_dataset(tmp_path, RAW + CHAT, "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_card_says_what_a_prefix_is() -> None:
+    card = replace(CARD, settings={**CARD.settings, "learnable positions": "prefix:8"})
+    rows = [replace(RAW[0], tokens_changed=1.0), replace(RAW[0], tokens_changed=0.0)]
+    text = " ".join(render_learned_card(card, rows).split())
+    assert "before its prompt stand 8 learned tokens (in 1 rows they do not" in text
+    assert "the prompt's tokens were learned" not in text

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from made_run import make_run
-from nacd.report import facts
+from nacd.report import charts, facts
 from nacd.report.folder import read_run
 from nacd.report.page import ReportConfig, write_report
 from nacd.report.rungs import rungs
@@ -79,3 +79,20 @@ def test_a_page_bears_trainings_that_diverged(tmp_path: Path) -> None:
     cell.write_text(json.dumps(json.loads(cell.read_text()) | {"report_nll": None}))
     assert "text" not in {rung.method for rung in rungs(read_run(folder))}
     assert write_report(ReportConfig(folder)).is_file()
+
+
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [
+        ("train-loss", "Loss on other training rows"),
+        ("target-loss", "Loss on target rows"),
+        ("trajectory", "Distance to the expert's"),
+    ],
+)
+def test_the_objective_is_called_what_it_is(objective: str, said: str, tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "run"))
+    run = replace(
+        run, config={**run.config, "outer": {**run.config["outer"], "objective": objective}}
+    )
+    (chart,) = [chart for chart in charts.curves(run) if chart.id == "objective"]
+    assert chart.caption.startswith(said)

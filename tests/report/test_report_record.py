@@ -157,7 +157,8 @@ def test_overlap_is_counted_by_row_and_named_by_source() -> None:
     same = " ".join(f"word{i}" for i in range(13))
     report = [example("is ice cold", source="r:1"), example(same, source="r:2")]
     train = [example(f"{same} more", source=f"t:{i}") for i in range(30)] + [example("other")]
-    found = overlap_record(train[:1], train, report)
+    looked_at = {"distilled": train[:1], "train": train, "target": report[:1]}
+    found = overlap_record(looked_at, report)
     assert found["report_rows"] == 2
     assert found["distilled"] == {
         "rows": 1,
@@ -167,6 +168,7 @@ def test_overlap_is_counted_by_row_and_named_by_source() -> None:
         "shown": [("t:0", "r:2")],
     }
     assert (found["train"]["overlapping"], len(found["train"]["shown"])) == (30, 20)
+    assert found["target"]["shown"] == [("r:1", "r:1")]
 
 
 def test_stages_add_up_over_processes(tmp_path: Path) -> None:

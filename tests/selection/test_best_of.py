@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,7 @@ from nacd.config import DataConfig, DistillConfig, SelectionConfig
 from nacd.data import Example, Message, Splits
 from nacd.errors import UserError
 from nacd.models import ModelConfig
-from nacd.prepare import Prepared, prepare
+from nacd.prepare import Part, Prepared, prepare
 from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.run import RunFolder
@@ -190,3 +191,67 @@ def test_a_draw_that_diverges_is_not_the_best(
     losses = iter([math.nan] * 5)
     with pytest.raises(UserError, match=r"best-of: training diverges on every draw at --learning"):
         best_of(task(prepared, tmp_path / "none"))
+
+
+def test_a_copy_of_a_judge_is_in_no_draw(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = prepared.train
+    twice = Part(train.examples * 2, train.rows * 2)
+    drawn: list[Any] = []
+    monkeypatch.setattr(module, "train_student", lambda _, __, data, ___: drawn.extend(data.rows))
+    monkeypatch.setattr(module, "mean_nll", lambda *_: 1.0)
+    asked = task(replace(prepared, train=twice), tmp_path, judge="train", budget="20")
+    judges, aside = module._judges(asked)
+    assert len(judges) == 15
+    assert len(aside) > 15
+    best_of(asked)
+    assert len(drawn) == 5 * 20
+    assert not {row.ids for row in drawn} & {row.ids for row in judges}
+    with pytest.raises(UserError, match=rf"takes 59 of 60 .* and {len(aside)} are set aside"):
+        best_of(task(replace(prepared, train=twice), tmp_path / "b", judge="train", budget="59"))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_budget_of_tokens_is_not_filled_up_with_rows_that_were_not_tried(
+    seed: int, prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = [len(row) for row in prepared.train.rows]
+    drawn: list[list[int]] = []
+
+    def train(_: Any, __: Any, data: Any, ___: Any) -> None:
+        drawn.append([prepared.train.rows.index(row) for row in data.rows])
+
+    monkeypatch.setattr(module, "train_student", train)
+    monkeypatch.setattr(module, "mean_nll", lambda *_: float(len(drawn) % 3))
+    budget = f"{3 * min(lengths) + max(lengths)}t"
+    asked = replace(task(prepared, tmp_path, budget=budget), seed=seed)
+    assert choose(asked, "best-of").indices == drawn[2]
+
+
+def test_draws_of_another_model_are_not_gone_on_with(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = task(prepared, tmp_path)
+    best_of(asked)
+    monkeypatch.setattr(Task, "tokens_digest", lambda _: "of another")
+    with pytest.raises(UserError, match=r"draws\.json: made with other settings"):
+        best_of(asked)
+    file = tmp_path / "draws.json"
+    older = json.loads(file.read_text())
+    del older["tokens"]
+    file.write_text(json.dumps(older))
+    best_of(asked)
+
+
+def test_a_draw_that_diverges_is_never_the_best(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it is judged, and when it is read again."""
+    losses = iter([math.nan, 2.0, math.inf, 1.0, math.nan])
+    monkeypatch.setattr(module, "train_student", lambda *_: None)
+    monkeypatch.setattr(module, "mean_nll", lambda *_: next(losses))
+    first = choose(task(prepared, tmp_path), "best-of").indices
+    assert first == random_order(30, 3 * 1_000_003)[:6]
+    assert json.loads((tmp_path / "draws.json").read_text())["losses"] == [None, 2, None, 1, None]
+    assert choose(task(prepared, tmp_path), "best-of").indices == first

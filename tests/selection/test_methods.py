@@ -147,6 +147,13 @@ def test_hidden_states_are_kept_and_go_on(
     with monkeypatch.context() as patch:
         patch.setattr(hidden, "last_hidden", stopped)  # has no pass left
         assert np.array_equal(hidden_states(asked, "train", "mean"), whole)
+    # Nor are those of another model, or ones that are no numbers.
+    config = replace(prepared.model.config, dtype="float64")
+    with monkeypatch.context() as patch:
+        patch.setattr(prepared.model, "config", config)
+        patch.setattr(hidden, "last_hidden", lambda *args: torch.nan * real(*args))
+        with pytest.raises(UserError, match=r"--dtype float64: .* give --dtype float32"):
+            hidden_states(asked, "train", "mean")
     # Other rows are not taken for these.
     part = Part(prepared.train.examples[::-1], prepared.train.rows[::-1])
     other = task(replace(prepared, train=part), tmp_path)

@@ -149,12 +149,13 @@ def test_other_settings_are_not_mixed_in(prepared: Prepared, tmp_path: Path) -> 
         trajectory(other)
 
 
-@pytest.mark.parametrize(("rows", "size"), [(40, 8), (41, 8), (5, 8), (17, 1)])
+@pytest.mark.parametrize(("rows", "size"), [(40, 8), (41, 8), (5, 8), (17, 1), (16, 1), (9, 2)])
 def test_every_row_is_dealt_once_a_pass(rows: int, size: int) -> None:
     groups = deal(rows, size, 3, seed=1)
     assert Counter(i for group in groups for i in group) == dict.fromkeys(range(rows), 3)
     sizes = {len(group) for group in groups}
-    assert max(sizes) <= size
+    assert max(sizes) <= max(size, 3)
+    assert min(sizes) >= 2, "the worth of a row alone could not be told from its group's"
     assert max(sizes) - min(sizes) <= 1
     assert groups != deal(rows, size, 3, seed=2)
 
@@ -194,3 +195,33 @@ def test_trajectory_scores(
             expected[i] += x / passes
     assert scores is not None
     np.testing.assert_allclose(scores, expected, rtol=1e-9)
+
+
+def test_a_budget_of_one_row_is_a_choice_too(prepared: Prepared, tmp_path: Path) -> None:
+    """A row weighed alone is as good as its group's mean: all would be worth 0."""
+    recipe = Recipe(batch_size=2, epochs=3, learning_rate=3e-3)
+    ranking = trajectory(task(prepared, tmp_path, budget="1", recipe=recipe))
+    assert ranking.scores is not None
+    assert (ranking.scores != 0).any()
+    assert sum(i % 2 == 0 for i in [*ranking.order][:10]) >= 9
+
+
+def test_weights_of_another_model_are_not_gone_on_with(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trajectory(task(prepared, tmp_path))
+    monkeypatch.setattr(Task, "tokens_digest", lambda _: "of another")
+    with pytest.raises(UserError, match=r"weights\.safetensors: made with other settings"):
+        trajectory(task(prepared, tmp_path))
+
+
+def test_what_is_weighed_is_told_apart(prepared: Prepared, tmp_path: Path) -> None:
+    """By the model's LoRA and number format, and by ids and labels of the rows."""
+    known = task(prepared, tmp_path).tokens_digest()
+    assert known == task(prepared, tmp_path / "b", seed=3).tokens_digest()
+    row = prepared.train.rows[0]
+    relabelled = replace(row, response=(False, *row.response[:-1]))
+    train = replace(prepared.train, rows=(relabelled, *prepared.train.rows[1:]))
+    others = [replace(prepared, train=train), replace(prepared, target=prepared.train)]
+    digests = [task(other, tmp_path).tokens_digest() for other in others]
+    assert len({known, *digests}) == 3

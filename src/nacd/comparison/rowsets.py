@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -305,8 +306,11 @@ def _of_distillation(
         method,
         training,
         config.seeds,
-        sum(_seconds(outcome, learned) for outcome in outcomes) / len(outcomes),
-        _chosen(outcomes[0])["flops"] + (_learning_flops(outcomes[0]) if learned else 0.0),
+        statistics.fmean(_seconds(outcome, learned) for outcome in outcomes),
+        statistics.fmean(
+            _chosen(outcome)["flops"] + (_learning_flops(outcome) if learned else 0.0)
+            for outcome in outcomes
+        ),
         draws=len(outcomes),
         source_only=method == "soft",
     )

@@ -59,8 +59,8 @@ def _row(
         "trainings": len(values),
         "rows": round(statistics.fmean(cell["rows"] for cell in cells)),
         "tokens": round(statistics.fmean(cell["tokens"] for cell in cells)),
-        "steps": cells[0]["steps"],
-        "learning_rate": cells[0]["learning_rate"],
+        "steps": round(statistics.fmean(cell["steps"] for cell in cells)),
+        "learning_rate": float(f"{statistics.fmean(c['learning_rate'] for c in cells):.9g}"),
         "training_seconds": statistics.fmean(cell["training_seconds"] for cell in cells),
     }
     for key in ("tokens_changed", "choosing_seconds", "choosing_flops", "boundaries_kept"):

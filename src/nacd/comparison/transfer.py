@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from nacd.data import Example, Message
+from nacd.errors import UserError
 
 
 def surviving_boundaries(texts: Sequence[str], source: Any, target: Any) -> float | None:
@@ -42,8 +43,11 @@ def _boundaries(text: str, tokenizer: Any) -> set[int]:
 def other_prompts(examples: Sequence[Example], seed: int) -> list[Example]:
     """Every response under another row's prompt: a seeded shuffle, moved on by one.
 
-    With one row there is no other; it keeps its own.
+    Raises:
+        UserError: one row, for which there is no other.
     """
+    if len(examples) < 2:
+        raise UserError("other-prompts: one row has no other's prompt to take; raise --budgets.")
     order = np.random.default_rng((seed, 37)).permutation(len(examples)).tolist()
     giver = dict(zip(order, order[1:] + order[:1], strict=True))
     mixed = []

@@ -59,7 +59,14 @@ def candidates(
     allowed: Tensor | None = None,
     metric: Metric = "euclidean",
 ) -> Tensor:
-    """Ids of the `count` nearest rows of the table (V, d), nearest first: (Q, count)."""
+    """Ids of the `count` nearest rows of the table (V, d), nearest first: (Q, count).
+
+    Raises:
+        ValueError: fewer rows may be chosen.
+    """
+    most = len(table) if allowed is None else int(allowed.sum())
+    if count > most:
+        raise ValueError(f"{count} nearest rows of {most}")
     block = max(1, min(len(table), CHUNK // (4 * table.shape[1])))
     part = max(1, CHUNK // (2 * block))
     found = []

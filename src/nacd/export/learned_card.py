@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from nacd.config import ReadConfig
+from nacd.distillation.pseudo import prefix_length
 from nacd.export.card import (
     Card,
     code,
@@ -103,12 +104,22 @@ def _what(card: Card, changed: Sequence[float]) -> str:
             f"rows stand in {code(card.data)} as they are here. Whatever they do, choosing them "
             "did it."
         )
-    return (
+    grown = (
         f"{len(changed)} rows, each grown from one of the {card.data_rows} training rows of "
-        f"{code(card.data)}: the response is the seed row's own, the prompt's tokens were learned. "
-        f"On average over the rows, {sum(changed) / len(changed):.1%} of a row's learnable tokens "
-        f"differ from the seed's ({min(changed):.1%} to {max(changed):.1%}; "
-        f"{sum(share == 0 for share in changed)} rows are unchanged)."
+        f"{code(card.data)}: the response is the seed row's own, "
+    )
+    unchanged = sum(share == 0 for share in changed)
+    length = prefix_length(str(card.settings.get("learnable positions", "prompt")))
+    if length:
+        tokens = f"{length} learned token{'s' * (length != 1)}"
+        return (
+            f"{grown}and before its prompt stand {tokens} (in {unchanged} rows they do not: these "
+            "are the seed rows as they are)."
+        )
+    return (
+        f"{grown}the prompt's tokens were learned. In a row {sum(changed) / len(changed):.1%} of "
+        f"the learnable tokens differ from the seed's on average ({min(changed):.1%} to "
+        f"{max(changed):.1%}; {unchanged} rows are unchanged)."
     )
 
 

@@ -162,6 +162,7 @@ def _ticks(span: float) -> str:
 def curves(run: Run) -> list[Chart]:
     """What the outer loop saw, over its steps; only what the metrics hold."""
     trajectory = run.setting("outer.objective") == "trajectory"
+    judges = "other training" if run.setting("outer.objective") == "train-loss" else "target"
     cosine = run.setting("outer.metric") == "cosine"
     exported = None if run.learned is None else run.learned.get("exported_step")
     rate = [row["learning_rate"] for row in run.metrics if "learning_rate" in row]
@@ -192,7 +193,7 @@ def curves(run: Run) -> list[Chart]:
             "Objective",
             "Distance to the expert's later snapshot, over its distance from the start."
             if trajectory
-            else f"Loss on target rows after the inner training, {NATS}.",
+            else f"Loss on {judges} rows after the inner training, {NATS}.",
             {"objective": "objective"},
             "matching loss" if trajectory else NATS,
         ),

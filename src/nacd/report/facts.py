@@ -230,14 +230,17 @@ def _dropped(run: Run) -> str:
 
 
 def overlap(run: Run) -> list[str]:
-    """Overlap of training and report rows, in sentences."""
+    """Overlap of training, target and report rows, in sentences."""
     found = run.overlap
     if found is None:
         return ["Not checked: this run was made before overlap was. Run its command again."]
-    return [
+    sentences = [
         _overlap_sentence("distilled rows", found, found["distilled"]),
         _overlap_sentence("training rows", found, found["train"]),
     ]
+    if found.get("target", {}).get("overlapping"):
+        sentences.append(_overlap_sentence("target rows", found, found["target"]))
+    return sentences
 
 
 def _overlap_sentence(what: str, found: Mapping[str, Any], part: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
     distill/rows.jsonl     a row's seed and distilled prompt, changed tokens marked, its distance
     distill/learned.json   the exported outer step, why learning ended early, the learning rate
-    distill/overlap.json   rows that training and report data have in common
+    distill/overlap.json   rows that training, target and report data have in common
 
 A text with marks is a list of pieces `[text, changed]` that join to the text. The distance of a row
 is the mean over its learned positions of the regulariser's own (`nacd.distillation.neighbours`):
@@ -11,7 +11,7 @@ of the soft prompt's vector to its nearest row of the embedding table.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,12 @@ def write_records(
     write_json_lines(folder / "distill" / "rows.jsonl", rows)
     write_json(folder / "distill" / "learned.json", learned_record(learned))
     exported = [row.example for row in text]
-    overlap = overlap_record(exported, prepared.train.examples, prepared.report.examples)
+    looked_at = {
+        "distilled": exported,
+        "train": prepared.train.examples,
+        "target": prepared.target.examples,
+    }
+    overlap = overlap_record(looked_at, prepared.report.examples)
     write_json(folder / "distill" / "overlap.json", overlap)
 
 
@@ -203,18 +208,22 @@ def learned_record(learned: Learned) -> dict[str, Any]:
 
 
 def overlap_record(
-    distilled: Sequence[Example], train: Sequence[Example], report: Sequence[Example]
+    looked_at: Mapping[str, Sequence[Example]], report: Sequence[Example]
 ) -> dict[str, Any]:
-    """Overlap of the distilled rows and of all training rows with the report rows.
+    """Overlap with the report rows of rows that were trained on or looked at.
+
+    Args:
+        looked_at: `distilled`, `train` and `target` rows.
+        report: the report rows.
 
     Returns:
-        `words` (n), `report_rows`, and under `distilled` and `train` each `rows`, `overlapping`
-        (rows of theirs), `report_overlapping`, `pairs` (number) and `shown` (the first of them, by
-        the rows' sources).
+        `words` (n), `report_rows`, and under each of these names `rows`, `overlapping` (rows of
+        theirs), `report_overlapping`, `pairs` (number) and `shown` (the first of them, by the
+        rows' sources).
     """
     texts = [row_text(example) for example in report]
     found: dict[str, Any] = {"words": WORDS, "report_rows": len(report)}
-    for name, rows in (("distilled", distilled), ("train", train)):
+    for name, rows in looked_at.items():
         touched: set[int] = set()
         own = pairs = 0
         shown: list[tuple[str, str]] = []

@@ -68,12 +68,14 @@ def best_of(task: Task) -> Ranking:
             f"{task.recipe.learning_rate:g}; give a smaller one."
         )
     best = draws[min(kept, key=lambda number: kept[number])]
-    rest = set(range(len(rows))) - set(best)
-    return Ranking([*best, *sorted(rest)], None, flops, filtered=True)
+    # the longest of the rest next: it does not fit what a budget of tokens leaves, as the row that
+    # ended the draw did not
+    rest = sorted(set(range(len(rows))) - set(best), key=lambda i: -len(rows[i]))
+    return Ranking([*best, *rest], None, flops, filtered=True)
 
 
 def _judges(task: Task) -> tuple[Sequence[Encoded], set[int]]:
-    """The rows whose loss ranks the draws, and the training rows among them.
+    """The rows whose loss ranks the draws, and the training rows that are or equal one of them.
 
     Raises:
         UserError: the budget takes rows that are set aside.
@@ -83,14 +85,18 @@ def _judges(task: Task) -> tuple[Sequence[Encoded], set[int]]:
     rows = list(task.prepared.train.rows)
     order = random_order(len(rows), task.seed + JUDGES_SEED)
     count = min(JUDGES, len(rows) // 4)
-    wanted = len(budget_rows(task.budget, rows, order[::-1]))
-    if not count or wanted > len(rows) - count:
+    digests = [example.digest for example in task.prepared.train.examples]
+    judging = {digests[i] for i in order[:count]}
+    aside = {i for i, digest in enumerate(digests) if digest in judging}
+    free = [i for i in order[::-1] if i not in aside]
+    wanted = len(budget_rows(task.budget, rows, [*free, *sorted(aside)]))
+    if not count or wanted > len(free):
         raise UserError(
             f"--method best-of: --budget {task.budget} takes {wanted} of {len(rows)} training "
-            f"rows, and {max(1, count)} are set aside to judge by; give a smaller one, or --judge "
-            "target."
+            f"rows, and {max(1, len(aside))} are set aside to judge by; give a smaller one, or "
+            "--judge target."
         )
-    return [rows[i] for i in order[:count]], set(order[:count])
+    return [rows[i] for i in order[:count]], aside
 
 
 def _about(task: Task) -> str:
@@ -104,10 +110,11 @@ def _about(task: Task) -> str:
 def _read(task: Task) -> dict[str, Any]:
     """Judged losses of the draws so far."""
     file = task.folder / "draws.json"
+    tokens = task.tokens_digest()
     if not file.is_file():
-        return {"of": _about(task), "losses": []}
+        return {"of": _about(task), "tokens": tokens, "losses": []}
     found = read_json(file)
-    if found["of"] != _about(task):
+    if found["of"] != _about(task) or found.get("tokens", tokens) != tokens:
         raise UserError(
             f"{file}: made with other settings ({found['of']}); delete it, or choose another --out."
         )

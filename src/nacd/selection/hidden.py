@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from nacd.data import Batch, Encoded, collate, length_buckets
+from nacd.errors import UserError
 from nacd.files import read_tensors, write_tensors
 from nacd.models import LoraModel
 from nacd.progress import Tick
@@ -73,7 +74,7 @@ def hidden_states(task: Task, name: Literal["train", "target"], pooling: Pooling
         (n, d) float32.
 
     Raises:
-        UserError: a kept file is damaged, or the disk is full.
+        UserError: hidden states that are not finite, a kept file that is damaged, or a full disk.
     """
     rows = getattr(task.prepared, name).rows
     model = task.prepared.model
@@ -83,10 +84,10 @@ def hidden_states(task: Task, name: Literal["train", "target"], pooling: Pooling
         for start in range(0, len(rows), SHARD):
             part = rows[start : start + SHARD]
             file = task.folder / f"hidden-{name}-{pooling}-{start}.safetensors"
-            vectors = _kept(file, part)
+            vectors = _kept(file, part, model)
             if vectors is None:
                 vectors = _computed(model, part, pooling, tick, start)
-                write_tensors(file, {"vectors": vectors}, {"rows": _digest(part)})
+                write_tensors(file, {"vectors": vectors}, _made_with(part, model))
             shards.append(vectors)
             tick(start + len(part), float("nan"))
     return torch.cat(shards).numpy()
@@ -108,18 +109,25 @@ def _computed(
         batch = collate([rows[i] for i in bucket], model.tokenizer.pad_token_id)
         hidden = last_hidden(model, batch)
         parts.append(pool(hidden, batch.attention.to(hidden.device), pooling).cpu())
+        if not bool(torch.isfinite(parts[-1]).all()):
+            raise UserError(
+                f"--dtype {model.config.dtype}: the hidden states of some rows are not finite; "
+                "give --dtype float32."
+            )
         where += bucket
         tick(before + len(where), float("nan"))
     return torch.cat(parts)[torch.tensor(where).argsort()]
 
 
-def _kept(file: Path, rows: Sequence[Encoded]) -> Tensor | None:
-    """The file's vectors, if it is there and is of these rows."""
+def _kept(file: Path, rows: Sequence[Encoded], model: LoraModel) -> Tensor | None:
+    """The file's vectors, if it is there and is of these rows and this model."""
     if not file.is_file():
         return None
     tensors, header = read_tensors(file)
-    return tensors["vectors"] if header.get("rows") == _digest(rows) else None
+    now = _made_with(rows, model)
+    return tensors["vectors"] if now | header == now else None  # older files name no model
 
 
-def _digest(rows: Sequence[Encoded]) -> str:
-    return hashlib.sha256(repr([row.ids for row in rows]).encode()).hexdigest()
+def _made_with(rows: Sequence[Encoded], model: LoraModel) -> dict[str, str]:
+    rows_of = hashlib.sha256(repr([row.ids for row in rows]).encode()).hexdigest()
+    return {"rows": rows_of, "model": f"{model.config.model} {model.config.dtype}"}

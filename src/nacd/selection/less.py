@@ -43,6 +43,7 @@ from nacd.selection.features import (
 from nacd.selection.method import Ranking, Task, forward_flops
 from nacd.selection.projection import Projection
 from nacd.selection.rounds import round_robin, subtask_max
+from nacd.student import LEARNING_SEED
 
 EPS = 1e-8
 """Inside the root of Gamma, as in LESS's code."""
@@ -156,7 +157,7 @@ def warm_up(task: Task) -> list[Checkpoint]:
     loop = InnerLoop(model, recipe, total)
     log_rate = torch.tensor(math.log(recipe.learning_rate), device=model.device)
     order = training_order(len(rows), recipe.batch_size, total, task.seed)
-    theta = model.fresh_theta(task.seed)
+    theta = model.fresh_theta(LEARNING_SEED + task.seed)  # not that of a table's training
     at = Start(theta, initial_state(recipe, theta))
     found: list[Checkpoint] = []
     with task.progress.stage("less: warm-up", total) as tick:

@@ -7,6 +7,7 @@ words, gradient features) and a selector over it; `nacd.selection.METHODS` names
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 
 from nacd.config import SelectionConfig
 from nacd.data import Encoded
+from nacd.experts.store import describe_model, describe_rows
 from nacd.models import LoraModel
 from nacd.prepare import Prepared
 from nacd.progress import Progress
@@ -51,6 +53,13 @@ class Task:
         for part in (self.prepared.train, self.prepared.target):
             digest.update("".join(example.digest for example in part.examples).encode())
         return digest.hexdigest()[:12]
+
+    def tokens_digest(self) -> str:
+        """Of the model's description and of all ids and labels, for the same purpose."""
+        parts = (self.prepared.train, self.prepared.target)
+        rows = [describe_rows(part.rows, ())["tokens"] for part in parts]
+        text = json.dumps([describe_model(self.prepared.model), rows])
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)

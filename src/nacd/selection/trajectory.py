@@ -1,12 +1,12 @@
 """Real rows by NACD's own engine: what each is worth to the training that it is meant for.
 
-The training rows are dealt out, seeded, into groups of the budget's size. Each group is trained on
-by the whole recipe, the loss on the target rows is carried back through that training, and every
-row of the group gets the objective's derivative in its weight (`nacd.meta.weight_gradient`): one
-sweep a group, whatever its size. Within a group, scores are made comparable (zero mean, unit
-standard deviation); a row's score is their mean over `--weight-passes` dealings. Rows whose weight
-lowers the target loss most come first; the budget is filled, and how many of its rows raise that
-loss is said.
+The training rows are dealt out, seeded, into groups of the budget's size, but of two rows at least.
+Each group is trained on by the whole recipe, the loss on the target rows is carried back through
+that training, and every row of the group gets the objective's derivative in its weight
+(`nacd.meta.weight_gradient`): one sweep a group, whatever its size. Within a group, scores are made
+comparable (zero mean, unit standard deviation); a row's score is their mean over `--weight-passes`
+dealings. Rows whose weight lowers the target loss most come first; the budget is filled, and how
+many of its rows raise that loss is said.
 
 The first-order worth of a row to a training is the idea of influence functions (Koh & Liang, arXiv
 1703.04730); through a whole training by way of its meta-gradient, that of MAGIC (arXiv 2504.16430).
@@ -50,6 +50,7 @@ def trajectory(task: Task) -> Ranking:
     groups = deal(len(prepared.train), size, task.config.weight_passes, task.seed)
     file = task.folder / "weights.safetensors"
     scores, worths, done, flops = _read(task, len(groups))
+    tokens = task.tokens_digest()
     with task.progress.stage("weighing rows", len(groups), done=done) as tick:
         for number in range(done, len(groups)):
             group = groups[number]
@@ -80,12 +81,17 @@ def trajectory(task: Task) -> Ranking:
                 )
             scores[group] += (worth - worth.mean()) / (worth.std() + 1e-12)
             worths[group] += worth
-            tokens = 2 * sum(b.tokens for b in batches) + sum(b.tokens for b in targets)
-            flops += 2 * forward_flops(model, tokens)
+            seen = 2 * sum(b.tokens for b in batches) + sum(b.tokens for b in targets)
+            flops += 2 * forward_flops(model, seen)
             write_tensors(
                 file,
                 {"scores": torch.from_numpy(scores), "worths": torch.from_numpy(worths)},
-                {"done": str(number + 1), "flops": repr(flops), "of": _about(task, len(groups))},
+                {
+                    "done": str(number + 1),
+                    "flops": repr(flops),
+                    "of": _about(task, len(groups)),
+                    "tokens": tokens,
+                },
             )
             tick(number + 1, swept.value)
     mean = scores / task.config.weight_passes
@@ -102,11 +108,14 @@ def deal(rows: int, size: int, passes: int, seed: int) -> list[list[int]]:
     """Groups of `size` row indices in which every row stands `passes` times.
 
     Each pass is a shuffle of its own, cut into groups as even as can be (of `size` or one less).
+    None is of one row, whose worth could not be told from its group's: for so small a size there
+    are fewer and larger groups.
     """
+    count = min(math.ceil(rows / size), max(1, rows // 2))
     groups: list[list[int]] = []
     for number in range(passes):
         order = np.random.default_rng((seed, number, 31)).permutation(rows)
-        groups += [part.tolist() for part in np.array_split(order, math.ceil(rows / size))]
+        groups += [part.tolist() for part in np.array_split(order, count)]
     return groups
 
 
@@ -126,7 +135,9 @@ def _read(task: Task, groups: int) -> tuple[np.ndarray, np.ndarray, int, float]:
     if not file.is_file():
         return np.zeros(len(task.prepared.train)), np.zeros(len(task.prepared.train)), 0, 0.0
     tensors, about = read_tensors(file)
-    if about["of"] != _about(task, groups) or "worths" not in tensors:
+    tokens = task.tokens_digest()
+    same = about["of"] == _about(task, groups) and about.get("tokens", tokens) == tokens
+    if not same or "worths" not in tensors:
         raise UserError(
             f"{file}: made with other settings ({about['of']}); delete it, or choose another --out."
         )
