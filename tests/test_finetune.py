@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from nacd.data import Example, Message, collate, encode_all, epoch_order, make_template
 from nacd.errors import UserError
+from nacd.evaluation import response_nll
 from nacd.finetune import fit, read_losses, train
 from nacd.models import ModelConfig, load_model
 from nacd.recipe import Recipe
@@ -210,6 +212,39 @@ def test_train_saves_an_adapter_that_peft_loads(tiny_folder: Any, tmp_path: Path
     loaded = PeftModel.from_pretrained(base, str(result.adapter))
     with torch.no_grad():
         torch.testing.assert_close(loaded(ids).logits, model.hf(ids).logits)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "opt", "gemma3", "qwen3", "mixtral"])
+def test_plain_peft_reports_the_nll_of_what_train_saved(
+    arch: str, dtype: Any, tiny_folder: Any, tmp_path: Path
+) -> None:
+    """The adapter from its folder, the base model from its own, and nothing of ours between."""
+    from peft import PeftModel
+
+    folder = tiny_folder(arch)
+    config = ModelConfig(str(folder), dtype, device="cpu", lora_rank=2)
+    recipe = Recipe(batch_size=4, epochs=2, learning_rate=1e-2)
+    result = train(config, examples(), recipe, template="qa", out=tmp_path)
+    assert result.adapter is not None
+    model = load_model(config)
+    rows, _, _ = encode_all(make_template("qa", model.tokenizer, examples()), examples(), 256)
+    found = response_nll(model, result.theta, rows)
+    evaluated = load_model(replace(config, lora_rank=8), result.adapter)
+    assert response_nll(evaluated, evaluated.zero_theta(), rows).mean == found.mean
+    untrained = response_nll(model, model.zero_theta(), rows)
+    assert found.mean < untrained.mean - 0.05
+
+    base: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    with warnings.catch_warnings():  # peft does not know that it follows Mixtral's patterns
+        warnings.filterwarnings("ignore", r"The following \w+_pattern keys", RuntimeWarning)
+        peft = PeftModel.from_pretrained(base, str(result.adapter)).eval()
+    for row, expected in zip(rows, found.nll, strict=True):
+        with torch.no_grad():
+            scores = peft(torch.tensor([row.ids])).logits[0].float().log_softmax(-1)
+        labels = [i for i, label in enumerate(row.response) if label]
+        nll = -sum(float(scores[i - 1, row.ids[i]]) for i in labels)
+        assert nll == pytest.approx(expected, rel=1e-5 if dtype == "float32" else 1e-2)
 
 
 def test_divergence_is_named(tiny_folder: Any) -> None:

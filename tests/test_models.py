@@ -6,6 +6,7 @@ import gc
 import math
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -122,3 +123,19 @@ def test_lora_begins_as_peft_draws_it(tiny_folder: Folder) -> None:
         torch.nn.init.kaiming_uniform_(drawn, a=math.sqrt(5))  # what peft calls
         assert float(drawn.abs().max()) == pytest.approx(bound, rel=0.05)
     assert len(fans) > 1, "matrices of unlike width"
+
+
+def test_all_linear_says_which_experts_it_leaves_out(tiny_folder: Folder) -> None:
+    """peft knows the fused matrices of Mixtral's experts, and not those of Qwen2-MoE's."""
+    config = ModelConfig(str(tiny_folder("mixtral")), device="cpu")
+    model = load_model(config)
+    assert any("mlp.experts" in name for name in model.names)
+    assert model.notes == []
+    config = ModelConfig(str(tiny_folder("qwen2_moe")), device="cpu")
+    model = load_model(config)
+    assert not any("mlp.experts" in name for name in model.names)
+    experts = sum(p.numel() for n, p in model.hf.named_parameters() if ".experts." in n)
+    frozen = sum(p.numel() for p in model.hf.parameters() if not p.requires_grad)
+    assert len(model.notes) == 1
+    assert f"({experts / frozen:.0%} of its weights) get no LoRA" in model.notes[0]
+    assert load_model(replace(config, lora_targets=("q_proj",))).notes == []

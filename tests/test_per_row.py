@@ -15,7 +15,7 @@ from float64 import float64_only
 from nacd.data import Encoded, collate
 from nacd.models import LoraModel, ModelConfig, load_model
 from nacd.per_row import row_gradients
-from tiny import ARCHITECTURES
+from tiny import ARCHITECTURES, MIXTURES
 
 ROWS = [
     Encoded((1, 40, 41, 42, 43, 44, 45), (False,) * 4 + (True,) * 3, (1, 4)),
@@ -94,6 +94,15 @@ def test_tokens_that_are_routed_take_rows_one_at_a_time(
 
     mlp.forward = routed
     held_to_alone(model, together=False)
+
+
+@pytest.mark.parametrize("arch", MIXTURES)
+def test_of_a_mixture(arch: str, tiny_folder: Callable[[str], Path]) -> None:
+    """Fused matrices of experts are changed by LoRA's, which are then not called themselves."""
+    model = load(tiny_folder(arch))
+    fused = [name for name in model.names if ".mlp.experts." in name]
+    assert bool(fused) == (arch == "mixtral")
+    held_to_alone(model, together=not fused)
 
 
 def test_the_module_is_as_before_afterwards(tiny_folder: Callable[[str], Path]) -> None:

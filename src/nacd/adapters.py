@@ -174,11 +174,11 @@ def weights_file(folder: Path) -> Path:
 
 
 def differing(options: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that say something else than `own`; what is absent, None or empty is the same."""
+    """The options that say something else than `own`; None, False, empty, absent are the same."""
     return {
         name: value
         for name, value in options.items()
-        if _plain(value) != _plain(own.get(name)) and (value or own.get(name))
+        if _plain(value) != _plain(own.get(name)) and not (_unset(value) and _unset(own.get(name)))
     }
 
 
@@ -234,19 +234,17 @@ def refuse_vocabulary(path: Path, hf: Any, model: str) -> None:
     ends = (hf.get_input_embeddings(), hf.get_output_embeddings())
     rows = {_plain_name(name): len(end.weight) for name, end in hf.named_modules() if end in ends}
     with safe_open(path, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118
-            name = _plain_name(key.removeprefix(PREFIX).removesuffix(".weight"))
-            if ".lora_" in key or name not in rows:
-                continue
-            there = file.get_slice(key).get_shape()[0]
-            if there != rows[name]:
-                raise UserError(
-                    f"{path}: {name} has {there} rows, one a token, and --model {model} has "
-                    f"{rows[name]}: tokens were added or taken before the adapter was trained. "
-                    "Load the base model, resize it (model.resize_token_embeddings("
-                    f"{there})), save it with the adapter's tokenizer, and give that folder as "
-                    "--model."
-                )
+        keys = [key for key in file.keys() if ".lora_" not in key]  # noqa: SIM118
+        sizes = {_plain_name(key): file.get_slice(key).get_shape() for key in keys}
+    for name, own in rows.items():
+        there = sizes.get(f"{PREFIX}{name}.weight", [own])[0]
+        if there != own:
+            raise UserError(
+                f"{path}: {name} has {there} rows, one a token, and --model {model} has {own}: "
+                "tokens were added or taken before the adapter was trained. Load the base model, "
+                f"resize it (model.resize_token_embeddings({there})), save it with the adapter's "
+                "tokenizer, and give that folder as --model."
+            )
 
 
 def attach(hf: Any, folder: Path, model: str) -> Any:
@@ -301,6 +299,10 @@ def _mismatch(folder: Path, error: Exception, model: str) -> str:
             "is of another model"
         )
     return f"{folder}: peft cannot put it on --model {model} ({said(error)})"
+
+
+def _unset(value: Any) -> bool:
+    return value is None or value is False or value in ((), [], {}, "", set())
 
 
 def _plain(value: Any) -> Any:

@@ -28,8 +28,9 @@ from nacd.meta import (
     unrolled_meta_gradient,
 )
 from nacd.models import LoraModel, ModelConfig, load_model
+from nacd.per_row import row_gradients
 from nacd.recipe import Recipe
-from tiny import ARCHITECTURES, ROWS
+from tiny import ARCHITECTURES, MIXTURES, ROWS
 
 Folder = Callable[[str], Path]
 VECTORS = 9
@@ -139,6 +140,46 @@ def test_one_sided_converges_at_first_order_central_at_second(model: LoraModel) 
     assert all(c < o / 10 for c, o in zip(central, one_sided, strict=True))
     assert one_sided[0] / one_sided[1] == pytest.approx(10, rel=0.2)
     assert central[0] / central[1] == pytest.approx(100, rel=0.2)
+
+
+def skipped(model: LoraModel) -> LoraModel:
+    """No token reaches the first layer's MLP, as an expert that none is routed to."""
+    model.hf.model.layers[0].mlp.forward = lambda x: 0.1 * x
+    return model
+
+
+@pytest.mark.usefixtures("_wide")
+@pytest.mark.parametrize("arch", [*MIXTURES, "skipped"])
+def test_the_engines_agree_on_mixtures_and_where_an_adapter_is_not_reached(
+    arch: str, tiny_folder: Folder
+) -> None:
+    folder = str(tiny_folder("llama" if arch == "skipped" else arch))
+    model = load_model(ModelConfig(folder, dtype="float64", device="cpu", lora_rank=2))
+    if arch == "skipped":
+        skipped(model)
+    problem = Problem(model, rate=0.1, steps=2)
+    expected = problem.unrolled()
+    assert relative(problem.by(Exact()).vectors, expected.vectors) < 1e-8
+    assert relative(problem.by(FirstOrder(1e-6)).vectors, expected.vectors) < 1e-4
+
+
+def test_an_adapter_that_is_not_reached_has_gradient_zero(tiny_folder: Folder) -> None:
+    folder = str(tiny_folder("llama"))
+    model = skipped(load_model(ModelConfig(folder, dtype="float64", device="cpu", lora_rank=2)))
+    theta, batch = model.fresh_theta(3), batch_of(1)
+    theta = theta + 0.05 * torch.sin(torch.arange(model.size, dtype=theta.dtype))  # B is not 0
+    leaf, vectors = theta.clone().requires_grad_(), vectors_of(model)
+    (expected,) = torch.autograd.grad(model.loss_at(leaf, batch, vectors), leaf)
+    _, found, _ = model.value_and_grad(theta, batch, vectors)
+    torch.testing.assert_close(found, expected)
+    for name, part in model.named_theta(found).items():
+        assert bool(part.any()) != ("layers.0.mlp" in name)
+    _, by_rows = model.rows_and_grad(theta, batch)
+    _, whole, _ = model.value_and_grad(theta, batch)
+    assert torch.equal(by_rows, whole)
+    rows = torch.stack([model.value_and_grad(theta, batch.row(b))[1] for b in range(3)])
+    with row_gradients(model) as gradients:
+        torch.testing.assert_close(gradients(theta, batch), rows)
 
 
 def test_a_zero_cotangent_gives_zero(model: LoraModel) -> None:

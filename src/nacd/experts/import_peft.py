@@ -9,6 +9,7 @@ from the recipe that the caller gives. What `optimizer.pt` says of the optimiser
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -179,7 +180,7 @@ def _check_options(model: LoraModel, options: Mapping[str, Any], path: Path) -> 
 def _theta(model: LoraModel, path: Path) -> Tensor:
     """The adapter's matrices, laid end to end as theta (P,)."""
     adapters.refuse_vocabulary(path, model.hf, model.config.model)
-    tensors, _ = read_tensors(path)
+    tensors = {_without_adapter(key): value for key, value in read_tensors(path)[0].items()}
     keys = [adapters.PREFIX + _without_adapter(name) for name in model.names]
     if set(keys) != set(tensors):
         raise UserError(f"{path}: {_other_keys(model, set(keys), set(tensors))}")
@@ -219,8 +220,7 @@ def _other_keys(model: LoraModel, ours: set[str], there: set[str]) -> str:
 
 def _without_adapter(name: str) -> str:
     """`q_proj.lora_A.default.weight` to `q_proj.lora_A.weight`, as peft names it in its files."""
-    head, _, tail = name.rpartition(".lora_")
-    return f"{head}.lora_{tail.replace('.default', '', 1)}"
+    return re.sub(r"(\.lora_[AB])\.default\b", r"\1", name)
 
 
 def _module(key: str) -> str:
