@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from float64 import float64_only
 from nacd.data import Batch, Encoded, collate
-from nacd.errors import UserError
-from nacd.memory import OutOfMemory
-from nacd.meta import Exact, FirstOrder, make_engine
+from nacd.meta import Exact, make_engine
 from nacd.models import LoraModel, ModelConfig, load_model, twice_differentiable
 from nacd.per_row import row_gradients
 from nacd.selection.hidden import last_hidden

@@ -46,11 +46,11 @@ def free_memory(device: torch.device) -> int | None:
 def _group_room() -> Iterator[int]:
     """What every control group with a limit that the process is in leaves, in bytes."""
     try:
-        lines = _GROUPS.read_text().split()
+        groups = _GROUPS.read_text().splitlines()
     except OSError:
         return
-    for line in lines:
-        _, kinds, path = line.split(":", 2)
+    for group in groups:
+        _, kinds, path = group.split(":", 2)
         if kinds == "":  # version 2
             top, names = _MOUNT, ("memory.max", "memory.current", "inactive_file")
         elif "memory" in kinds.split(","):
@@ -65,7 +65,8 @@ def _group_room() -> Iterator[int]:
             try:
                 limit = (folder / names[0]).read_text().strip()
                 used = int((folder / names[1]).read_text())
-                stat = dict(line.split() for line in (folder / "memory.stat").open())
+                lines = (folder / "memory.stat").read_text().splitlines()
+                stat = dict(line.split() for line in lines)
                 if limit != "max":
                     yield int(limit) - used + int(stat.get(names[2], 0))
             except (OSError, ValueError):

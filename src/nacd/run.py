@@ -18,7 +18,7 @@ import yaml
 from nacd.errors import UserError
 from nacd.files import write_json, write_text
 
-EMPTY = {"run.yaml", "provenance.json", "stages.json"}
+EMPTY = {"run.yaml", "provenance.json", "stages.json", "memory.json"}
 """Files of a run that has made nothing yet."""
 LIBRARIES = ("nacd", "torch", "transformers", "peft", "trl", "datasets", "lm-eval", "tokenizers")
 
@@ -122,6 +122,11 @@ class RunFolder:
                 f"--out {self.path}: not empty and not a run folder; choose another --out."
             )
         write_text(file, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+
+    @property
+    def memory(self) -> Path:
+        """File that keeps how much goes through each model at once; see `nacd.microbatch`."""
+        return self.path / "memory.json"
 
     def once(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The JSON result `name`: read it if it is there, else make and keep it."""

@@ -104,7 +104,7 @@ def select(
     splits = read_splits(config.data) if splits is None else splits
     check_rows(config.method, config.selection, splits.train, splits.target)
     folder = open_run(config, splits, free=("out",))
-    prepared = prepare(config.model, config.data, progress.say, splits)
+    prepared = prepare(config.model, config.data, progress.say, splits, folder.memory)
     task = Task(
         prepared,
         config.recipe,

@@ -1,7 +1,7 @@
 """Encoded rows to batches, and the order in which they are visited.
 
-A `Batch` keeps its rows apart and padded. What passes through a model is `packed` wherever the model
-allows it: all rows in one sequence, each with positions of its own, and no padding.
+A `Batch` keeps its rows apart and padded. What passes through a model is `packed` wherever the
+model allows it: all rows in one sequence, each with positions of its own, and no padding.
 """
 
 from __future__ import annotations
