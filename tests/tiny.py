@@ -1,4 +1,4 @@
-"""Tiny random models of five architectures, each with its quirks, and a tokenizer of ~300 tokens.
+"""Tiny random models of six architectures, each with its quirks, and a tokenizer of ~300 tokens.
 
     opt     embeddings of another width than the layers, positions offset by 2, dropout 0.1, a
             tokenizer that puts BOS first, no chat template
@@ -7,6 +7,7 @@
     qwen3   head dimension of its own, query and key norms, ChatML template
     gemma3  embeddings scaled inside their module, sliding and full attention, tied head, a template
             that starts with BOS, trims contents and puts the system turn into the user's
+    mistral sliding attention in every layer; otherwise as llama, and so not in `ARCHITECTURES`
 
 Two mixtures of experts beside them, with one of four experts a token, and the llama's tokenizer:
 
@@ -28,6 +29,7 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
+    MistralConfig,
     MixtralConfig,
     OPTConfig,
     PreTrainedTokenizerFast,
@@ -78,7 +80,7 @@ def tiny_tokenizer(arch: str = "llama") -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     backend.train_from_iterator(CORPUS, trainer)
-    if arch in ("opt", "llama", "gemma3", *MIXTURES):
+    if arch in ("opt", "llama", "gemma3", "mistral", *MIXTURES):
         backend.post_processor = processors.TemplateProcessing(
             single="<s> $A",
             pair="<s> $A $B",
@@ -118,6 +120,8 @@ def tiny_config(arch: str) -> Any:
         )
     if arch == "llama":
         return LlamaConfig(**wide, tie_word_embeddings=False)
+    if arch == "mistral":
+        return MistralConfig(**wide, sliding_window=6, tie_word_embeddings=False)
     if arch == "gpt2":
         return GPT2Config(
             vocab_size=ROWS,

@@ -118,12 +118,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":
+    except (MemoryError, RuntimeError) as error:
+        from nacd.memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
             raise
         kept = "" if verb in ANEW else "What is done is kept. "
         print(
-            f"nacd {verb}: the device is out of memory. {kept}Give a smaller --batch-size or "
+            f"nacd {verb}: the device is out of memory. {kept}Give a smaller --micro-tokens or "
             "--max-tokens, or --gradient-checkpointing.",
             file=sys.stderr,
         )

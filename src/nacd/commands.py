@@ -28,7 +28,7 @@ def record_experts(config: DistillConfig, *, progress: Progress | None = None) -
     config = replace(config, outer=decided(config.outer, config.data))
     splits = read_splits(config.data)
     folder = open_run(config, splits)
-    prepared = prepare(config.model, config.data, progress.say, splits)
+    prepared = prepare(config.model, config.data, progress.say, splits, folder.memory)
     return recorded_experts(config, prepared, folder, progress)
 
 

@@ -17,7 +17,6 @@ only where few units switch within eps.
 
 from __future__ import annotations
 
-import gc
 import math
 import textwrap
 import time
@@ -29,6 +28,7 @@ from torch import Tensor
 
 from nacd.data.batches import Batch
 from nacd.errors import UserError
+from nacd.memory import OutOfMemory, free_memory
 from nacd.meta import (
     Engine,
     EngineName,
@@ -41,7 +41,8 @@ from nacd.meta import (
     make_engine,
     meta_gradient,
 )
-from nacd.models import LoraModel, load_model
+from nacd.microbatch import part_bytes
+from nacd.models import DOUBLE, LoraModel, load_model
 from nacd.recipe import Recipe
 
 COSINE = 0.98
@@ -260,18 +261,22 @@ def _exact(trial: Trial) -> tuple[tuple[MetaGradient, float] | None, str]:
     model = trial.loop.model
     if model.config.gradient_checkpointing:
         return None, "a double backward does not go with gradient checkpointing"
+    why = "a double backward does not fit in memory"
+    free = free_memory(model.device)
+    longest = max(batch.ids.shape[1] for batch in trial.batches)
+    if free is not None and DOUBLE * part_bytes(model)(longest) > free:
+        return None, why  # it might not raise an error, but be killed
+    micro, on_less, model.on_less = model.micro, model.on_less, lambda micro: None
     try:
         return trial.gradient(Exact()), ""
-    except (torch.OutOfMemoryError, MemoryError):
-        why = "a double backward does not fit in memory"
+    except OutOfMemory:
+        pass
     except (RuntimeError, NotImplementedError) as error:
-        if "memory" in str(error):
-            why = "a double backward does not fit in memory"
-        elif "derivative" in str(error) or "backward" in str(error).lower():
-            why = f"{model.config.attention} attention has no double backward"
-        else:
+        if "derivative" not in str(error) and "backward" not in str(error).lower():
             raise
-    gc.collect()
+        why = f"{model.config.attention} attention has no double backward"
+    finally:
+        model.micro, model.on_less = micro, on_less
     return None, why
 
 

@@ -124,7 +124,7 @@ def learn_text(
     clock = StageClock(folder.path / "stages.json", resolve_device(config.model.device))
     if prepared is None:
         with clock.stage("loading the model and encoding rows"):
-            prepared = prepare(config.model, config.data, progress.say, splits)
+            prepared = prepare(config.model, config.data, progress.say, splits, folder.memory)
     check_trainings(config, prepared)
     with clock.stage("choosing seed rows"):
         indices = chosen_rows(config, prepared, folder, progress)

@@ -33,6 +33,8 @@ class Estimate:
     inner_steps: int
     """Inner steps of one outer step, all segments together."""
     engine: EngineName
+    micro_tokens: int
+    """Most tokens that went through the model at once."""
 
     def describe(self) -> str:
         """A few lines, at 80 columns."""
@@ -43,7 +45,7 @@ class Estimate:
                 f"      {duration(self.outer_seconds)} an outer step of {self.inner_steps} "
                 "inner steps",
                 "      (tuning, looks at development rows and the table come on top)",
-                f"memory: about {peak} at the peak",
+                f"memory: about {peak} at the peak, --micro-tokens {self.micro_tokens}",
                 f"disk: about {byte_size(self.disk_bytes)}",
             ]
         )
@@ -110,4 +112,5 @@ def estimate(
         peak += entry * stored
     outer = segments * (inner * taken[0] + target_batches * trial.step_seconds)
     disk = 3 * vectors.numel() * vectors.element_size() + snapshots * state * model.size * entry
-    return Estimate(peak, outer_steps * outer, disk, outer, segments * inner, engine)
+    inner *= segments
+    return Estimate(peak, outer_steps * outer, disk, outer, inner, engine, model.micro)

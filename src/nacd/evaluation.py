@@ -116,7 +116,7 @@ def choice_accuracy(
             MMLU's schemas, in cloze or letter form.
         template: how the rows are written; the one that the model was trained with.
         task: name in the result.
-        batch_size: answers a forward pass.
+        batch_size: most answers a forward pass; fewer where they are long.
         bars: whether lm-eval draws its progress bars, on a terminal.
 
     Raises:
@@ -149,9 +149,11 @@ def choice_accuracy(
             ],
         }
         with _harness_model(model, theta, template, batch_size, bars) as lm:
+            longest = 1
             for example, question in zip(examples, questions, strict=True):
-                longest = max(question["choices"], key=len)
-                length = len(lm.tok_encode(question["context"] + lead + longest))
+                answer = max(question["choices"], key=len)
+                length = len(lm.tok_encode(question["context"] + lead + answer))
+                longest = max(longest, length)
                 if length > lm.max_length:
                     shorter = len(template.encode(example, turns="last")) - 1
                     raise UserError(
@@ -159,6 +161,7 @@ def choice_accuracy(
                         f"tokens, and the model reads {lm.max_length}. --max-tokens {shorter} "
                         "leaves the row out (and all that are as long); or choose another --model."
                     )
+            lm.batch_size_per_gpu = max(1, min(batch_size, model.micro // longest))
             manager = TaskManager(include_defaults=False)  # indexing its own tasks takes seconds
             found = _simple_evaluate(lm, [config], task_manager=manager)
     return replace(_accuracies(found, template)[0], task=task)

@@ -5,7 +5,8 @@ What flows in: rows and a `Recipe`. What flows out: the trained theta, the loss 
 conversations with several labelled turns are trained as they were encoded; for rows of
 `prompt` and `completion` it would make the same ids and labels of the text itself. It visits the
 rows in the order of `nacd.data.epoch_order`, as the inner loop does, and starts from the LoRA of
-`LoraModel.fresh_theta`: the two agree batch by batch.
+`LoraModel.fresh_theta`: the two agree batch by batch. A step's batch passes through the model in the
+same packed parts as there, each part's loss divided by the whole batch's label tokens.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from nacd.data import (
+    Batch,
     Encoded,
     Example,
     encode_all,
@@ -41,6 +43,7 @@ from nacd.data import (
 from nacd.errors import UserError
 from nacd.files import write_json
 from nacd.meta import update
+from nacd.microbatch import settle
 from nacd.models import LoraModel, ModelConfig, adapter_folder, check_ids, load_model
 from nacd.recipe import Recipe
 
@@ -64,7 +67,8 @@ class TrainResult:
     adapter: Path | None = None
     """Folder of the saved `peft` adapter."""
     notes: list[str] = field(default_factory=list)
-    """Lines for the user: what of the model is not used or trained, and rows that were dropped."""
+    """Lines for the user: what of the model is not used or trained, rows that were dropped, how
+    much fits in the memory."""
 
 
 def train(
@@ -78,6 +82,7 @@ def train(
     max_tokens: int = 1024,
     turns: Literal["all", "last"] = "all",
     progress: Progress | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> TrainResult:
     """Load a model, fine-tune it on examples, and save the adapter and its metrics.
 
@@ -92,18 +97,30 @@ def train(
         turns: which assistant turns of a conversation are labels; `last` is what TRL takes of a
             `prompt`/`completion` row.
         progress: called after every step.
+        say: takes lines for the user: rows that were dropped, how much fits in the memory.
 
     Raises:
         UserError: the model cannot be loaded, no row is left, the recipe is out of range, or the
             loss is no longer finite.
     """
     recipe.check()
+    notes: list[str] = []
+
+    def note(line: str) -> None:
+        notes.append(line)
+        say(line)
+
     model = load_model(model_config)
     writer = make_template(template, model.tokenizer, examples)
     rows, kept, dropped = encode_all(writer, examples, max_tokens)
     check_ids(model, rows, kept)
+    for line in model.notes:
+        note(line)
+    if dropped.message:
+        note(dropped.message)
     if turns == "last":
         rows = [writer.encode(example, turns="last") for example in kept]
+    settle(model, max(len(row) for row in rows), say=note)
     result = fit(model, rows, recipe, seed=seed, progress=progress)
     adapter = save_adapter(model, result.theta, out / "adapter")
     write_json(
@@ -113,6 +130,7 @@ def train(
             "template": writer.describe(),
             "turns": turns,
             "max_tokens": max_tokens,
+            "micro_tokens": model.micro,
             "recipe": asdict(recipe),
             "seed": seed,
             "rows": len(rows),
@@ -125,7 +143,6 @@ def train(
             "versions": {name: version(name) for name in ("torch", "transformers", "peft", "trl")},
         },
     )
-    notes = model.notes + ([dropped.message] if dropped.message else [])
     return replace(result, adapter=adapter, notes=notes)
 
 
@@ -173,6 +190,7 @@ def fit(
         _ = config.device  # sets the number of GPUs, of which one is used: the model's
         config._n_gpu = min(config._n_gpu, 1)
         trainer = _Trainer(
+            lora=model,
             model=model.peft,
             args=config,
             train_dataset=table,
@@ -288,14 +306,36 @@ class _Order(Sampler[int]):
 
 
 class _Trainer(SFTTrainer):
-    """SFTTrainer that visits the rows in a given order."""
+    """SFTTrainer that visits the rows in a given order, and takes a batch in parts."""
 
-    def __init__(self, *, order: _Order, **options: Any):
-        self._order = order
+    loss_is_scaled_for_ga = True  # by the whole batch's label tokens
+
+    def __init__(self, *, lora: LoraModel, order: _Order, **options: Any):
+        self._lora, self._order = lora, order
         super().__init__(**options)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self._order
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One optimiser step's loss, its gradient accumulated over the parts of the batch."""
+        model, inputs = args[:2]
+        ids, labels = inputs["input_ids"], inputs["labels"]
+        batch = Batch(ids, inputs["attention_mask"], labels != -100, torch.full_like(ids, -1))
+        whole = batch.response[:, 1:].sum().to(self._lora.device)
+        one = super().training_step
+
+        def run(parts: list[Batch]) -> Tensor:
+            model.zero_grad()  # of a try for which memory did not suffice
+            self.current_gradient_accumulation_steps = len(parts)
+            losses = []
+            for part in parts:
+                laid, told = self._lora.lay_out(part)
+                own = laid.ids.where(laid.response, -100)
+                losses.append(one(model, {"input_ids": laid.ids, "labels": own, **told}, whole))
+            return torch.stack(losses).sum()
+
+        return self._lora.in_parts(batch, run)
 
 
 class _Report(TrainerCallback):

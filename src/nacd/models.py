@@ -10,19 +10,22 @@ theta is one copy. Two ways lead from theta to the loss:
   a double backward (`twice_differentiable`).
 
 Only positions that predict a response token pass through the vocabulary head: a hook in front of
-the head drops the others, whatever the architecture does around it.
+the head drops the others, whatever the architecture does around it. No padding passes through the
+model where the architecture can tell rows in one sequence apart by their positions (`packs`), and
+no more than `micro_tokens` positions at once: loss and gradient are summed over a batch's parts.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -36,8 +39,10 @@ from nacd import adapters, checkpoints
 from nacd.data.batches import Batch
 from nacd.data.example import Encoded, Example
 from nacd.errors import UserError
+from nacd.memory import OutOfMemory, is_out_of_memory
 from nacd.pretrained import check_vocabulary, load_tokenizer, load_weights, read_config
 
+T = TypeVar("T")
 DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,
@@ -66,6 +71,18 @@ class ModelConfig:
     """Names of the modules that get LoRA (`q_proj v_proj`), or `all-linear`."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    micro_tokens: int = 0
+    """Most tokens that go through the model at once (a longer row goes alone); the gradient is the
+    whole batch's. 0: 384 on the CPU, 2048 elsewhere, less where memory is short."""
+
+
+MICRO_TOKENS = 384
+"""Positions that go through a model on the CPU at once: enough for its cores, and rows packed into
+one sequence cost the square of its length in attention."""
+MICRO_TOKENS_DEVICE = 2048
+"""The same elsewhere: fewer leave an accelerator idle."""
+DOUBLE = 4
+"""Memory of a double backward, in ordinary passes over the same rows (measured: 3.6 to 4.2)."""
 
 
 def resolve_device(device: str) -> torch.device:
@@ -99,6 +116,9 @@ class LoraModel:
         width: d, the width of `inputs_embeds`.
         vocabulary: ids that have an embedding and a logit, 0 to vocabulary - 1.
         notes: lines for the user on what was loaded and what is trained.
+        packs: whether rows pass through the model in one sequence, without padding.
+        micro: most positions that pass through the model at once.
+        on_less: called with `micro` whenever memory has run out and it was lowered.
     """
 
     def __init__(
@@ -118,9 +138,15 @@ class LoraModel:
             raise UserError("--dtype float64: MPS has no float64; use --device cpu.")
         if config.lora_rank < 1:
             raise UserError(f"--lora-rank {config.lora_rank}: a rank is at least 1.")
+        if config.micro_tokens < 0:
+            raise UserError(f"--micro-tokens {config.micro_tokens}: at least 1, or 0 for auto.")
         self.vocabulary = check_vocabulary(tokenizer, hf, config.model)
         hf.to(self.device)
         self._probe(hf, config)
+        self.packs = self._tells_rows_apart(hf, config)
+        usual = MICRO_TOKENS if self.device.type == "cpu" else MICRO_TOKENS_DEVICE
+        self.micro = config.micro_tokens or usual
+        self.on_less: Callable[[int], None] = lambda micro: None
         if adapter is None:
             self.peft = _add_lora(hf, config).to(self.device)
             self.notes += _untrained_experts(self.peft, config)
@@ -180,6 +206,30 @@ class LoraModel:
                 "ids (it reads the ids elsewhere too), so pseudo-prompts cannot be learned on it; "
                 "choose another model."
             )
+
+    @staticmethod
+    def _tells_rows_apart(hf: Any, config: ModelConfig) -> bool:
+        """Whether `position_ids` that begin anew keep rows in one sequence from each other.
+
+        What the second row's logits would move by, if it saw the first one, is the yardstick.
+        """
+        embed = hf.get_input_embeddings()
+        ids = torch.tensor([[3, 5, 7, 4, 11, 6, 9]], device=embed.weight.device)
+        positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2]], device=embed.weight.device)
+        with torch.no_grad():
+            rows = embed(ids % len(embed.weight))
+
+            def second(**inputs: Any) -> Tensor:
+                return hf(**inputs, use_cache=False).logits[:, -3:].float()
+
+            alone = second(inputs_embeds=rows[:, 4:])
+            seen = float((second(inputs_embeds=rows) - alone).abs().max())
+            try:
+                packed = second(inputs_embeds=rows, position_ids=positions)
+            except Exception:  # whatever an architecture says to an argument that it does not know
+                return False
+        tolerance = 0.1 if config.dtype in ("bfloat16", "float16") else 1e-3
+        return bool(float((packed - alone).abs().max()) <= tolerance * seen)
 
     def _pack(self) -> None:
         """Make every LoRA parameter a view into one flat buffer."""
@@ -265,19 +315,62 @@ class LoraModel:
 
     # --- loss -------------------------------------------------------------------------------
 
+    def lay_out(self, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
+        """The batch as it passes through the model, and how the model tells its rows apart.
+
+        Returns:
+            The rows packed, (1, S), with `position_ids`; or the batch as it is, (B, T), with its
+            `attention_mask`, where nothing is padding or the model cannot tell packed rows apart.
+        """
+        batch = batch.to(self.device)
+        if self.packs and batch.tokens < batch.ids.numel():
+            packed, positions = batch.packed()
+            return packed, {"position_ids": positions}
+        return batch, {"attention_mask": batch.attention}
+
+    def in_parts(self, batch: Batch, run: Callable[[list[Batch]], T], *, double: bool = False) -> T:
+        """What `run` makes of a batch's parts, which have at most `micro` positions each.
+
+        Where memory runs out, `micro` is halved and `run` called again, with smaller parts.
+
+        Args:
+            batch: rows.
+            run: takes the parts, in the rows' order; goes through them one at a time.
+            double: whether `run` takes a double backward: its parts are so much smaller.
+
+        Raises:
+            OutOfMemory: a row alone does not fit.
+        """
+        share = DOUBLE if double else 1
+        while True:
+            parts = batch.parts(max(1, self.micro // share), packed=self.packs)
+            try:
+                return run(parts)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            several = [part for part in parts if len(part.ids) > 1]
+            if not several:
+                raise OutOfMemory(
+                    f"memory ran out on a row of {batch.ids.shape[1]} tokens: give a smaller "
+                    "--max-tokens, or --gradient-checkpointing."
+                )
+            gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            largest = max(p.tokens if self.packs else p.ids.numel() for p in several)
+            self.micro = max(1, min(self.micro, share * largest) // 2)
+            self.on_less(self.micro)
+
     def _token_nll(
         self, batch: Batch, vectors: Tensor | None, overrides: dict[str, Tensor] | None = None
     ) -> Tensor:
         """Negative log likelihood of every response token, (n,), row after row."""
-        batch = batch.to(self.device)
+        batch, told = self.lay_out(batch)
         predicts = torch.zeros_like(batch.response)
         predicts[:, :-1] = batch.response[:, 1:]
         labels = batch.ids[:, 1:][batch.response[:, 1:]]
-        kwargs = {
-            "inputs_embeds": self.inputs(batch, vectors),
-            "attention_mask": batch.attention,
-            "use_cache": False,
-        }
+        kwargs = {"inputs_embeds": self.inputs(batch, vectors), "use_cache": False, **told}
         self._keep = predicts
         try:
             if overrides is None:
@@ -308,35 +401,69 @@ class LoraModel:
 
         Returns:
             The loss (), its gradient in theta (P,), and in vectors (Q, d) or None.
+
+        Raises:
+            OutOfMemory: a row alone does not fit.
         """
-        self.write(theta)
-        wanted: list[Tensor] = list(self._parameters)
-        if in_vectors:
-            if vectors is None:
-                raise ValueError("in_vectors needs vectors")
-            vectors = vectors.detach().requires_grad_()
-            wanted.append(vectors)
-        with torch.enable_grad():
-            loss = self._token_nll(batch, vectors).mean()
-            grads = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
-        flat = torch.cat([g.reshape(-1) for g in grads[: len(self._parameters)]])
-        return loss.detach(), flat, grads[-1] if in_vectors else None
+        if in_vectors and vectors is None:
+            raise ValueError("in_vectors needs vectors")
+        leaf = vectors.detach().requires_grad_() if vectors is not None and in_vectors else None
+        rows, gradient, other = self._summed(theta, batch, vectors if leaf is None else leaf, leaf)
+        return rows.sum() / _labels(batch), gradient, other
 
     def rows_and_grad(self, theta: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Summed response NLL of every row (B,), and the gradient of the mean per token (P,)."""
-        self.write(theta)
-        with torch.enable_grad():
-            nll = self._token_nll(batch, None)
-            grads = torch.autograd.grad(
-                nll.mean(), self._parameters, allow_unused=True, materialize_grads=True
-            )
-        return _by_row(nll.detach(), batch)[0], torch.cat([g.reshape(-1) for g in grads])
+        rows, gradient, _ = self._summed(theta, batch, None, None)
+        return rows, gradient
 
-    def loss_at(self, theta: Tensor, batch: Batch, vectors: Tensor | None = None) -> Tensor:
-        """Mean response NLL as a differentiable function of theta (P,) and vectors (Q, d)."""
+    def _summed(
+        self, theta: Tensor, batch: Batch, vectors: Tensor | None, leaf: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Rows' summed NLLs (B,), and the mean's gradients in theta (P,) and in `leaf`, if any."""
+        self.write(theta)
+        wanted = [*self._parameters, *([] if leaf is None else [leaf])]
+        total = _labels(batch)
+
+        def run(parts: list[Batch]) -> tuple[Tensor, Tensor, Tensor | None]:
+            gradient = torch.zeros_like(theta)
+            other = None if leaf is None else torch.zeros_like(leaf)
+            rows = []
+            for part in parts:
+                with torch.enable_grad():
+                    nll = self._token_nll(part, vectors)
+                    grads = torch.autograd.grad(
+                        nll.sum() / total, wanted, allow_unused=True, materialize_grads=True
+                    )
+                gradient += torch.cat([g.reshape(-1) for g in grads[: len(self._parameters)]])
+                if other is not None:
+                    other += grads[-1]
+                rows.append(_by_row(nll.detach(), part)[0])
+            return torch.cat(rows), gradient, other
+
+        return self.in_parts(batch, run)
+
+    def loss_at(
+        self,
+        theta: Tensor,
+        batch: Batch,
+        vectors: Tensor | None = None,
+        *,
+        labels: int | None = None,
+    ) -> Tensor:
+        """Mean response NLL as a differentiable function of theta (P,) and vectors (Q, d).
+
+        Args:
+            theta: (P,).
+            batch: rows; its slots point into `vectors`.
+            vectors: (Q, d) learnable embeddings, or None.
+            labels: what the sum is divided by, where `batch` is a part; None: its own labels.
+        """
         if self.config.gradient_checkpointing:
             raise RuntimeError("the functional view must not run under gradient checkpointing")
-        return self._token_nll(batch, vectors, self.named_theta(theta)).mean()
+        named = self.named_theta(theta)
+        parts = batch.parts(self.micro, packed=self.packs)
+        total = sum(self._token_nll(part, vectors, named).sum() for part in parts)
+        return total / (_labels(batch) if labels is None else labels)
 
     def row_losses(self, batch: Batch) -> Tensor:
         """Mean response NLL of every row (B,), by the parameters that the module holds."""
@@ -347,9 +474,25 @@ class LoraModel:
     def row_nll(
         self, theta: Tensor, batch: Batch, vectors: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Summed response NLL (B,) and response tokens (B,) of every row at theta."""
+        """Summed response NLL (B,) and response tokens (B,) of every row at theta.
+
+        Raises:
+            OutOfMemory: a row alone does not fit.
+        """
         self.write(theta)
-        return _by_row(self._token_nll(batch, vectors), batch)
+
+        def run(parts: list[Batch]) -> tuple[Tensor, Tensor]:
+            sums, counts = zip(
+                *(_by_row(self._token_nll(part, vectors), part) for part in parts), strict=True
+            )
+            return torch.cat(sums), torch.cat(counts)
+
+        return self.in_parts(batch, run)
+
+
+def _labels(batch: Batch) -> int:
+    """Tokens that are predicted: all labels but a row's first token."""
+    return int(batch.response[:, 1:].sum())
 
 
 def _by_row(nll: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

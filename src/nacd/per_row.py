@@ -3,6 +3,8 @@
 A LoRA matrix W (o, i) acts as y = x W^T. With a copy W_b for every row b, y_b = x_b W_b^T, the rows
 of a batch share nothing that is trained, and the gradient of the sum of their losses in W_b is row
 b's own. The frozen weights, which cost the time and the memory traffic, are still multiplied once.
+Where the rows pass through the model packed into one sequence, only LoRA's own, thin products are
+padded.
 
 Where a LoRA layer does not see the batch's rows (LoRA on the vocabulary head, on experts that
 tokens are routed to, or on fused matrices that it changes instead of being called), rows go through
@@ -41,24 +43,30 @@ def row_gradients(model: LoraModel) -> Iterator[RowGradients]:
     together = all(isinstance(layer, nn.Linear) for layer in layers)
     weights: list[Tensor] = []
     called: set[int] = set()
-    shape = (0, 0)
+    where = tokens = torch.empty(0)
+    """Which of a batch's positions (B, T) are tokens; their numbers, row after row, (S,)."""
 
     def forward(number: int, _: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         if not weights:
             return None
-        x = args[0]
-        if tuple(x.shape[:-1]) not in (shape, (shape[0] * shape[1],)):
-            raise _OtherRows
         called.add(number)
-        x = x.reshape(*shape, -1)
-        return torch.bmm(x, weights[number].transpose(1, 2)).view(output.shape)
+        x, copies = args[0], weights[number].transpose(1, 2)
+        rows, longest = where.shape
+        if tuple(x.shape[:-1]) in ((rows, longest), (rows * longest,)):
+            return torch.bmm(x.reshape(rows, longest, -1), copies).view(output.shape)
+        if tuple(x.shape[:-1]) not in ((1, len(tokens)), (len(tokens),)):
+            raise _OtherRows
+        apart = x.new_zeros(rows * longest, x.shape[-1]).index_copy(0, tokens, x.flatten(0, -2))
+        products = torch.bmm(apart.view(rows, longest, -1), copies)
+        return products.flatten(0, 1)[tokens].view(output.shape)
 
     def batched(theta: Tensor, batch: Batch) -> Tensor:
-        nonlocal shape
-        shape = (batch.ids.shape[0], batch.ids.shape[1])
+        nonlocal where, tokens
+        where = batch.attention.to(model.device)
+        tokens = where.flatten().nonzero()[:, 0]
         model.write(theta)
         for part in model.named_theta(theta).values():
-            weights.append(part.detach().expand(shape[0], *part.shape).clone().requires_grad_())
+            weights.append(part.detach().expand(len(where), *part.shape).clone().requires_grad_())
         try:
             with torch.enable_grad():
                 loss = model.row_losses(batch).sum()
@@ -70,7 +78,7 @@ def row_gradients(model: LoraModel) -> Iterator[RowGradients]:
             called.clear()
         return torch.cat([part.flatten(1) for part in parts], dim=1)
 
-    def compute(theta: Tensor, batch: Batch) -> Tensor:
+    def part(theta: Tensor, batch: Batch) -> Tensor:
         nonlocal together
         if together and len(batch.ids) > 1:
             try:
@@ -79,6 +87,9 @@ def row_gradients(model: LoraModel) -> Iterator[RowGradients]:
                 together = False
         rows = range(len(batch.ids))
         return torch.stack([model.value_and_grad(theta, batch.row(b))[1] for b in rows])
+
+    def compute(theta: Tensor, batch: Batch) -> Tensor:
+        return model.in_parts(batch, lambda parts: torch.cat([part(theta, p) for p in parts]))
 
     hooks = [
         layer.register_forward_hook(partial(forward, number)) for number, layer in enumerate(layers)

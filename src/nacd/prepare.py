@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from nacd.config import DataConfig
 from nacd.data import (
@@ -18,6 +19,7 @@ from nacd.data import (
     split_heldout,
 )
 from nacd.errors import UserError
+from nacd.microbatch import settle
 from nacd.models import LoraModel, ModelConfig, check_ids, load_model
 
 Say = Callable[[str], None]
@@ -90,14 +92,16 @@ def prepare(
     data_config: DataConfig,
     say: Say = lambda line: None,
     splits: Splits | None = None,
+    memory: Path | None = None,
 ) -> Prepared:
-    """Read and split the data, load the model, encode the rows.
+    """Read and split the data, load the model, encode the rows, see what fits in the memory.
 
     Args:
         model_config: which model.
         data_config: which data, and how it is read.
         say: takes lines for the user (dropped rows, weights left out).
         splits: rows already in hand, instead of those that `data_config` names.
+        memory: file of the run folder that keeps how much goes through the model at once.
 
     Raises:
         UserError: whatever is wrong with the data or the model; data is read first.
@@ -124,6 +128,8 @@ def prepare(
         parts[name] = Part(tuple(kept), tuple(rows))
     for line in copies(parts):
         say(line)
+    longest = max(len(row) for part in parts.values() for row in part.rows)
+    settle(model, longest, kept=memory, say=say)
     return Prepared(model, template, **parts)
 
 

@@ -17,7 +17,7 @@ import yaml
 from nacd.errors import UserError
 from nacd.files import read_json, write_json, write_text
 
-EMPTY = {"run.yaml", "provenance.json", "stages.json"}
+EMPTY = {"run.yaml", "provenance.json", "stages.json", "memory.json"}
 """Files of a run that has made nothing yet."""
 LIBRARIES = ("nacd", "torch", "transformers", "peft", "trl", "datasets", "lm-eval", "tokenizers")
 
@@ -121,6 +121,11 @@ class RunFolder:
                 f"--out {self.path}: not empty and not a run folder; choose another --out."
             )
         write_text(file, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+
+    @property
+    def memory(self) -> Path:
+        """File that keeps how much goes through each model at once; see `nacd.microbatch`."""
+        return self.path / "memory.json"
 
     def once(
         self, name: str, make: Callable[[], dict[str, Any]], *, of: str = ""

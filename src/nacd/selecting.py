@@ -108,7 +108,7 @@ def select(
     splits = read_splits(config.data) if splits is None else splits
     check_rows(config.method, config.selection, splits.train, splits.target)
     folder = open_run(config, splits, free=("out",))
-    prepared = prepare(config.model, config.data, progress.say, splits)
+    prepared = prepare(config.model, config.data, progress.say, splits, folder.memory)
     config.recipe.check_rows(len(draw(prepared.train, config.budget, config.seed)))
     task = Task(
         prepared,

@@ -36,6 +36,8 @@ FREE = ("out", "compare", "draws")
 """Keys that may differ when a run goes on: they change no stage that is done."""
 SAID = ("data.license", "data.language", "track")
 """Keys that change nothing in any run but what is said of it."""
+ROUNDING = ("model.micro_tokens",)
+"""Keys that change no more than the rounding, and may be what lets a run go on."""
 
 CHECKED = 4
 """Rows a batch of the short check before a run."""
@@ -49,7 +51,7 @@ def open_run(config: Any, splits: Splits, free: Sequence[str] = FREE) -> RunFold
     """
     folder = RunFolder(Path(config.out))
     defaults = to_dict(type(config)())
-    folder.open(to_dict(config), may_differ=(*free, *SAID), defaults=defaults)
+    folder.open(to_dict(config), may_differ=(*free, *SAID, *ROUNDING), defaults=defaults)
     names = ("train", "target", "development", "report")
     now = {name: _fingerprint([e.digest for e in getattr(splits, name)]) for name in names}
     marks = {name: _fingerprint([_marks(e) for e in getattr(splits, name)]) for name in names}

@@ -13,6 +13,7 @@ from nacd.evaluation import Accuracy, choice_accuracy, response_nll, task_accura
 from nacd.export import made_in_order
 from nacd.files import write_json
 from nacd.finetune import TrainResult, train
+from nacd.microbatch import settle
 from nacd.models import ModelConfig, check_ids, load_model
 from nacd.progress import Progress
 from nacd.recipe import Recipe
@@ -72,9 +73,8 @@ def fine_tune(config: TrainConfig, progress: Progress | None = None) -> TrainRes
             out=config.out,
             max_tokens=config.data.max_tokens,
             progress=report,
+            say=progress.say,
         )
-    for note in result.notes:
-        progress.say(note)
     return result
 
 
@@ -129,6 +129,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
         check_ids(model, rows, kept)
         if dropped.message:
             progress.say(dropped.message)
+        settle(model, max(len(row) for row in rows), say=progress.say)
         nll = response_nll(model, theta, rows)
         found |= {
             "data": config.data.data,

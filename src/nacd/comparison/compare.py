@@ -72,7 +72,7 @@ def compare(
     elsewhere = _elsewhere(config) if config.elsewhere else []
     splits = read_splits(config.data) if splits is None else splits
     folder = open_run(config, splits, free=FREE)
-    source = prepare(config.model, config.data, progress.say, splits)
+    source = prepare(config.model, config.data, progress.say, splits, folder.memory)
     if config.accuracy and any(e.choices is None for e in source.report.examples):
         raise UserError(
             f"--accuracy {' '.join(config.accuracy)}: the report rows are no multiple-choice "
@@ -183,7 +183,7 @@ def _of_target(
 
     try:
         model = replace(config.model, model=target)
-        prepared = prepare(model, config.data, progress.say, splits)
+        prepared = prepare(model, config.data, progress.say, splits, folder.memory)
         others = _encoded(elsewhere, config, prepared, progress)
     except Exception as error:  # shown as failed; the other models go on
         for budget in own:

@@ -32,7 +32,7 @@ from nacd.report.folder import read_run
 from nacd.run import RunFolder, differences
 from nacd.selection import METHODS, Task, choose_once, forward_flops
 from nacd.settings import from_dict, to_dict
-from nacd.stages import SAID
+from nacd.stages import ROUNDING, SAID
 from nacd.student import digest_of, plain
 
 
@@ -244,7 +244,7 @@ def _of_run(config: CompareConfig, budget: str, run: Path) -> DistillConfig:
         if key == "budget"
         or (
             key.startswith(("model.", "data.", "recipe."))
-            and key not in ("recipe.learning_rate", *SAID)
+            and key not in ("recipe.learning_rate", *SAID, *ROUNDING)
         )
     ]
     if differing:

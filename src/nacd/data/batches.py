@@ -1,7 +1,13 @@
-"""Encoded rows to padded batches, and the order in which they are visited."""
+"""Encoded rows to batches, and the order in which they are visited.
+
+A `Batch` keeps its rows apart and padded. What passes through a model is `packed` wherever the
+model allows it: all rows in one sequence, each with positions of its own, and no padding.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,9 +44,50 @@ class Batch:
 
     def row(self, b: int) -> Batch:
         """One row, a batch of its own without padding."""
-        end = int(self.attention[b].sum())
-        parts = (self.ids, self.attention, self.response, self.slots)
-        return Batch(*(part[b : b + 1, :end] for part in parts))
+        return self.rows(b, b + 1)
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Rows `start` to `stop` - 1, padded to the longest of them."""
+        end = int(self.attention[start:stop].sum(1).max())
+        tensors = (self.ids, self.attention, self.response, self.slots)
+        return Batch(*(tensor[start:stop, :end] for tensor in tensors))
+
+    def packed(self) -> tuple[Batch, torch.Tensor]:
+        """All rows in one sequence, without padding.
+
+        Returns:
+            The batch, (1, S), and every token's position in its row, (1, S). No first token of a
+            row is a label there: nothing before it predicts it.
+        """
+        where = self.attention.bool()
+        response = self.response.clone()
+        response[:, 0] = False
+        tensors = (self.ids, self.attention, response, self.slots)
+        positions = self.attention.cumsum(1) - 1
+        return Batch(*(tensor[where][None] for tensor in tensors)), positions[where][None]
+
+    def parts(self, most: int, *, packed: bool) -> list[Batch]:
+        """The rows, in their order, as batches of at most `most` positions, alike in size.
+
+        Args:
+            most: positions a part; a longer row is a part alone.
+            packed: whether the parts will be packed, so that padding does not count.
+        """
+        lengths = self.attention.sum(1).tolist()
+
+        def size(start: int, stop: int) -> int:
+            own = lengths[start:stop]
+            return sum(own) if packed else len(own) * max(own)
+
+        whole = size(0, len(lengths))
+        if whole <= most:
+            return [self]
+        goal = whole / math.ceil(whole / most)
+        bounds = [0]
+        for b in range(1, len(lengths)):
+            if size(bounds[-1], b) >= goal or size(bounds[-1], b + 1) > most:
+                bounds.append(b)
+        return [self.rows(*span) for span in itertools.pairwise([*bounds, len(lengths)])]
 
     @property
     def tokens(self) -> int:

@@ -102,14 +102,24 @@ class Exact:
         """See `Engine`."""
         theta = theta.detach().requires_grad_()
         vectors = vectors.detach().requires_grad_()
+        wanted = (vectors, theta) if self.curvature else (vectors,)
+        labels = int(batch.response[:, 1:].sum())
+
+        def run(parts: list[Batch]) -> list[Tensor]:
+            sums = [torch.zeros_like(leaf) for leaf in wanted]
+            for part in parts:
+                loss = model.loss_at(theta, part, vectors, labels=labels)
+                (slope,) = torch.autograd.grad(loss, theta, create_graph=True)
+                found = torch.autograd.grad(
+                    slope @ v, wanted, allow_unused=True, materialize_grads=True
+                )
+                for own, more in zip(sums, found, strict=True):
+                    own += more.detach()
+            return sums
+
         with twice_differentiable(), torch.enable_grad():
-            loss = model.loss_at(theta, batch, vectors)
-            (slope,) = torch.autograd.grad(loss, theta, create_graph=True)
-            wanted = (vectors, theta) if self.curvature else (vectors,)
-            parts = torch.autograd.grad(
-                slope @ v, wanted, allow_unused=True, materialize_grads=True
-            )
-        return Products(parts[0], parts[1] if self.curvature else None)
+            products = model.in_parts(batch, run, double=True)
+        return Products(products[0], products[1] if self.curvature else None)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from nacd.data import Batch, Encoded, collate, length_buckets
 from nacd.errors import UserError
@@ -37,11 +38,22 @@ BATCH = 16
 
 @torch.no_grad()
 def last_hidden(model: LoraModel, batch: Batch) -> Tensor:
-    """What the vocabulary head would receive at every position, (B, T, d); LoRA stays as it is."""
-    batch = batch.to(model.device)
-    return model.hf.base_model(
-        input_ids=batch.ids, attention_mask=batch.attention, use_cache=False
-    ).last_hidden_state
+    """What the vocabulary head would receive at every token, (B, T, d); LoRA stays as it is."""
+
+    def run(parts: list[Batch]) -> Tensor:
+        rows = []
+        for part in parts:
+            laid, told = model.lay_out(part)
+            inputs = model.inputs(laid, None)
+            hidden = model.hf.base_model(
+                inputs_embeds=inputs, use_cache=False, **told
+            ).last_hidden_state
+            where = part.attention.bool().to(hidden.device)
+            tokens = hidden[0] if "position_ids" in told else hidden[where]
+            rows += tokens.split(where.sum(1).tolist())
+        return pad_sequence(rows, batch_first=True)
+
+    return model.in_parts(batch, run)
 
 
 def pool(hidden: Tensor, attention: Tensor, pooling: Pooling) -> Tensor:
