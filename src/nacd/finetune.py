@@ -64,7 +64,7 @@ class TrainResult:
     adapter: Path | None = None
     """Folder of the saved `peft` adapter."""
     notes: list[str] = field(default_factory=list)
-    """Lines for the user: rows that were dropped."""
+    """Lines for the user: what encoding left out, or put in."""
 
 
 def train(
@@ -94,15 +94,13 @@ def train(
         progress: called after every step.
 
     Raises:
-        UserError: the model cannot be loaded, no row is left, the recipe is out of range, or the
-            loss is no longer finite.
+        UserError: the model cannot be loaded, a row cannot be encoded or none is left, the recipe
+            is out of range, or the loss is no longer finite.
     """
     recipe.check()
     model = load_model(model_config)
     writer = make_template(template, model.tokenizer, examples)
-    rows, kept, dropped = encode_all(writer, examples, max_tokens)
-    if turns == "last":
-        rows = [writer.encode(example, turns="last") for example in kept]
+    rows, _, dropped = encode_all(writer, examples, max_tokens, turns=turns)
     result = fit(model, rows, recipe, seed=seed, progress=progress)
     adapter = save_adapter(model, result.theta, out / "adapter")
     write_json(

@@ -344,7 +344,7 @@ def test_rows_that_a_template_cannot_write_are_named():
     with pytest.raises(UserError, match=r"mine\.jsonl:7.*refuses the row \(no system turn\)"):
         make_template("chat", tokenizer(NO_SYSTEM), []).encode(WITH_SYSTEM)
     upper = CHATML.replace("m['content']", "m['content'] | upper")
-    with pytest.raises(UserError, match=r"mine\.jsonl:7.*does not write message 1 as it stands"):
+    with pytest.raises(UserError, match=r"mine\.jsonl:7.*does not write message 1 \(user\) as it stands"):
         make_template("chat", tokenizer(upper), []).encode(PAIRS[0])
 
 
