@@ -7,6 +7,7 @@ from nacd.data.hub import hub_license
 from nacd.data.read import read_examples
 from nacd.data.split import Splits, split_by_hash, split_heldout
 from nacd.data.template import RAW_TEMPLATES, Dropped, Template, encode_all, make_template
+from nacd.data.turns import Written
 
 __all__ = [
     "RAW_TEMPLATES",
@@ -17,6 +18,7 @@ __all__ = [
     "Message",
     "Splits",
     "Template",
+    "Written",
     "bucketed",
     "collate",
     "encode_all",

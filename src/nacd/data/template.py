@@ -127,8 +127,10 @@ class Template:
         start = common_prefix(prompt_ids, ids)
         labels = [(start, len(ids))]
         try:
-            lead = self._lead(example, written, prompt, spans[start:])
             closing = "" if raw else self._turns.closing(example.messages)
+            stop = len(written.text)
+            begin, end = spans[start] if start < len(ids) else (stop, stop)
+            lead = self._lead(example, written, prompt, begin, end)
             for index, message in enumerate(example.messages[:-1]):
                 if turns == "all" and message.role == "assistant" and message.train:
                     labels.append(self._earlier_turn(example, index, written, closing, spans))
@@ -200,12 +202,12 @@ class Template:
         """What to change in a refused row for the template to accept it; empty if nothing helps."""
         for count in range(1, len(_MENDS) + 1):
             for mends in itertools.combinations(_MENDS.items(), count):
-                changed = list(messages)
+                mended = list(messages)
                 for _, change in mends:
-                    changed = change(changed)
+                    mended = change(mended)
                 with contextlib.suppress(*FAULTS):
-                    self._render(changed)
-                    self._render(changed[:-1], True)
+                    self._render(mended)
+                    self._render(mended[:-1], True)
                     said = ", and ".join(mend for mend, _ in mends)
                     return said[0].upper() + said[1:]
         return ""
@@ -215,9 +217,12 @@ class Template:
         example: Example,
         written: Written,
         prompt: str,
-        labelled: Sequence[tuple[int, int]],
+        begin: int,
+        end: int,
     ) -> str:
         """The words of the template's own that the last turn's labels begin with.
+
+        The first label token covers the characters [begin, end).
 
         Raises:
             NotWritten: they are no part of an answer: the header of the turn, or another message.
@@ -226,7 +231,15 @@ class Template:
         text, span = written.text, written.spans[last]
         if span is None:
             raise NotWritten(changed(last, "assistant", "leaves it out"))
-        begin, end = labelled[0] if labelled else (len(text), len(text))
+        if (
+            begin > span[0]
+            and text[span[0] : begin].strip()
+            and not text.startswith(prompt.rstrip())
+        ):
+            raise NotWritten(
+                f"asks for an answer with {quoted(prompt[span[0] :])}, so that message {last + 1} "
+                f"(assistant) would be learned without its {quoted(text[span[0] : begin])}"
+            )
         if begin >= span[0] or end > span[0]:  # a token over the border belongs to both sides
             return ""
         border = len(prompt) if text.startswith(prompt) else common_prefix(prompt, text)
@@ -302,11 +315,8 @@ class Template:
     def _unfit(self, example: Example, how: str, mend: str) -> UserError:
         """The model's chat template does not fit the row."""
         if not mend:
-            single = [m.role for m in example.messages if m.role != "system"] == [
-                "user",
-                "assistant",
-            ]
-            raw = "a raw --template (qa, alpaca, plain) or " if single else ""
+            roles = [m.role for m in example.messages if m.role != "system"]
+            raw = "a raw --template (qa, alpaca, plain) or " if len(roles) == 2 else ""
             mend = f"Choose {raw}another --model, or mend the template (chat_template.jinja)"
         return UserError(f"{example.source}: the model's chat template {how}. {mend}.")
 
@@ -443,13 +453,14 @@ def _check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
         names = ", ".join(sorted(tokenizer.chat_template))
         raise UserError(
             f"the model's tokenizer has several chat templates ({names}), and none is named "
-            f"`default`. Rename one in its folder, {instead}"
+            f"`default`. Name one of them so in its folder, {instead}"
         ) from None
     try:
         tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
     except jinja2.TemplateSyntaxError as error:
         raise UserError(
-            f"the model's chat template is not valid Jinja (line {error.lineno}: {error.message}). "
+            f"the model's chat template is not valid Jinja (line {error.lineno}: "
+            f"{str(error.message).rstrip('.')}). "
             f"Mend chat_template.jinja (or `chat_template` in tokenizer_config.json), {instead}"
         ) from None
     except FAULTS:  # it may want a system message, or refuse such a short conversation
@@ -492,14 +503,15 @@ class Dropped:
             parts.append(f"{self.unlabelled} whose response leaves no token to learn")
         if parts:
             lines.append(f"dropped {self.count} of {self.rows} rows: {', '.join(parts)}")
+        kept = self.rows - self.count
         if self.shortened:
             lines.append(
-                f"in {self.shortened} rows the chat template leaves out the beginning of earlier "
-                "assistant turns (their reasoning), which are no labels there"
+                f"in {self.shortened} of {kept} rows the chat template leaves out the beginning of "
+                "earlier assistant turns (their reasoning), which are no labels there"
             )
         lines += [
-            f"in {count} rows the chat template writes {lead!r} before the response, and it is "
-            "learned with it, as in TRL"
+            f"in {count} of {kept} rows the chat template writes {lead!r} before the response, and "
+            "it is learned with it, as in TRL"
             for lead, count in self.leads.items()
         ]
         return "; ".join(lines)

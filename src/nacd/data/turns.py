@@ -32,7 +32,12 @@ FAULTS = (
 """What rendering may raise: a template is foreign code, and these are what its mistakes raise."""
 
 MEND_SYSTEM = "Put its words at the head of the user message that follows it"
-MEND_ASKS = "Write that header in the template under `{% if add_generation_prompt %}`"
+MEND_ASKS = (
+    "Write that header in the template (chat_template.jinja) under "
+    "`{% if add_generation_prompt %}`, or choose another --model"
+)
+
+_MISSING = "leaves it out or cuts it"
 
 Render = Callable[[Sequence[Message], bool], str]
 """The text of messages, with the header of the answer to come (the generation prompt) or not."""
@@ -80,8 +85,8 @@ class _Layout:
     """Indices of the messages, in the order in which they are written."""
     pieces: tuple[str, ...]
     """The text before, between and after them: one more than `order` has."""
-    fault: NotWritten | None
-    """A message that is not written once."""
+    fault: tuple[str, str] | None
+    """What the template does to a message that it does not write once, and the mend."""
 
 
 class Turns:
@@ -104,18 +109,20 @@ class Turns:
             NotWritten: a message is missing, cut, changed, or written twice; the beginning of an
                 earlier assistant message alone may be missing.
         """
-        layout = self._layout(_shape(messages, blank=False))
-        if layout is not None and (spans := _match(messages, text, layout)):
-            return Written(text, spans, {})
+        layouts = [self._layout(_shape(messages, blank=False))]
         if any(not message.content.strip() for message in messages):
-            layout = self._layout(_shape(messages, blank=True))
+            layouts.append(self._layout(_shape(messages, blank=True)))
+        for layout in layouts:
             if layout is not None and (spans := _match(messages, text, layout)):
                 return Written(text, spans, {})
-        if layout is None:
-            raise NotWritten("refuses the row with other words in it")
-        if layout.fault is not None:
-            raise layout.fault
-        return self._by_marks(messages, text, layout)
+        fault = NotWritten("refuses the row with other words in it")
+        for layout in layouts:
+            try:
+                if layout is not None:
+                    return self._by_marks(messages, text, layout)
+            except NotWritten as error:
+                fault = error
+        raise fault
 
     def opening(self, messages: Sequence[Message]) -> str:
         """What the template writes behind the last message where it asks for an answer.
@@ -126,9 +133,9 @@ class Turns:
         return layout.pieces[-1] if layout else ""
 
     def asks(self, messages: Sequence[Message]) -> bool:
-        """Whether the template has a generation prompt, behind these messages."""
-        layout = self._layout(_shape(messages, blank=False)) if messages else None
-        return layout is not None and self.opening(messages) != layout.pieces[-1]
+        """Whether the template has a generation prompt behind these messages."""
+        layout = self._layout(_shape(messages, blank=False))
+        return layout is not None and self.opening(messages) not in ("", layout.pieces[-1])
 
     def closing(self, messages: Sequence[Message]) -> str:
         """What the template writes to end a turn of the assistant's, wherever it stands.
@@ -162,9 +169,10 @@ class Turns:
                 MEND_ASKS,
             )
         unspecial = self._special.sub(lambda token: " " * len(token[0]), closing)
-        if words := unspecial[len(end) :].strip():
+        if unspecial[len(end) :].strip():
             raise NotWritten(
-                f"writes {quoted(words)} behind the answer, which would be learned too"
+                f"writes {quoted(closing.strip())} behind the last answer alone, which would be "
+                "learned too"
             )
         for token in self._special.finditer(closing):
             if token.start() < len(end) < token.end():
@@ -192,11 +200,11 @@ class Turns:
             if (count := text.count(probe)) > 1:
                 faults[i] = "writes it more than once"
             elif not count:
-                faults[i] = "changes its letters" if probe in text.lower() else "leaves it out"
+                faults[i] = "changes its letters" if probe in text.lower() else _MISSING
         # Advice on a system message is no good where the others are not written either.
         i = min(faults, key=lambda i: (shape[i][0] == "system", i), default=0)
-        mend = MEND_SYSTEM if (shape[i][0], faults.get(i)) == ("system", "leaves it out") else ""
-        fault = NotWritten(changed(i, shape[i][0], faults[i]), mend) if faults else None
+        mend = MEND_SYSTEM if (shape[i][0], faults.get(i)) == ("system", _MISSING) else ""
+        fault = (changed(i, shape[i][0], faults[i]), mend) if faults else None
         order = sorted(
             (i for i, p in probes.items() if p in text), key=lambda i: text.find(probes[i])
         )
@@ -204,29 +212,31 @@ class Turns:
         return _Layout(tuple(order), tuple(pieces), fault)
 
     def _by_marks(self, messages: Sequence[Message], text: str, layout: _Layout) -> Written:
-        """Find every message by a mark inside its last word, in a second rendering."""
+        """Find every message of a layout by a mark inside its last word, in a second rendering."""
+        if layout.fault is not None:
+            raise NotWritten(*layout.fault)
         mark = "m" + hashlib.sha256(text.encode()).hexdigest()[:16]
         cores = [message.content.strip() for message in messages]
         cuts = [_inside(core) for core in cores]
-        marked = [
-            Message(
-                m.role, m.content.replace(c, f"{c[:k]}{mark}n{i}x{c[k:]}", 1) if c else m.content
-            )
-            for i, (m, c, k) in enumerate(zip(messages, cores, cuts, strict=True))
-        ]
+        marked = list(messages)
+        for i in layout.order:
+            content, core, cut = messages[i].content, cores[i], cuts[i]
+            at = content.find(core) + cut if core else len(content)
+            words = f"{content[:at]}{mark}n{i}x{content[at:]}"
+            marked[i] = Message(messages[i].role, words)
         try:
             rendered = self._render(marked, False)
         except FAULTS:
             rendered = ""
-        places: dict[int, list[int]] = {i: [] for i, core in enumerate(cores) if core}
+        places: dict[int, list[int]] = {i: [] for i in layout.order}
         taken = 0
         for found in re.finditer(rf"{mark}n(\d+)x", rendered):
             places[int(found[1])].append(found.start() - taken)
             taken += len(found[0])
         lost: dict[int, str] = {}
         spans: dict[int, tuple[int, int]] = {}
-        for i, where in places.items():
-            core, k = cores[i], cuts[i]
+        for i in sorted(places, key=lambda i: cores[i] in text):  # what is missing comes first
+            core, k, where = cores[i], cuts[i], places[i]
             if len(where) > 1:
                 raise NotWritten(changed(i, messages[i].role, "writes it more than once"))
             start = where[0] - k if where else -1
@@ -344,17 +354,18 @@ def _shown(core: str, cut: int, text: str, where: Sequence[int], header: str) ->
 
 def _difference(core: str, text: str, shown: str) -> tuple[str, str]:
     """What the template makes of a message, and a mend where one follows from that."""
+    if core in text:
+        return "writes it otherwise when its words change", ""
     squeezed, all_squeezed = "".join(core.split()), "".join(text.split())
     if (at := all_squeezed.find(squeezed)) >= 0:
         letters = [i for i, letter in enumerate(text) if not letter.isspace()]
         theirs = text[letters[at] : letters[at + len(squeezed) - 1] + 1]
         first = common_prefix(core, theirs)
-        if theirs != core:  # else they are another message's words
-            own, other = (quoted(t, max(0, first - 12)) for t in (core, theirs))
-            return (
-                f"changes white space inside it, {own} to {other}",
-                "Write that white space in the row as the template does",
-            )
+        own, other = (quoted(t, max(0, first - 12)) for t in (core, theirs))
+        return (
+            f"changes white space inside it, {own} to {other}",
+            "Write that white space in the row as the template does",
+        )
     if shown:
         return f"leaves out {quoted(core[: len(core) - len(shown)])}", ""
     written = bisect_left(range(len(core)), True, key=lambda n: core[: n + 1] not in text)
