@@ -6,6 +6,8 @@ stands what it writes, by hand: the oracle for which words are labels.
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +28,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
 from nacd.data import Example, Message, Template, encode_all, make_template
+from nacd.data.turns import Turns
 from nacd.errors import UserError
 from whole import check_whole
 
@@ -128,7 +131,7 @@ def chatml(messages: tuple[Message, ...]) -> Parts:
 def keeps_thought(messages: tuple[Message, ...]) -> Parts:
     parts: Parts = []
     for text, i in chatml(messages):
-        asked = "<think>\n" if i is not None and text.startswith("<think>\n") else ""
+        asked = "<think>" if i is not None and text.startswith("<think>") else ""
         parts += [(asked, None), (text.removeprefix(asked), i)]
     return parts
 
@@ -246,7 +249,7 @@ TALKS = {
     "braces": talk(f"U: {CHATML}", "A: {{ messages }} {% raw %} {# no #}"),
     "probes": talk("U: probe0x7c1e09 probe1x7c1e09", "A: probe1x7c1e09 probe0x7c1e09"),
     "spelling": talk(f"U: {SPELLS}", f"A: {SPELLS}", f"U: {SPELLS}", f"A: {SPELLS}"),
-    "long": talk("U: " + "What is blue? " * 400, "A: " + "The sky is. " * 400),
+    "long": talk("U: " + "What is blue? " * 80, "A: " + "The sky is. " * 80),
     "thought": talk("U: What?", THOUGHT),
     "thought, system": talk("S: Be brief.", "U:  What?\n", THOUGHT + " \n"),
     "thought before": talk("U: What?", THOUGHT, "U: Why?", "A: So it is."),
@@ -293,6 +296,11 @@ def train_tokenizer(backend: Tokenizer, trainer: trainers.BpeTrainer) -> None:
 
 def byte_tokenizer(*, markers: bool, trim: bool = False, nfc: bool = False) -> Any:
     """Byte-level BPE; the templates' markers are special tokens or plain text."""
+    return copy.deepcopy(trained(markers, trim, nfc))
+
+
+@functools.cache
+def trained(markers: bool, trim: bool, nfc: bool) -> Any:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -435,7 +443,13 @@ def test_raw_labels_are_the_response_and_those_of_sft_trainer(name: str, made: A
     rows, refused = encodable(template, "last")
     one_turn = {"U", "SU", "SSU"}
     initials = {n: "".join(m.role[0].upper() for m in ms[:-1]) for n, ms in TALKS.items()}
-    assert refused == {n for n, roles in initials.items() if roles not in one_turn}
+    several = {n for n, roles in initials.items() if roles not in one_turn}
+    # There a token spans words, so that TRL's labels begin several words before the border.
+    spanning = {"long"} if made.unk_token and name == "verbatim" else set()
+    assert refused == several | spanning
+    for example in (Example(TALKS[n], f"mine.jsonl:{n}") for n in spanning):
+        with pytest.raises(UserError, match="End the prompt with a line break, or choose another"):
+            template.encode(example)
     assert encoded_by_us(template, rows) == prepared_by_trl(made, [template.row(e) for e in rows])
     for example in rows:
         asked = "\n\n".join(m.content for m in example.messages[:-1])
@@ -550,7 +564,7 @@ def test_the_mend_of_a_refused_row_is_one_that_the_template_accepts(
 def test_a_response_must_not_begin_as_the_generation_prompt_does():
     template = chat_template(byte_tokenizer(markers=True), R1)
     row = Example(talk("U: What?", "A: <tool> it is"), "mine.jsonl:2")
-    with pytest.raises(UserError, match=r"with '<think>\\n', so that message 2 .* without its '<t"):
+    with pytest.raises(UserError, match=r"with '<think>\\n', so that message 2 .* without its '<'"):
         template.encode(row)
 
 
@@ -562,6 +576,28 @@ def test_reasoning_that_only_earlier_turns_lose_is_mended_by_a_row_of_its_own():
         with pytest.raises(UserError, match=f"{cut}.*{mend}"):
             template.encode(rows[0])
         assert encode_all(template, rows, 512, turns="last")[2].shortened == 1
+
+
+def test_the_end_of_a_turn_is_what_stands_behind_every_one():
+    ends = {
+        CHATML: "<|im_end|>\n",
+        PHI3: "<|end|>\n",
+        # The last turn ends with another special token than the others.
+        PHI3.replace("<|end|>", "{{ '</s>' if loop.last else '<|end|>' }}"): "",
+        MISTRAL: "</s>",
+        R1.replace("{{ eos_token }}", ""): "",
+    }
+    for text, end in ends.items():
+        made = byte_tokenizer(markers=True)
+        made.chat_template = text
+
+        def render(messages: Any, opening: bool, made: Any = made) -> str:
+            turns = [{"role": m.role, "content": m.content} for m in messages]
+            return made.apply_chat_template(turns, tokenize=False, add_generation_prompt=opening)
+
+        turns = Turns(render, made.all_special_tokens)
+        for name in ("one", "turns"):
+            assert turns.closing(TALKS[name]) == end
 
 
 def test_what_templates_leave_out_and_put_in_is_said_once():
@@ -598,6 +634,17 @@ def test_a_row_needs_a_user_message_before_its_last_answer(
     template = make_template(name, made, [])
     with pytest.raises(UserError, match=r"mine\.jsonl:3 has no user message before its last"):
         template.encode(Example(messages, "mine.jsonl:3"))
+
+
+def test_what_may_be_learned_does_not_hang_on_how_the_template_takes_the_response():
+    made = byte_tokenizer(markers=True)
+    template = chat_template(made, QWEN3)
+    for asked in ("U:  What?\n", "U: \n\n What? ", "U: What?", "U: "):
+        plain, thought = (template.encode(Example(talk(asked, a), "")) for a in ("A: So.", THOUGHT))
+        learnable = [row.ids[slice(*row.prompt)] for row in (plain, thought)]
+        assert learnable[0] == learnable[1]
+        assert made.decode(list(learnable[0])).strip() == asked[3:].strip()
+        assert len(made.decode(list(learnable[0]))) >= len(asked[3:].rstrip("\n").lstrip("\n"))
 
 
 def test_rows_of_one_kind_are_rendered_twice_each(monkeypatch: pytest.MonkeyPatch):

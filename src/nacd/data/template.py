@@ -37,8 +37,6 @@ from nacd.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_REPLACED = "\ufffd"  # what a token that holds a part of a character decodes to
-
 RAW_TEMPLATES = {
     "qa": "Question: {prompt}\nAnswer: {response}",
     "alpaca": "### Instruction:\n{prompt}\n\n### Response:\n{response}",
@@ -335,7 +333,7 @@ class Template:
         ids, spans, cursor = tokenised["input_ids"], [], 0
         for token, (start, stop) in zip(ids, tokenised["offset_mapping"], strict=True):
             piece = self._piece(token)
-            if piece and _REPLACED not in piece and text.startswith(piece, cursor):
+            if piece and text.startswith(piece, cursor):
                 start, stop = cursor, cursor + len(piece)
             spans.append((start, stop))
             cursor = max(cursor, stop)
