@@ -59,13 +59,25 @@ def log_likelihood(model: LoraModel, prefix: list[int], whole: list[int]) -> flo
 
 @pytest.mark.parametrize(
     ("arch", "name", "form"),
-    [("llama", "qa", "cloze"), ("opt", "qa", "letter"), ("llama", "chat", "letter")],
+    [
+        ("llama", "qa", "cloze"),
+        ("opt", "qa", "letter"),
+        ("llama", "chat", "letter"),
+        ("llama", "chat with an empty thought", "letter"),
+    ],
 )
 def test_accuracy_equals_a_hand_computation(
     arch: str, name: str, form: Any, tiny_folder: Any, questions: Path
 ) -> None:
     model, theta = load(tiny_folder(arch))
     examples = read_examples(questions, choice_form=form)
+    thought = ""
+    if name == "chat with an empty thought":  # which the model is trained to write, as in TRL
+        name, thought = "chat", "<think></think>\n"
+        own: Any = model.tokenizer.chat_template
+        said = "{{ message['content'] }}"
+        block = "{% if message['role'] == 'assistant' %}<think></think>\n{% endif %}"
+        model.tokenizer.chat_template = own.replace(said, block + said)
     template = make_template(name, model.tokenizer, examples)
     found = choice_accuracy(model, theta, examples, template=template, task="mine", batch_size=3)
 
@@ -81,6 +93,7 @@ def test_accuracy_equals_a_hand_computation(
                     tokenize=False,
                     add_generation_prompt=True,
                 )
+                text += thought
                 prefix = model.tokenizer.encode(text.rstrip(), add_special_tokens=False)
                 whole = model.tokenizer.encode(text + choice, add_special_tokens=False)
             else:

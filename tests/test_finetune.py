@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -292,6 +293,25 @@ def test_plain_peft_reports_the_nll_of_what_train_saved(
         labels = [i for i, label in enumerate(row.response) if label]
         nll = -sum(float(scores[i - 1, row.ids[i]]) for i in labels)
         assert nll == pytest.approx(expected, rel=1e-5 if dtype == "float32" else 1e-2)
+def test_turns_that_are_no_labels_may_lose_their_reasoning(
+    tiny_folder: Any, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_folder("qwen3"), tmp_path / "model")
+    written = "{{ m.content.split('</think>')[-1] if not loop.last else m.content }}"
+    chat = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n" + written + "<|im_end|>\n{% endfor %}"
+    )
+    chat += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    (folder / "chat_template.jinja").write_text(chat)
+    turns = [("user", "Why?"), ("assistant", "<think>Hm.</think>So."), ("user", "And?")]
+    messages = tuple(Message(role, text) for role, text in [*turns, ("assistant", "Then.")])
+    data = [Example(messages, "mine.jsonl:1")]
+    config = ModelConfig(model=str(folder), device="cpu")
+    recipe = Recipe(batch_size=1, steps=2)
+    with pytest.raises(UserError, match=r"mine\.jsonl:1.*leaves out '<think>Hm\.</think>'"):
+        train(config, data, recipe, out=tmp_path / "all")
+    result = train(config, data, recipe, out=tmp_path / "last", turns="last")
+    assert result.notes[0].startswith("in 1 of 1 rows the chat template leaves out the beginning")
 
 
 def test_divergence_is_named(tiny_folder: Any) -> None:

@@ -238,16 +238,16 @@ def _question(example: Example, template: Template) -> dict[str, Any]:
 
 def _written(example: Example, template: Template) -> tuple[str, str]:
     """The text before the response, and the spaces between the two that the response owns."""
+    if template.text is None:
+        written = template.written(example)
+        span = written.spans[-1]
+        assert span is not None  # a blank answer is no row
+        return written.text[: span[0]], ""
     probe = "probe"
     row = template.row(
         replace(example, messages=(*example.messages[:-1], Message("assistant", probe)))
     )
-    if isinstance(row["prompt"], str):
-        return row["prompt"], row["completion"].partition(probe)[0]
-    rendered = template.tokenizer.apply_chat_template(
-        row["prompt"], tokenize=False, add_generation_prompt=True
-    )
-    return str(rendered), ""
+    return row["prompt"], row["completion"].partition(probe)[0]
 
 
 @contextlib.contextmanager

@@ -5,8 +5,8 @@ What flows in: rows and a `Recipe`. What flows out: the trained theta, the loss 
 conversations with several labelled turns are trained as they were encoded; for rows of
 `prompt` and `completion` it would make the same ids and labels of the text itself. It visits the
 rows in the order of `nacd.data.epoch_order`, as the inner loop does, and starts from the LoRA of
-`LoraModel.fresh_theta`: the two agree batch by batch. A step's batch passes through the model in the
-same packed parts as there, each part's loss divided by the whole batch's label tokens.
+`LoraModel.fresh_theta`: the two agree batch by batch. A step's batch passes through the model in
+the same packed parts as there, each part's loss divided by the whole batch's label tokens.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class TrainResult:
     adapter: Path | None = None
     """Folder of the saved `peft` adapter."""
     notes: list[str] = field(default_factory=list)
-    """Lines for the user: what of the model is not used or trained, rows that were dropped, how
-    much fits in the memory."""
+    """Lines for the user: what of the model is not used or trained, what encoding left out or put
+    in, how much fits in the memory."""
 
 
 def train(
@@ -100,8 +100,8 @@ def train(
         say: takes lines for the user: rows that were dropped, how much fits in the memory.
 
     Raises:
-        UserError: the model cannot be loaded, no row is left, the recipe is out of range, or the
-            loss is no longer finite.
+        UserError: the model cannot be loaded, a row cannot be encoded or none is left, the recipe
+            is out of range, or the loss is no longer finite.
     """
     recipe.check()
     notes: list[str] = []
@@ -112,14 +112,12 @@ def train(
 
     model = load_model(model_config)
     writer = make_template(template, model.tokenizer, examples)
-    rows, kept, dropped = encode_all(writer, examples, max_tokens)
+    rows, kept, dropped = encode_all(writer, examples, max_tokens, turns=turns)
     check_ids(model, rows, kept)
     for line in model.notes:
         note(line)
     if dropped.message:
         note(dropped.message)
-    if turns == "last":
-        rows = [writer.encode(example, turns="last") for example in kept]
     settle(model, max(len(row) for row in rows), say=note)
     result = fit(model, rows, recipe, seed=seed, progress=progress)
     adapter = save_adapter(model, result.theta, out / "adapter")

@@ -340,11 +340,13 @@ def test_a_raw_template_needs_an_end_and_offsets():
 
 def test_rows_that_a_template_cannot_write_are_named():
     with pytest.raises(UserError, match=r"mine\.jsonl:7 has several turns.*--template chat"):
+        make_template("qa", tokenizer(CHATML), []).encode(LONG)
+    with pytest.raises(UserError, match=r"--template chat, with a --model that has one\.$"):
         make_template("qa", tokenizer(), []).encode(LONG)
     with pytest.raises(UserError, match=r"mine\.jsonl:7.*refuses the row \(no system turn\)"):
         make_template("chat", tokenizer(NO_SYSTEM), []).encode(WITH_SYSTEM)
     upper = CHATML.replace("m['content']", "m['content'] | upper")
-    with pytest.raises(UserError, match=r"mine\.jsonl:7.*does not write message 1 as it stands"):
+    with pytest.raises(UserError, match=r"mine\.jsonl:7.*does not write message 1 \(user\) as it"):
         make_template("chat", tokenizer(upper), []).encode(PAIRS[0])
 
 
@@ -366,8 +368,47 @@ def test_rows_too_long_are_dropped_and_counted():
 
 
 def test_rows_without_labels_are_dropped_and_counted():
-    hides = CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role=='user' %}")
-    hides = hides.replace("{% if add_generation_prompt %}", "{% if true %}")
-    template = make_template("chat", tokenizer(hides), [])
+    endless = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+    endless += "{% if add_generation_prompt %}[assistant]{% endif %}"
+    template = make_template("chat", tokenizer(endless), [])
     with pytest.raises(UserError, match="1 whose response leaves no token to learn"):
-        encode_all(template, [PAIRS[0]], 512)
+        encode_all(template, [pair("Why?", "")], 512)
+
+
+def test_a_broken_chat_template_is_named_before_any_row():
+    for chat in ("{% for m in messages %}", "{{ messages | nonsense }}"):
+        for name in ("chat", "auto"):
+            with pytest.raises(
+                UserError, match=r"not valid Jinja \(line 1: .*another --model"
+            ) as e:
+                make_template(name, tokenizer(chat), [])
+            assert "mine.jsonl" not in str(e.value)
+
+
+def test_of_several_chat_templates_the_default_is_taken():
+    made: Any = tokenizer()
+    made.chat_template = {"tool_use": "{{ messages }}", "default": CHATML}
+    template = make_template("auto", made, [])
+    assert template.describe() == make_template("chat", tokenizer(CHATML), []).describe()
+    assert template.encode(LONG) == make_template("chat", tokenizer(CHATML), []).encode(LONG)
+    made.chat_template = {"tool_use": "{{ messages }}", "rag": CHATML}
+    with pytest.raises(UserError, match=r"several chat templates \(rag, tool_use\), and none is"):
+        make_template("auto", made, [])
+
+
+def test_a_chat_template_may_write_the_date_or_want_more_than_one_message():
+    dated = "{{ strftime_now('%d %b %Y') }}{{ raise_exception('short') if messages | count < 2 }}"
+    template = make_template("chat", tokenizer(dated + CHATML), [])
+    plain = make_template("chat", tokenizer(CHATML), []).encode(LONG)
+    assert template.encode(LONG).response_tokens == plain.response_tokens
+
+
+def test_a_tokenizer_with_a_way_of_its_own_is_named():
+    class Own(PreTrainedTokenizerFast):
+        def apply_chat_template(self, *given: Any, **options: Any) -> Any:
+            return super().apply_chat_template(*given, **options)
+
+    made = Own(tokenizer_object=tokenizer().backend_tokenizer, eos_token="</s>")
+    made.chat_template = CHATML
+    with pytest.raises(UserError, match=r"\(Own\) writes chats in a way of its own"):
+        make_template("chat", made, [])

@@ -8,6 +8,7 @@ from nacd.data.hub import hub_license
 from nacd.data.read import read_examples
 from nacd.data.split import Splits, split_by_hash, split_heldout
 from nacd.data.template import RAW_TEMPLATES, Dropped, Template, encode_all, make_template
+from nacd.data.written import Written
 
 __all__ = [
     "RAW_TEMPLATES",
@@ -19,6 +20,7 @@ __all__ = [
     "Message",
     "Splits",
     "Template",
+    "Written",
     "bucketed",
     "collate",
     "encode_all",

@@ -66,6 +66,11 @@ class Encoded:
     """True at every token that is a label (its prediction enters the loss)."""
     prompt: tuple[int, int]
     """Token positions [start, stop) wholly inside the last user turn: what may be learned."""
+    shortened: int = 0
+    """Earlier assistant turns, no labels, that the chat template writes without their beginning."""
+    lead: str = ""
+    """Words of the chat template's own that the last turn's labels begin with (Qwen3's empty block
+    for reasoning): they stand behind the generation prompt, so that the model has to say them."""
 
     def __len__(self) -> int:
         """Number of tokens."""
