@@ -293,6 +293,8 @@ def test_plain_peft_reports_the_nll_of_what_train_saved(
         labels = [i for i, label in enumerate(row.response) if label]
         nll = -sum(float(scores[i - 1, row.ids[i]]) for i in labels)
         assert nll == pytest.approx(expected, rel=1e-5 if dtype == "float32" else 1e-2)
+
+
 def test_turns_that_are_no_labels_may_lose_their_reasoning(
     tiny_folder: Any, tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""Parts that fit in the memory: how many tokens, what is kept, and what happens where it runs out."""
+"""Parts that fit in the memory: their size, what is kept, and what happens where it runs out."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_parts_are_alike_in_size() -> None:
 
 
 def test_bytes_grow_with_what_a_pass_keeps(tiny_folder: Folder) -> None:
-    """Per token: the layers', twice; three times the vocabulary; squares only for eager attention."""
+    """Per token: the layers, twice; three times the vocabulary; squares for eager attention."""
     model = load(tiny_folder("llama"))
     needed = part_bytes(model)
     assert 2 * needed(100) <= needed(200) < 2.4 * needed(100)  # the mask grows with the square
