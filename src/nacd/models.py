@@ -462,7 +462,7 @@ class LoraModel:
             raise RuntimeError("the functional view must not run under gradient checkpointing")
         named = self.named_theta(theta)
         parts = batch.parts(self.micro, packed=self.packs)
-        total = sum(self._token_nll(part, vectors, named).sum() for part in parts)
+        total = torch.stack([self._token_nll(part, vectors, named).sum() for part in parts]).sum()
         return total / (_labels(batch) if labels is None else labels)
 
     def row_losses(self, batch: Batch) -> Tensor:

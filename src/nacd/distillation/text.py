@@ -121,7 +121,7 @@ class RoundTrip:
             changed = [i for i, (a, b) in enumerate(zip(current, original, strict=True)) if a != b]
             if not changed:
                 return list(original), repaired
-            worst = min(changed, key=lambda i: (abs(i - first), i))
+            worst = min(changed, key=lambda i, first=first: (abs(i - first), i))
             if worst not in tried:
                 tried[worst] = [a for a in alternatives(worst) if a != current[worst]]
                 repaired += 1
