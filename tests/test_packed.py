@@ -200,7 +200,7 @@ def test_every_engine_is_that_of_rows_alone(
     v = torch.randn(model.size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     expected = Oracle(model, batch, v)
     theta, vectors = theta_of(model), vectors_of(model)
-    loss, slope, other = model.value_and_grad(theta, batch, vectors, in_vectors=True)
+    _, slope, other = model.value_and_grad(theta, batch, vectors, in_vectors=True)
     found = {
         name: make_engine(name, 1e-6)(model, theta, batch, vectors, v, (slope, other))
         for name in ("exact", "tesla", "first-order", "one-sided")

@@ -5,8 +5,8 @@ What flows in: rows and a `Recipe`. What flows out: the trained theta, the loss 
 conversations with several labelled turns are trained as they were encoded; for rows of
 `prompt` and `completion` it would make the same ids and labels of the text itself. It visits the
 rows in the order of `nacd.data.epoch_order`, as the inner loop does, and starts from the LoRA of
-`LoraModel.fresh_theta`: the two agree batch by batch. A step's batch passes through the model in the
-same packed parts as there, each part's loss divided by the whole batch's label tokens.
+`LoraModel.fresh_theta`: the two agree batch by batch. A step's batch passes through the model in
+the same packed parts as there, each part's loss divided by the whole batch's label tokens.
 """
 
 from __future__ import annotations
