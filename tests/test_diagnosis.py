@@ -159,9 +159,8 @@ def test_the_short_form_costs_less_than_ten_steps(
 
     monkeypatch.setattr(LoraModel, "_token_nll", counted)
     model.micro = 10_000  # a pass is a whole batch
-    monkeypatch.setattr(
-        "nacd.diagnosis.free_memory", lambda device: None
-    )  # a look at two short rows
+    # how much memory is needed is looked up on a few tokens more
+    monkeypatch.setattr("nacd.diagnosis.free_memory", lambda device: None)
     diagnose(model, Recipe(), batches, vectors, thorough=thorough)
     assert (len(passes) + 2 < 10) is not thorough
 
