@@ -64,6 +64,7 @@ def test_entries_train_on_what_they_say() -> None:
             allowed=torch.ones(20, dtype=torch.bool),
             soft=soft,
             soft_rate=8e-3,
+            soft_step=0,
             text=text,
             text_changed=0.5,
             text_rate=7e-3,
@@ -99,6 +100,7 @@ def test_entries_train_on_what_they_say() -> None:
     assert [len(row) for row in prompts.rows] == [4] * 4, "random tokens where tokens are learned"
     assert [row.ids[1:] for row in prompts.rows] == [(11, 2, 3)] * 4
     assert found["random-prompts"].label == "seeds, random prefix"
+    assert found["soft"].label == "NACD soft, at the start", "nothing was learned"
 
 
 @pytest.mark.parametrize("kind", ["recorded", "zeros"])

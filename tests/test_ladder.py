@@ -34,6 +34,7 @@ def entries(recipe: Recipe) -> dict[str, Entry]:
         allowed=torch.ones(4, dtype=torch.bool),
         soft=torch.zeros(0, 2),
         soft_rate=recipe.learning_rate,
+        soft_step=2,
         text=ROWS,
         text_changed=0.1,
         text_rate=recipe.learning_rate,

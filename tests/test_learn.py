@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +13,14 @@ from typing import Any, cast
 import pytest
 import torch
 
-from nacd.config import OuterLoopConfig
+from nacd.config import DataConfig, DistillConfig, OuterLoopConfig
+from nacd.data import Example, Message, Splits
 from nacd.errors import UserError
 from nacd.files import read_tensors, write_tensors
-from nacd.learn import Distiller, make_projection
+from nacd.learn import Distiller, make_projection, make_seeds
+from nacd.meta import make_engine
+from nacd.models import ModelConfig
+from nacd.prepare import prepare
 from nacd.progress import Progress
 from nacd.tracking import silent
 
@@ -164,3 +169,26 @@ def test_more_candidates_than_tokens_are_refused() -> None:
     outer = OuterLoopConfig(candidates=4)
     with pytest.raises(UserError, match=r"--candidates 4: only 3 tokens .* at most as many"):
         make_projection(cast(Any, None), seeds, outer, allowed)
+
+
+@pytest.mark.parametrize("projection", ["nearest", "straight-through"])
+def test_learning_starts_at_the_seeds_whatever_they_are_made_of(
+    projection: Any, tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Bytes of characters are no tokens to choose, but they are the seeds' own."""
+    turns = [(f"Naïve — 你好 {i}?", "a fox") for i in range(3)]
+    rows = [
+        Example((Message("user", user), Message("assistant", reply)), f"rows:{i}")
+        for i, (user, reply) in enumerate(turns)
+    ]
+    model = ModelConfig(model=str(tiny_folder("llama")), lora_rank=1)
+    splits = Splits(rows, rows[:1], rows[:1], rows[:1])
+    prepared = prepare(model, DataConfig(data="rows", template="qa"), splits=splits)
+    seeds = make_seeds(prepared, [0, 1, 2], "prompt")
+    config = DistillConfig(outer=OuterLoopConfig(objective="target-loss", projection=projection))
+    quiet = Progress(quiet=True)
+    engine = make_engine("exact", 1e-3)
+    distiller = Distiller(config, prepared, seeds, config.recipe, engine, [], tmp_path, quiet)
+    assert not bool(distiller.allowed[seeds.pseudo.ids].all())
+    assert torch.equal(distiller.outer.projection.tokens(), seeds.pseudo.ids)
+    assert torch.equal(distiller.outer.vectors(), prepared.model.embed(seeds.pseudo.ids).float())

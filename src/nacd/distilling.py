@@ -278,6 +278,7 @@ def _table(config: DistillConfig, outcome: Outcome, progress: Progress) -> list[
         allowed=distiller.allowed,
         soft=learned.soft.to(prepared.model.device),
         soft_rate=learned.soft_learning_rate,
+        soft_step=learned.soft_step,
         text=distiller.settled(outcome.text),
         text_changed=outcome.changed,
         text_rate=learned.learning_rate,

@@ -191,6 +191,7 @@ def entries_for(
     allowed: Tensor,
     soft: Tensor,
     soft_rate: float,
+    soft_step: int,
     text: PseudoData,
     text_changed: float,
     text_rate: float,
@@ -211,6 +212,7 @@ def entries_for(
         allowed: (V,) bool, tokens that may be chosen.
         soft: the soft prompts, (Q, d), for the slots of `learnable`.
         soft_rate: learning rate that they were looked at with.
+        soft_step: outer step that they are of; 0: nothing is learned in them.
         text: the exported rows.
         text_changed: share of their learnable tokens that are not the seeds'.
         text_rate: learning rate that they were looked at with.
@@ -240,7 +242,7 @@ def entries_for(
         "soft": [
             Entry(
                 "soft",
-                "NACD soft",
+                "NACD soft" if soft_step else "NACD soft, at the start",
                 lambda _: learnable,
                 vectors=soft,
                 recipe=replace(recipe, learning_rate=soft_rate),

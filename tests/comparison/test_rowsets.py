@@ -188,6 +188,7 @@ def test_random_draws_are_those_of_distill(
             last_ids=torch.zeros(1),
             learning_rate=0.1,
             soft_learning_rate=0.1,
+            soft_step=0,
             last_learning_rate=0.1,
         ),
         final=None,

@@ -125,6 +125,12 @@ def test_a_vanished_learning_rate_stops(answer: Callable[..., None]) -> None:
     with pytest.raises(DivergedError, match="wants no training at all"):
         loop.step([SEGMENT])
     assert loop.learning_rate > 0
+    loop = make_loop(rate_step_size=1.0)
+    answer(torch.ones(3, WIDTH), rate=-1.0)
+    for _ in range(6):
+        loop.step([SEGMENT])
+    with pytest.raises(DivergedError, match=r"went to 1\.1: the objective knows no end of it"):
+        loop.step([SEGMENT])
 
 
 def test_a_leap_is_scaled_down_to_the_median(answer: Callable[..., None]) -> None:

@@ -101,3 +101,19 @@ def test_tokens_where_the_logits_are_on_an_accelerator() -> None:
         logits, table = torch.empty(5, 3, device="cuda"), torch.empty(9, 4, device="cuda")
         found = Simplex(logits, torch.empty(5, 3, dtype=torch.int64), table).tokens()
         assert (found.device.type, tuple(found.shape)) == ("cpu", (5,))
+
+
+@pytest.mark.parametrize("kind", [Nearest, StraightThrough])
+def test_vectors_that_have_not_moved_are_the_seeds_own_tokens(kind: type[Nearest]) -> None:
+    """Though some of them may not be chosen (pieces of characters), and some have doubles."""
+    table = draw(ROWS, WIDTH)
+    table[7] = table[3]
+    allowed = torch.ones(ROWS, dtype=torch.bool)
+    allowed[[5, 6]] = False
+    own = torch.tensor([5, 3, 7, 6, 9])
+    projection = kind(table[own].clone(), table, allowed, own=own)
+    assert torch.equal(projection.tokens(), own)
+    assert torch.equal(projection.vectors(0.0), table[own])
+    projection.parameters = table[torch.tensor([9, 9, 9, 5, 6])].clone()
+    assert projection.tokens()[:3].tolist() == [9, 9, 9]
+    assert not set(projection.tokens()[3:].tolist()) & {5, 6}, "at another's place they may not"

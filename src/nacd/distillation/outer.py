@@ -209,9 +209,10 @@ class OuterLoop:
             )
             drift = float(self.log_rate) - self.first_log_rate
             if not abs(drift) < math.log(1000):
+                why = "wants no training at all" if drift < 0 else "knows no end of it"
                 raise DivergedError(
                     f"the student's learning rate went to {self.learning_rate:.3g}: the objective "
-                    "wants no training at all. Lower --rate-step-size, or choose other seeds."
+                    f"{why}. Lower --rate-step-size, or choose other seeds."
                 )
         self.done += 1
         return metrics | {"neighbour_distance": distance}
