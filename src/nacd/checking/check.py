@@ -212,6 +212,7 @@ def _costs(config: CheckConfig, prepared: Prepared) -> Costs:
         choosing[method] = found.before.get(f"choosing by {method}, budget {config.budget}", 0.0)
     return Costs(
         speed,
+        FORWARD * speed,
         sum(len(row) for row in prepared.train.rows) / len(prepared.train),
         sum(len(row) for row in prepared.report.rows),
         sum(len(row) for row in prepared.development.rows),
@@ -222,7 +223,7 @@ def _costs(config: CheckConfig, prepared: Prepared) -> Costs:
 def _tuning_minutes(config: CheckConfig, costs: Costs, sizes: Sizes) -> float:
     """How long the recipe may be tuned; 0: not at all."""
     work = config.recipe.epochs * sizes.budget * costs.row_tokens
-    once = costs.per_token * (work + FORWARD * costs.validation_tokens)
+    once = costs.per_token * work + costs.per_read * costs.validation_tokens
     minutes = TUNING_SHARE * config.minutes
     return minutes if config.tune and 60 * minutes >= TUNING_LEAST * once else 0.0
 
@@ -289,21 +290,26 @@ def _train(
     minutes: float,
 ) -> Costs:
     """Do what the time allows; returns the costs by what the trainings took."""
-    expected = taken = 0.0
-    scaled, last = costs, None
-    while (job := next_job(trainings.state, wanted, scaled, left())) is not None:
+    spent = dict.fromkeys(("trained", "read"), 0.0)
+    tokens = dict.fromkeys(spent, 0.0)
+    first, last = costs, None
+    while (job := next_job(trainings.state, wanted, costs, left())) is not None:
         if last is not None and (job.kind, job.rows) != last:
             progress.say(f"  {duration(60 * minutes - left())} of {minutes:g} min used")
         last = (job.kind, job.rows)
-        began = time.perf_counter()
-        predicted = costs.seconds(job, trainings.state)
         trainings.run(job)
-        if not job.choosing:
-            expected, taken = expected + predicted, taken + time.perf_counter() - began
-            factor = taken / expected if expected else 1.0
-            scaled = replace(
-                costs,
-                per_token=costs.per_token * factor,
-                choosing={name: factor * seconds for name, seconds in costs.choosing.items()},
-            )
-    return scaled
+        if job.choosing:
+            continue
+        result = trainings.state.results[job]
+        spent["trained"] += result["training_seconds"]
+        spent["read"] += result["seconds"] - result["training_seconds"]
+        tokens["trained"] += costs.trained(job)
+        tokens["read"] += costs.read(job, trainings.state)
+        speed = spent["trained"] / tokens["trained"] if tokens["trained"] else first.per_token
+        costs = replace(
+            costs,
+            per_token=speed,
+            per_read=spent["read"] / tokens["read"],
+            choosing={m: s * speed / first.per_token for m, s in first.choosing.items()},
+        )
+    return costs

@@ -23,7 +23,6 @@ import numpy as np
 
 from nacd.intervals import mean_error
 from nacd.recipe import Recipe
-from nacd.tuning import FORWARD
 
 TRIES = 6
 """Random draws that `best-of` takes the best of, by validation rows."""
@@ -182,8 +181,8 @@ class State:
             first = [Job(goal.kind, goal.rows, 0.0, -1)]
             if goal.kind == "best-of":
                 first = self._tries()
-                if self.drawn() and self.best_draw() is None:
-                    return []  # every one of them diverged
+                if all(self.results.get(job, {}).get("diverged") for job in first):
+                    return []  # there is no best one
             numbers = range(goal.trainings)
             wanted = first + [Job(goal.kind, goal.rows, self.epochs, k) for k in numbers]
         return [job for job in dict.fromkeys(wanted) if job not in self.results]
@@ -224,6 +223,8 @@ class Costs:
 
     per_token: float
     """Of one training step, per token of its batch."""
+    per_read: float
+    """Of measuring, per token read."""
     row_tokens: float
     """Mean tokens of a training row."""
     test_tokens: int
@@ -235,8 +236,15 @@ class Costs:
         """What a job takes."""
         if job.choosing:
             return self.choosing.get(job.kind, 0.0)
-        read = self.test_tokens + state.needs_validation(job) * self.validation_tokens
-        return self.per_token * (job.passes * job.rows * self.row_tokens + FORWARD * read)
+        return self.per_token * self.trained(job) + self.per_read * self.read(job, state)
+
+    def trained(self, job: Job) -> float:
+        """Tokens that a job trains on, repeats counted."""
+        return job.passes * job.rows * self.row_tokens
+
+    def read(self, job: Job, state: State) -> int:
+        """Tokens that a job is measured on."""
+        return self.test_tokens + state.needs_validation(job) * self.validation_tokens
 
 
 def next_job(state: State, wanted: Sequence[Goal], costs: Costs, left: float) -> Job | None:

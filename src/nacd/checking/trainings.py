@@ -170,6 +170,7 @@ class Trainings:
             recipe = replace(self.recipe, epochs=job.passes)
             steps = recipe.total_steps(len(rows))
             theta = self._train(job, rows, recipe)
+        trained = time.perf_counter() - began
         test = response_nll(model, theta, self.prepared.report.rows).nll
         judges = self.prepared.development.rows
         found = response_nll(model, theta, judges) if self.state.needs_validation(job) else None
@@ -178,6 +179,7 @@ class Trainings:
             "job": {"kind": job.kind, "rows": job.rows, "passes": job.passes, "number": job.number},
             "tokens_trained": tokens,
             "steps": steps,
+            "training_seconds": trained,
             "seconds": time.perf_counter() - began,
             "diverged": not finite,
             "validation": [float(x) for x in found.nll] if found and finite else None,
