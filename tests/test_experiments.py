@@ -258,3 +258,19 @@ def test_what_prompts_can_carry(script: Callable[..., list[str]], tmp_path: Path
     with pytest.raises(subprocess.CalledProcessError) as refused:
         script("capacity.py", *flags, "--outer-steps", "4")
     assert "outer.outer_steps: 3 there, 4 now" in refused.value.stderr
+
+
+@pytest.mark.slow
+def test_what_rows_are_worth_goes_on_where_it_stopped(
+    script: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    flags = ("--rows", "12", "--target-rows", "4")
+    lines = script("worth.py", *flags)
+    assert lines[0].startswith("probes 0 and 1: ")
+    names = [line[:30].strip() for line in lines[2:]]
+    assert names[0] == "random"
+    assert len(names) == 8
+    kept = {file.name for file in tmp_path.glob("out/*.json")}
+    more = script("worth.py", *flags, "--repeats", "2")
+    assert more[:2] == lines[:2]
+    assert len({file.name for file in tmp_path.glob("out/*.json")} - kept) == 8
