@@ -15,6 +15,9 @@ Memory is measured in a fresh process each: on Linux the peak resident set (VmHW
 model is loaded), on CUDA torch's own count. `peak` holds the model and Python's libraries too;
 `above` is what the work adds to those alone. The error is the relative error of dL/dP against the
 unrolled graph where that was run, else against `exact`.
+
+A second table holds rows packed into one sequence against the same rows padded, in batches of rows
+as long as those of two data sets (`--lengths`), timed one after the other, batch by batch.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +41,7 @@ import tyro
 from peak import PeakMemory
 from torch import Tensor
 
-from nacd.data import Batch, mmlu_exemplars
+from nacd.data import Batch, Encoded, collate, mmlu_exemplars
 from nacd.distillation.objectives import matching, trajectory_objective
 from nacd.errors import UserError
 from nacd.files import read_tensors, write_tensors
@@ -63,6 +67,26 @@ TOTAL = 64
 """Steps over which the learning rate falls: N may be up to TOTAL - WARM."""
 PAUSE = 5.0
 """Seconds before another try where they took more."""
+# fmt: off
+LENGTHS = {
+    "arc-easy": (
+        (14, 4), (16, 5), (46, 9), (30, 3), (18, 14), (15, 5), (13, 2), (16, 7),
+        (23, 3), (42, 3), (25, 4), (25, 10), (45, 2), (36, 2), (16, 2), (27, 9),
+        (17, 2), (34, 9), (19, 2), (29, 2), (21, 3), (52, 10), (15, 8), (23, 2),
+        (24, 3), (24, 4), (15, 7), (11, 6), (12, 13), (42, 9), (66, 13), (37, 3),
+    ),
+    "dolly": (
+        (40, 18), (47, 23), (41, 234), (106, 23), (71, 51), (47, 16), (36, 9), (50, 33),
+        (35, 63), (57, 139), (53, 57), (42, 93), (143, 71), (37, 117), (38, 18), (36, 107),
+        (45, 15), (41, 137), (42, 24), (76, 41), (35, 52), (180, 144), (35, 43), (59, 31),
+        (49, 53), (67, 39), (39, 35), (39, 14), (36, 59), (51, 185), (47, 381), (69, 96),
+    ),
+}
+# fmt: on
+"""Tokens of prompt and response of 32 rows, in no order: every 32nd of ARC-Easy (as questions with
+their answers) and of Dolly 15k (up to 512 tokens) by length, in SmolLM2's tokens."""
+TOGETHER = 8
+"""Rows a batch of those."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +119,8 @@ class Config:
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     lora_rank: int = 8
+    lengths: tuple[Literal["arc-easy", "dolly"], ...] = ("arc-easy", "dolly")
+    """Data sets whose rows' lengths packed and padded batches are compared on."""
     gradient_checkpointing: bool = False
     """For the two first-order engines and the ordinary step alone."""
     quiet_share: float = 0.05
@@ -156,19 +182,30 @@ class Setting:
         state = {f"state{i}": s for i, s in enumerate(start.state)}
         write_tensors(saved, {"theta": start.theta, "goal": goal.theta} | state)
 
-    def ordinary(self) -> Timing:
+    def ordinary(self, batch: Batch | None = None) -> Timing:
         """One ordinary training step."""
         began = self._now()
-        batch = self.batches[0]
-        _, gradient, _ = self.model.value_and_grad(self.start.theta, batch)
+        _, gradient, _ = self.model.value_and_grad(self.start.theta, batch or self.batches[0])
         rate = self.loop.rate(self.log_rate, WARM)
         step(self.recipe, self.start.theta, self.start.state, gradient, rate, WARM)
+        return self._since(began)
+
+    def evaluation(self, batch: Batch) -> Timing:
+        """Rows' losses, without gradients."""
+        began = self._now()
+        self.model.row_nll(self.start.theta, batch)
         return self._since(began)
 
     def meta(self, name: Name, steps: int) -> tuple[Timing, MetaGradient]:
         """One meta-gradient through `steps` inner steps, and its timing."""
         batches = [self.batches[i % len(self.batches)] for i in range(steps)]
-        common = (self.loop, self.start, batches, self.log_rate, self.vectors)
+        return self.through(name, batches, self.vectors)
+
+    def through(
+        self, name: Name, batches: Sequence[Batch], vectors: Tensor
+    ) -> tuple[Timing, MetaGradient]:
+        """One meta-gradient through a step on each of the batches, and its timing."""
+        common = (self.loop, self.start, batches, self.log_rate, vectors)
         began = self._now()
         if name == "unrolled":
 
@@ -267,6 +304,7 @@ class Kept:
         self.lines: list[dict[str, Any]] = [json.loads(line) for line in whole]
         self.path.write_text("".join(whole))
         free = ("engines", "steps", "long_steps", "repeats", "memory", "quiet_share", "out")
+        free += ("lengths",)
         setting = {k: v for k, v in asdict(config).items() if k not in free}
         if not self.lines:
             self.add({"setting": setting})
@@ -284,9 +322,12 @@ class Kept:
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def find(self, kind: str, engine: str, steps: int) -> list[dict[str, Any]]:
+    def find(
+        self, kind: str, engine: str, steps: int, lengths: str | None = None
+    ) -> list[dict[str, Any]]:
         """The measurements of one kind of one engine and N."""
         own = {"kind": kind, "engine": engine, "N": steps}
+        own |= {} if lengths is None else {"lengths": lengths}
         return [line for line in self.lines if own.items() <= line.items()]
 
 
@@ -348,6 +389,8 @@ def run(config: Config) -> list[dict[str, Any]]:
     result = config.out / "table.jsonl"
     result.write_text("".join(json.dumps(line) + "\n" for line in (head, *rows)))
     print(table(head, rows))
+    for name in config.lengths:
+        print(packing(config, kept, setting, name))
     print(f"written: {result}")
     return rows
 
@@ -381,6 +424,83 @@ def _time(
                 line = {"kind": "time", "engine": pair[0], "N": pair[1], "others": others}
                 ratio = timing.seconds / pair[1] / ordinary
                 kept.add(line | {"ratio": ratio, "ordinary": ordinary})
+
+
+# --- packed against padded --------------------------------------------------------------------
+
+
+class Padded(Batch):
+    """A batch of which all positions pass through the model, as many rows at once as fit."""
+
+    def parts(self, most: int, *, packed: bool) -> list[Batch]:
+        count = max(1, most // self.ids.shape[1])
+        tensors = (self.ids, self.attention, self.response, self.slots)
+        return [
+            Batch(*(tensor[start : start + count] for tensor in tensors))
+            for start in range(0, len(self.ids), count)
+        ]
+
+
+def _real_batches(model: LoraModel, name: str) -> list[Batch]:
+    """Rows of running text, as long as a data set's; every prompt learnable."""
+    text = "\n\n".join(f"{e.prompt}\n{e.response}" for e in mmlu_exemplars("rationale"))
+    ids = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    rows, slots, start, count = [], [], 0, 0
+    for prompt, response in LENGTHS[name]:
+        own = tuple(ids[start : start + prompt + response])
+        rows.append(Encoded(own, (False,) * prompt + (True,) * response, (0, prompt)))
+        slots.append([*range(count, count + prompt), *[-1] * response])
+        start, count = start + prompt + response, count + prompt
+    spans = [slice(i, i + TOGETHER) for i in range(0, len(rows), TOGETHER)]
+    return [collate(rows[span], model.tokenizer.pad_token_id, slots[span]) for span in spans]
+
+
+def packing(config: Config, kept: Kept, setting: Setting, name: str) -> str:
+    """Time every work on the packed and on the padded batches; the table of ratios."""
+    model = setting.model
+    if not model.packs:
+        return f"\n{config.model}: its attention cannot tell packed rows apart."
+    batches = _real_batches(model, name)
+    vectors = torch.cat([model.embed(b.ids[b.slots >= 0]) for b in batches]).float()
+    works: dict[str, Callable[[Batch], Timing]] = {
+        "step": setting.ordinary,
+        "evaluation": setting.evaluation,
+    }
+    for engine in config.engines:
+        if engine != "unrolled":
+            works[engine] = lambda b, e=engine: setting.through(e, [b], vectors)[0]
+    setting.ordinary(batches[0])
+    lines = []
+    for work, run in works.items():
+        while len(done := kept.find("packing", work, len(batches), name)) < config.repeats:
+            _progress(f"packed and padded, {name}: {work} {len(done) + 1} of {config.repeats}")
+            packed, padded = [], []
+            for batch in batches:
+                packed.append(run(batch))
+                model.packs = False
+                padded.append(run(Padded(**vars(batch))))
+                model.packs = True
+            others = max(timing.others for timing in (*packed, *padded))
+            if others > config.quiet_share:
+                _progress(f"other programs took {others:.0%} of the machine: timed again")
+                time.sleep(PAUSE)
+                continue
+            ratio = sum(t.seconds for t in packed) / sum(t.seconds for t in padded)
+            line = {"kind": "packing", "engine": work, "N": len(batches), "lengths": name}
+            kept.add(line | {"ratio": ratio, "others": others})
+        times = [line["ratio"] for line in done]
+        busy = max(line["others"] for line in done)
+        lines.append(f"{work:12}{statistics.median(times):8.2f}x{busy:10.0%}")
+    _progress("")
+    share = sum(b.tokens for b in batches) / sum(b.ids.numel() for b in batches)
+    head = [
+        "",
+        f"{len(batches)} batches of {TOGETHER} rows as long as {name}'s: {share:.0%} of the "
+        "positions are tokens",
+        f"{'':12}{'packed':>9}{'others':>10}",
+        "-" * 31,
+    ]
+    return "\n".join([*head, *lines])
 
 
 def _progress(text: str) -> None:

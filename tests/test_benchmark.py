@@ -21,6 +21,7 @@ def test_a_small_run(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None
     command = [sys.executable, SCRIPT, "--model", tiny_folder("llama"), "--out", out]
     command += [*flags.split(), *engines]
     command += ["--quiet-share", "2"]  # the tests run beside others
+    command += ["--lengths", "arc-easy"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = (out / "table.jsonl").read_text().splitlines()
@@ -36,6 +37,11 @@ def test_a_small_run(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None
         if row["engine"] == "one-sided":
             assert 0 < row["error"] < 0.2
             assert row["cosine"] > 0.98
+    kept = [json.loads(line) for line in (out / "measurements.jsonl").read_text().splitlines()]
+    packed = [line for line in kept if line.get("kind") == "packing"]
+    assert [line["engine"] for line in packed] == ["step", "evaluation", "one-sided"]
+    assert all(line["ratio"] > 0 for line in packed)
+    assert "batches of 8 rows as long as arc-easy's: 53% of the positions" in done.stdout
     assert max(len(line) for line in done.stdout.splitlines() if str(out) not in line) <= 80
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
