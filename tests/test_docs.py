@@ -132,6 +132,8 @@ def test_the_reference_has_every_flag_of_the_help(
 
 def test_numbers_named_on_pages_are_the_codes_own() -> None:
     from nacd import diagnosis
+    from nacd.checking import check, plan, verdict
+    from nacd.checking.config import CheckConfig
     from nacd.distillation import outer
     from nacd.meta import PASSES
     from nacd.stages import FREE
@@ -147,6 +149,10 @@ def test_numbers_named_on_pages_are_the_codes_own() -> None:
         f"The factor {PASSES['first-order']:g}" in (DOCS / "how-to" / "break-even.md").read_text()
     )
     assert set(FREE) == {"out", "compare", "draws"}  # faq.md
+    assert check.TUNING_SHARE == 0.3  # check.md: "three tenths of the time"
+    assert (plan.FIRST, plan.TRIES) == (3, 6)  # check.md: "three times", "the best of six draws"
+    assert verdict.FEW_TEST == 30  # check.md
+    assert CheckConfig().alike == 0.05  # check.md: "5 %"
 
 
 @pytest.mark.parametrize("page", PAGES)
