@@ -169,7 +169,7 @@ def test_importing_twice_gives_the_same_files(model: LoraModel, tmp_path: Path) 
         open_expert(out).snapshot(10)
     import_checkpoints(model, tmp_path / "run", out)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    with pytest.raises(UserError, match=r"--expert-rate 0\.001 there, 0\.5 here"):
+    with pytest.raises(UserError, match=r"--expert-rate 0\.0005 there, 0\.5 here"):
         import_checkpoints(model, tmp_path / "run", out, Recipe(learning_rate=0.5))
 
 

@@ -223,7 +223,7 @@ def test_card_says_what_the_rows_are() -> None:
     for f in fields(Recipe):
         assert f"| `{f.name}` | " in text
     assert "| `learning_rate` | 0.0003 |" in text
-    assert "12.5% of a row's learnable tokens" in text
+    assert "12.5% of the learnable tokens" in text
     assert "| random | 2.812 | +0.012 ± 0.003 |" in text
     assert "| NACD text | n/a |  |" in text
     assert "2504.09818" in text
