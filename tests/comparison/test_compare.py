@@ -445,3 +445,21 @@ def test_cells_are_their_own_trainings(
                 total -= float(log[i - 1, row.ids[i]])
                 n += 1
     assert nll["zero-shot", 0] == pytest.approx(total / n, rel=1e-5)
+
+
+def test_other_data_is_read_without_what_is_to_be_ignored(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"instruction": "a", "output": "b", "tools": "[1]"}))
+    config = replace(grid(tmp_path, rows, tmp_path / "grid"), elsewhere=str(other))
+    with pytest.raises(UserError, match=r"other\.jsonl:1 has `tools`"):
+        compare(config, progress=QUIET)
+
+    def read(_: DataConfig) -> None:
+        raise InterruptedError("the other data is read")
+
+    monkeypatch.setattr("nacd.comparison.compare.read_splits", read)
+    config = replace(config, data=replace(config.data, ignore_columns=("tools",)))
+    with pytest.raises(InterruptedError):
+        compare(config, progress=QUIET)
