@@ -13,13 +13,14 @@ from nacd.config import DataConfig
 from nacd.errors import UserError
 from nacd.models import ModelConfig
 from nacd.prepare import prepare, read_splits
+from nacd.target import EvaluateConfig, TrainConfig, evaluate, fine_tune
 
 
-def rows(count: int, words: int = 1) -> list[dict[str, str]]:
+def rows(count: int, words: int = 1) -> list[dict[str, Any]]:
     return [{"prompt": f"Number {i} " + "more " * words, "completion": "so"} for i in range(count)]
 
 
-def write(path: Path, found: list[dict[str, str]]) -> str:
+def write(path: Path, found: list[dict[str, Any]]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in found))
     return str(path)
 
@@ -81,3 +82,40 @@ def test_rows_that_are_held_out_and_looked_at_are_said(
         ModelConfig(model=str(tiny_folder("gpt2"))), DataConfig(data=files["data"]), said.append
     )
     assert not said
+
+
+@pytest.mark.parametrize("name", ["data", "target", "heldout"])
+def test_what_is_to_be_ignored_and_how_answers_count_reaches_every_file(
+    name: str, tmp_path: Path
+) -> None:
+    quiz = [
+        {"question": f"{i}?", "choices": ["no", "yes", "neither"], "answer": 2} for i in range(30)
+    ]
+    files = {key: write(tmp_path / f"{key}.jsonl", quiz) for key in ("data", "heldout", "target")}
+    plain: Any = {**files, "answers": "from-1"}
+    splits = read_splits(DataConfig(**plain))
+    assert {e.response for e in (*splits.train, *splits.target, *splits.report)} == {"yes"}
+    write(tmp_path / f"{name}.jsonl", [row | {"tools": "[1]"} for row in quiz])
+    with pytest.raises(UserError, match=rf"{name}\.jsonl:1 has `tools`"):
+        read_splits(DataConfig(**plain))
+    assert read_splits(DataConfig(**plain, ignore_columns=("tools",))).sizes == splits.sizes
+
+
+def test_a_target_model_reads_rows_by_the_same_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class _ReadError(Exception):
+        pass
+
+    def read(data: str, **options: Any) -> None:
+        raise _ReadError(data, options["answers"], options["ignore_columns"])
+
+    monkeypatch.setattr("nacd.target.read_examples", read)
+    data = DataConfig(data="a.jsonl", answers="texts", ignore_columns=("tools",))
+    for run in (
+        lambda: evaluate(EvaluateConfig(data=data)),
+        lambda: fine_tune(TrainConfig(data=data, out=tmp_path)),
+    ):
+        with pytest.raises(_ReadError) as caught:
+            run()
+        assert caught.value.args == ("a.jsonl", "texts", ("tools",))

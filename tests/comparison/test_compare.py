@@ -557,3 +557,21 @@ def test_a_row_alone_has_no_others_prompt(tiny_folder: Folder, rows: Path, tmp_p
     table = compare(replace(config, budgets=("1",)), progress=QUIET).table
     assert "failed" not in table[0]
     assert "one row has no other's prompt" in table[1]["why"]
+
+
+def test_other_data_is_read_without_what_is_to_be_ignored(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"instruction": "a", "output": "b", "tools": "[1]"}))
+    config = replace(grid(tmp_path, rows, tmp_path / "grid"), elsewhere=str(other))
+    with pytest.raises(UserError, match=r"other\.jsonl:1 has `tools`"):
+        compare(config, progress=QUIET)
+
+    def read(_: DataConfig) -> None:
+        raise InterruptedError("the other data is read")
+
+    monkeypatch.setattr("nacd.comparison.compare.read_splits", read)
+    config = replace(config, data=replace(config.data, ignore_columns=("tools",)))
+    with pytest.raises(InterruptedError):
+        compare(config, progress=QUIET)

@@ -155,6 +155,24 @@ def test_labels_are_the_rows_own_word(tmp_path: Path):
         read(tmp_path, [LABELLED | {"choices": short, "answerKey": "1"}])
 
 
+def test_answers_beside_labels_may_be_places_or_texts(tmp_path: Path):
+    choices = {"text": ["red", "blue", "green"], "label": ["1", "2", "3"]}
+    for answers in ((0, 1, 2), ("red", "blue", "green")):
+        rows = [{"question": "?", "choices": choices, "answer": answer} for answer in answers]
+        assert [e.answer for e in read(tmp_path, rows)] == [0, 1, 2]
+    rows = [{"question": "?", "choices": choices, "answer": answer} for answer in (1, 2)]
+    assert [e.answer for e in read(tmp_path, rows)] == [0, 1]  # a label, before all
+
+
+def test_a_number_may_be_the_text_of_a_choice(tmp_path: Path):
+    rows = [{"question": "2 + 2?", "choices": ["3", "4", "5", "6"], "answer": 4}] * 2
+    with pytest.raises(UserError, match=r"'6' counted from 1 and '4' as a text"):
+        read(tmp_path, rows)
+    assert read(tmp_path, rows, "texts")[0].response == "4"
+    rows.append({"question": "5 + 5?", "choices": ["9", "10", "11", "12"], "answer": 10})
+    assert [e.response for e in read(tmp_path, rows)] == ["4", "4", "10"]
+
+
 def test_choices_may_be_an_object_of_labels(tmp_path: Path):
     row = {"question": "Sky?", "options": {"A": "red", "B": "blue", "C": None}}
     mapping = {"choices": "options"}

@@ -198,6 +198,11 @@ def test_lines_end_at_line_feeds_alone(tmp_path: Path):
             r"a\.jsonl:1: the key `output` stands twice in one object, with two values",
         ),
         ('{"a": [{"x": 1}], "b": [{"x": 1}]}', r"holds several lists of rows \(a, b\)"),
+        (
+            '{"instruction": {"0": "a"}, "output": {"0": "b"}}',
+            r"a\.jsonl is written column by column.*orient='records'",
+        ),
+        ('{"instruction": ["a"], "output": ["b"]}', r"a\.jsonl is written column by column"),
         ('{"system": "S", "rows": [{"a": 1}]}', r"has `system` beside its list of rows, `rows`"),
         ('{"instruction": "a", "output": "\\ud83d"}', r":1: `output` holds \\ud83d at character 1"),
         ('{"instruction": "\\udc00", "output": "b"}', r":1: `instruction` holds \\udc00"),

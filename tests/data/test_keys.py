@@ -69,6 +69,9 @@ def test_a_system_column_and_a_system_turn_say_one_thing(tmp_path: Path):
     assert [message.role for message in example.messages] == ["system", "user", "assistant"]
     with pytest.raises(UserError, match=r"mine\.jsonl:1: `system` and the system turn say diff"):
         read(tmp_path, {"messages": messages, "system": "Be long."})
+    blank = [{"role": "system", "content": " "}, USER, ASSISTANT]
+    (example,) = read(tmp_path, {"messages": blank, "system": "Be brief."})
+    assert turns(example) == [("system", "Be brief."), ("user", "Sky?"), ("assistant", "Blue")]
     with pytest.raises(UserError, match="`system` and `system_prompt` say different things"):
         read(tmp_path, SHAPES["alpaca"] | {"system": "Be brief.", "system_prompt": "Be long."})
     with pytest.raises(UserError, match="`system` is of type int, expected text"):
@@ -309,6 +312,10 @@ def test_a_part_that_is_no_text_is_named_by_its_type(tmp_path: Path, kind: str):
         read(tmp_path, {"messages": [USER, ASSISTANT | {"content": parts}]})
     (example,) = read(tmp_path, {"messages": [USER, ASSISTANT | {"content": parts[1:]}]})
     assert example.response == "Blue"
+    odd = {"messages": [USER, ASSISTANT | {"content": [parts[1] | {"image": "x"}]}]}
+    with pytest.raises(UserError, match="a part of turn 2 of `messages` has `image`"):
+        read(tmp_path, odd)
+    assert read(tmp_path, odd, ignore_columns=["image"])
 
 
 def test_a_blank_turn_is_trained_on_only_if_it_is_flagged_off(tmp_path: Path):
@@ -412,12 +419,23 @@ def test_a_whole_conversation_is_mapped_as_messages(tmp_path: Path):
         assert turns(example) == [("user", "Sky?"), ("assistant", "Blue")]
 
 
+def test_the_chosen_answer_may_be_one_turn_alone(tmp_path: Path):
+    human, gpt = SHAPES["conversations"]["conversations"]
+    row = {"conversations": [human], "chosen": gpt, "rejected": gpt | {"value": "Red"}}
+    with pytest.raises(UserError, match="--columns prompt=conversations completion=chosen"):
+        read(tmp_path, row)
+    columns = {"prompt": "conversations", "completion": "chosen"}
+    (example,) = read(tmp_path, row, columns=columns)
+    assert turns(example) == [("user", "Sky?"), ("assistant", "Blue")]
+
+
 @pytest.mark.parametrize(
     ("row", "mend"),
     [
         (preference([USER], USER), "--columns prompt=prompt completion=chosen"),
         ({"chosen": [USER, ASSISTANT], "rejected": [USER]}, "--columns messages=chosen"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "prompt=prompt completion=chosen"),
+        ({"chosen": "Human: a", "rejected": "Human: b"}, "write it as turns"),
     ],
 )
 def test_a_preference_is_told_how_to_be_read(tmp_path: Path, row: Any, mend: str):

@@ -198,6 +198,8 @@ def test_experts_are_drawn_where_there_are_some(tmp_path: Path) -> None:
             data=DataConfig(
                 data="a.jsonl",
                 columns=("prompt=q",),
+                ignore_columns=("tools", "weight"),
+                answers="from-1",
                 template="-{prompt}\n{response}",
                 target_rows=0,
             ),

@@ -185,10 +185,12 @@ def _by_letter(q: Question) -> int | None:
 
 
 def _by_text(q: Question) -> int | None:
-    if not isinstance(q.answer, str):
+    number = None if isinstance(q.answer, str) else _number(q.answer)
+    if not isinstance(q.answer, str) and number is None:
         return None
+    key = q.answer.strip() if isinstance(q.answer, str) else str(number)
     texts = [choice.strip() for choice in q.choices]
-    return texts.index(q.answer.strip()) if texts.count(q.answer.strip()) == 1 else None
+    return texts.index(key) if texts.count(key) == 1 else None
 
 
 _MANNER = {
@@ -208,8 +210,6 @@ _READINGS: dict[str, Callable[[Question], int | None]] = {
 def _places(questions: Sequence[Question], answers: Answers, prefer: str) -> list[int]:
     """The index of each question's right choice."""
     names = _READINGS if answers == "auto" else [answers]
-    if prefer and answers == "auto":
-        names = ("letters", "texts")
     read = {name: [_READINGS[name](q) for q in questions] for name in names}
     whole = {name: [p for p in places if p is not None] for name, places in read.items()}
     fits = {name: places for name, places in whole.items() if len(places) == len(questions)}

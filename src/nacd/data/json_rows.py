@@ -58,7 +58,7 @@ def json_rows(path: Path, name: str, named: Collection[str] = ()) -> Iterator[tu
     first = next(lines, None)
     if first is None:
         return
-    number, line = first
+    _, line = first
     try:
         values = _values(line)
     except (ValueError, RecursionError):
@@ -66,8 +66,12 @@ def json_rows(path: Path, name: str, named: Collection[str] = ()) -> Iterator[tu
     second = next(lines, None)
     if not values or not isinstance(values[0], dict):  # a list, or an object over several lines
         yield from _by_file("".join(text_lines(path, name)), name, named)
-    elif second is None and len(values) == 1 and not _is_row(values[0], named):
-        yield from _by_file("\n" * (number - 1) + line, name, named)
+        return
+    if second is None and len(values) == 1:
+        _refuse_columns(values[0], name)
+    lists = any(isinstance(inner, list) for inner in values[0].values())
+    if second is None and len(values) == 1 and lists and not _is_row(values[0], named):
+        yield from _by_file(line, name, named)
     else:
         yield from _by_line(itertools.chain([first], [second] if second else [], lines), name)
 
@@ -124,6 +128,7 @@ def _rows_inside(value: Any, name: str, named: Collection[str]) -> list[Any]:
     if isinstance(value, list):
         return value
     if isinstance(value, dict):
+        _refuse_columns(value, name)
         lists = {key: inner for key, inner in value.items() if isinstance(inner, list)}
         if _is_row(value, named) or not lists:
             return [value]
@@ -147,6 +152,19 @@ def _rows_inside(value: Any, name: str, named: Collection[str]) -> list[Any]:
         f"{name} holds neither a list of rows nor an object with one such list. "
         "Write it as a list of JSON objects, or as JSON lines (.jsonl)."
     )
+
+
+def _refuse_columns(value: Mapping[str, Any], name: str) -> None:
+    """Refuse a table that is written column by column."""
+    columns = list(value.values())
+    if len(columns) > 1 and (
+        all(isinstance(column, dict) for column in columns)
+        or all(isinstance(c, list) and c and all(isinstance(t, str) for t in c) for c in columns)
+    ):
+        raise UserError(
+            f"{name} is written column by column: expected a list of rows. Write it as one (with "
+            "pandas: `to_json(..., orient='records', lines=True)`)."
+        )
 
 
 def _refuse_beside(value: Mapping[str, Any], rows: str, name: str) -> None:

@@ -99,7 +99,9 @@ def _files(name: str, split: str, flag: str) -> list[tuple[Path, str]]:
     if there:
         raise UserError(f"{name} is neither a file nor a folder. Write its rows to a file.")
     if glob.has_magic(name):
-        found = sorted(file for file in glob.glob(str(path)) if Path(file).is_file())
+        found = sorted(
+            file for file in glob.glob(str(path), recursive=True) if Path(file).is_file()
+        )
         if not found:
             raise UserError(f"no file matches {name}. Give {flag} the path of a {_KNOWN} file.")
         return [(Path(file), file) for file in found]
@@ -136,10 +138,12 @@ def _split_files(folder: Path, split: str, flag: str) -> list[Path]:
         if shards:
             _check_shards(place, shards)
             return [*shards]
+    kinds = [_suffix(path) for path in sorted(folder.iterdir())]
+    kind = next((suffix for suffix in kinds if suffix in SUFFIXES), ".jsonl")
     raise UserError(
         f"{folder} is a folder without a {split}.jsonl (or .json, .csv, .tsv, .parquet), nor "
         f"{split}-00000-of-... Give {flag} the file itself, or a pattern in quotes: "
-        f"'{folder}/*.jsonl'"
+        f"'{folder}/*{kind}'"
     )
 
 

@@ -189,10 +189,12 @@ def _full(row: Row, shapes: Iterable[_Shape]) -> list[_Shape]:
 
 def _near(row: Row, candidates: Sequence[_Shape]) -> str:
     if "chosen" in row.values:
-        whole = isinstance(row.values["chosen"], list) and "prompt" not in row
-        return " It looks like a preference; to train on what was chosen: --columns " + (
-            "messages=chosen." if whole else "prompt=prompt completion=chosen."
-        )
+        mend = "write it as turns, or as `prompt` and `completion`"
+        if "prompt" in row:
+            mend = "--columns prompt=prompt completion=chosen"
+        elif isinstance(row.values["chosen"], list):
+            mend = "--columns messages=chosen"
+        return f" It looks like a preference; to train on what was chosen: {mend}."
     for shape in candidates:  # a first row that only lacks its response
         prompts = [name for name in shape.required if name != shape.response]
         if prompts and all(name in row for name in prompts):
@@ -252,6 +254,8 @@ def _turns_or_text(value: Any) -> Any:
             return value
         if all(isinstance(turn, Mapping) and turn.keys() & {"role", "from"} for turn in parsed):
             return parsed
+    if isinstance(value, Mapping) and value.keys() & {"role", "from"}:
+        return [value]
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -79,10 +79,11 @@ def conversation(row: Row, turns: Sequence[Turn], column: str) -> Example:
         raise row.no_response(f"{name} is an empty list")
     last = turns[-1]
     if last.message.role != "assistant":
-        raise row.no_response(
-            f"{name} ends with a turn of the {last.message.role}",
-            "Add the assistant's answer, or take out the turns after its last one.",
-        )
+        mend = "Add the assistant's answer, or take out the turns after its last one."
+        if "chosen" in row.values:
+            mend = f"To train on what was chosen: --columns prompt={row.name(column)} "
+            mend += "completion=chosen"
+        raise row.no_response(f"{name} ends with a turn of the {last.message.role}", mend)
     if not last.message.train:
         if not any(t.message.train for t in turns if t.message.role == "assistant"):
             raise row.no_response(
@@ -121,15 +122,16 @@ def with_system(row: Row, messages: list[Message]) -> list[Message]:
     if not row.has_text("system"):
         return messages
     system = row.text("system")
-    there = [message.content for message in messages if message.role == "system"]
+    rest = [m for m in messages if m.role != "system" or m.content.strip()]
+    there = [message.content.strip() for message in rest if message.role == "system"]
     if not there:
-        return [Message("system", system), *messages]
-    if [said.strip() for said in there] != [system.strip()]:
+        return [Message("system", system), *rest]
+    if there != [system.strip()]:
         raise row.wrong(
             f"`{row.name('system')}` and the system turn say different things. Write both into the "
             f"turn, or leave the column out: --ignore-columns {row.name('system')}"
         )
-    return messages
+    return rest
 
 
 def _turn(row: Row, turn: Any, place: str) -> Turn:
@@ -200,7 +202,8 @@ def _joined(row: Row, content: Any, place: str) -> Any:
                 f"{place} has a part of type {shown(part.get('type'))}, and only text can be used. "
                 "Write what it says into the text, or leave such rows out."
             )
-        said = {key: value for key, value in part.items() if key not in ("type", "text")}
+        taken = {"type", "text", *row.ignore}
+        said = {str(key): value for key, value in part.items() if key not in taken}
         refuse_keys(row.source, f"a part of {place}", said, [part["text"]])
         texts.append(part["text"])
     return "".join(texts)
