@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import seed as seeded
-from thrown import Thrown, catch, inputs
+from thrown import UNCHECKED, Thrown, catch, inputs
 
 
 @pytest.mark.slow
@@ -20,7 +20,7 @@ def test_what_is_thrown_is_a_right_result_or_one_error(tmp_path: Path) -> None:
         max_examples=400,
         deadline=None,
         database=None,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=UNCHECKED,
         phases=[Phase.generate],
     )
     @given(*inputs)
