@@ -120,7 +120,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
         rows, kept, dropped = encode_all(template, examples, config.data.max_tokens)
         if dropped.message:
             progress.say(dropped.message)
-        settle(model, max(len(row) for row in rows), say=progress.say)
+        settle(model, max(len(row) for row in rows), training=False, say=progress.say)
         nll = response_nll(model, theta, rows)
         found |= {
             "data": config.data.data,
