@@ -359,7 +359,9 @@ def diagnose(
 
 def _float32_copy(model: LoraModel) -> LoraModel:
     attention = "sdpa" if model.config.attention == "flash_attention_2" else model.config.attention
-    return load_model(replace(model.config, dtype="float32", attention=attention))
+    copy = load_model(replace(model.config, dtype="float32", attention=attention))
+    copy.micro = model.micro
+    return copy
 
 
 def _float32_truth(trial: Trial) -> MetaGradient | None:

@@ -315,9 +315,8 @@ class _Trainer(SFTTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self._order
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """One optimiser step's loss, its gradient accumulated over the parts of the batch."""
-        model, inputs = args[:2]
         ids, labels = inputs["input_ids"], inputs["labels"]
         batch = Batch(ids, inputs["attention_mask"], labels != -100, torch.full_like(ids, -1))
         whole = batch.response[:, 1:].sum().to(self._lora.device)

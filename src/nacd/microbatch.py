@@ -39,18 +39,25 @@ _PROBE = 16
 Say = Callable[[str], None]
 
 
-def part_bytes(model: LoraModel) -> Callable[[int], float]:
-    """Memory that a training pass takes beside the model: positions of a part to bytes."""
+def part_bytes(model: LoraModel, *, training: bool = True) -> Callable[[int], float]:
+    """Memory that a pass takes beside the model: positions of a part to bytes.
+
+    Args:
+        model: the model.
+        training: whether there is a backward pass.
+    """
     once, twice, thrice = (_kept(model, k * _PROBE) for k in (1, 2, 3))
     square = max(0.0, (thrice - 2 * twice + once) / (2 * _PROBE**2))
     linear = (twice - once) / _PROBE - 3 * square * _PROBE
     vocabulary = model.hf.get_output_embeddings().weight.shape[0]
     head = 3.0 * vocabulary * max(4, model.zero_theta().element_size())
-    layers = 1 if not model.config.gradient_checkpointing else model.hf.config.num_hidden_layers
+    layers = model.hf.config.get_text_config().num_hidden_layers
 
     def needed(positions: int) -> float:
         kept = holes = linear * positions + square * positions**2
-        if layers > 1:  # one layer's at a time, and the input of each
+        if not training:  # one layer's at a time
+            kept, holes = kept / layers, holes / layers
+        elif model.config.gradient_checkpointing:  # and the input of each
             kept = kept / layers + 4.0 * layers * model.width * positions
         return kept + holes + head * positions
 
@@ -94,6 +101,7 @@ def settle(
     model: LoraModel,
     longest: int,
     *,
+    training: bool = True,
     kept: Path | None = None,
     say: Say = lambda line: None,
 ) -> None:
@@ -102,6 +110,7 @@ def settle(
     Args:
         model: the model; its `micro` is set, and its `on_less` keeps and says what becomes of it.
         longest: tokens of the longest row.
+        training: whether the model will be trained.
         kept: JSON file of the run folder that holds the choice, if there is a run folder; what it
             holds for the model goes before what is free now, and --micro-tokens before both.
         say: takes lines for the user.
@@ -128,13 +137,14 @@ def settle(
     elif before is not None:
         model.micro = before
     else:
-        free, needed = free_memory(model.device), part_bytes(model)
+        free, needed = free_memory(model.device), part_bytes(model, training=training)
         if free is not None and needed(longest) > free:
+            other = " or --gradient-checkpointing,"
             raise OutOfMemory(
                 f"a row of {longest} tokens takes about {byte_size(needed(longest))} of memory, "
-                f"and {byte_size(free)} are free: give a smaller --max-tokens, or "
-                "--gradient-checkpointing, or free some memory (or --micro-tokens "
-                f"{model.micro}, to try all the same)."
+                f"and {byte_size(free)} are free: give a smaller --max-tokens,"
+                f"{other if training and not model.config.gradient_checkpointing else ''} or free "
+                f"some memory (or give --micro-tokens {model.micro}, to try all the same)."
             )
         model.micro = fitting(needed, model.micro, free)
     if model.micro != before:

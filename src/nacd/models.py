@@ -328,7 +328,7 @@ class LoraModel:
             return packed, {"position_ids": positions}
         return batch, {"attention_mask": batch.attention}
 
-    def in_parts(self, batch: Batch, run: Callable[[list[Batch]], T], *, double: bool = False) -> T:
+    def in_parts(self, batch: Batch, run: Callable[[list[Batch]], T], *, backward: int = 1) -> T:
         """What `run` makes of a batch's parts, which have at most `micro` positions each.
 
         Where memory runs out, `micro` is halved and `run` called again, with smaller parts.
@@ -336,12 +336,13 @@ class LoraModel:
         Args:
             batch: rows.
             run: takes the parts, in the rows' order; goes through them one at a time.
-            double: whether `run` takes a double backward: its parts are so much smaller.
+            backward: 0: `run` has no backward pass; 1: it has; 2: a double one, which needs more
+                memory, so that its parts are smaller.
 
         Raises:
             OutOfMemory: a row alone does not fit.
         """
-        share = DOUBLE if double else 1
+        share = DOUBLE if backward == 2 else 1
         while True:
             parts = batch.parts(max(1, self.micro // share), packed=self.packs)
             try:
@@ -351,9 +352,11 @@ class LoraModel:
                     raise
             several = [part for part in parts if len(part.ids) > 1]
             if not several:
+                others = ["", ", or --gradient-checkpointing", ", or --engine first-order"]
+                other = "" if self.config.gradient_checkpointing else others[backward]
                 raise OutOfMemory(
                     f"memory ran out on a row of {batch.ids.shape[1]} tokens: give a smaller "
-                    "--max-tokens, or --gradient-checkpointing."
+                    f"--max-tokens{other}."
                 )
             gc.collect()
             if self.device.type == "cuda":
@@ -409,7 +412,7 @@ class LoraModel:
             raise ValueError("in_vectors needs vectors")
         leaf = vectors.detach().requires_grad_() if vectors is not None and in_vectors else None
         rows, gradient, other = self._summed(theta, batch, vectors if leaf is None else leaf, leaf)
-        return rows.sum() / _labels(batch), gradient, other
+        return rows.sum() / int(batch.predicted.sum()), gradient, other
 
     def rows_and_grad(self, theta: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Summed response NLL of every row (B,), and the gradient of the mean per token (P,)."""
@@ -422,7 +425,7 @@ class LoraModel:
         """Rows' summed NLLs (B,), and the mean's gradients in theta (P,) and in `leaf`, if any."""
         self.write(theta)
         wanted = [*self._parameters, *([] if leaf is None else [leaf])]
-        total = _labels(batch)
+        labels = int(batch.predicted.sum())
 
         def run(parts: list[Batch]) -> tuple[Tensor, Tensor, Tensor | None]:
             gradient = torch.zeros_like(theta)
@@ -432,7 +435,7 @@ class LoraModel:
                 with torch.enable_grad():
                     nll = self._token_nll(part, vectors)
                     grads = torch.autograd.grad(
-                        nll.sum() / total, wanted, allow_unused=True, materialize_grads=True
+                        nll.sum() / labels, wanted, allow_unused=True, materialize_grads=True
                     )
                 gradient += torch.cat([g.reshape(-1) for g in grads[: len(self._parameters)]])
                 if other is not None:
@@ -463,7 +466,7 @@ class LoraModel:
         named = self.named_theta(theta)
         parts = batch.parts(self.micro, packed=self.packs)
         total = torch.stack([self._token_nll(part, vectors, named).sum() for part in parts]).sum()
-        return total / (_labels(batch) if labels is None else labels)
+        return total / (int(batch.predicted.sum()) if labels is None else labels)
 
     def row_losses(self, batch: Batch) -> Tensor:
         """Mean response NLL of every row (B,), by the parameters that the module holds."""
@@ -487,17 +490,12 @@ class LoraModel:
             )
             return torch.cat(sums), torch.cat(counts)
 
-        return self.in_parts(batch, run)
-
-
-def _labels(batch: Batch) -> int:
-    """Tokens that are predicted: all labels but a row's first token."""
-    return int(batch.response[:, 1:].sum())
+        return self.in_parts(batch, run, backward=0)
 
 
 def _by_row(nll: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """Token NLLs (n,) summed row by row (B,), and each row's response tokens (B,)."""
-    counts = batch.response[:, 1:].sum(1).to(nll.device)
+    counts = batch.predicted.to(nll.device)
     owner = torch.repeat_interleave(torch.arange(len(counts), device=nll.device), counts)
     dtype = torch.promote_types(nll.dtype, torch.float32)
     sums = torch.zeros(len(counts), device=nll.device, dtype=dtype)

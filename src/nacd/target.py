@@ -129,7 +129,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
         check_ids(model, rows, kept)
         if dropped.message:
             progress.say(dropped.message)
-        settle(model, max(len(row) for row in rows), say=progress.say)
+        settle(model, max(len(row) for row in rows), training=False, say=progress.say)
         nll = response_nll(model, theta, rows)
         found |= {
             "data": config.data.data,

@@ -99,6 +99,11 @@ class Batch:
         """Number of label tokens."""
         return int(self.response.sum())
 
+    @property
+    def predicted(self) -> torch.Tensor:
+        """Label tokens of every row that something before them predicts: all but a first, (B,)."""
+        return self.response[:, 1:].sum(1)
+
 
 def collate(
     rows: Sequence[Encoded], pad_id: int, slots: Sequence[Sequence[int]] | None = None

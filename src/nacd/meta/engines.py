@@ -103,7 +103,7 @@ class Exact:
         theta = theta.detach().requires_grad_()
         vectors = vectors.detach().requires_grad_()
         wanted = (vectors, theta) if self.curvature else (vectors,)
-        labels = int(batch.response[:, 1:].sum())
+        labels = int(batch.predicted.sum())
 
         def run(parts: list[Batch]) -> list[Tensor]:
             sums = [torch.zeros_like(leaf) for leaf in wanted]
@@ -118,7 +118,7 @@ class Exact:
             return sums
 
         with twice_differentiable(), torch.enable_grad():
-            products = model.in_parts(batch, run, double=True)
+            products = model.in_parts(batch, run, backward=2)
         return Products(products[0], products[1] if self.curvature else None)
 
 

@@ -53,7 +53,7 @@ def last_hidden(model: LoraModel, batch: Batch) -> Tensor:
             rows += tokens.split(where.sum(1).tolist())
         return pad_sequence(rows, batch_first=True)
 
-    return model.in_parts(batch, run)
+    return model.in_parts(batch, run, backward=0)
 
 
 def pool(hidden: Tensor, attention: Tensor, pooling: Pooling) -> Tensor:
