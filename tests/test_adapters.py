@@ -203,7 +203,7 @@ def make(folder: Path, out: Path, *, dtype: str = "float64", **values: Any) -> P
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data += 0.1 * torch.randn_like(parameter)
-        model.save_pretrained(out)
+        model.save_pretrained(str(out))
     return out
 
 
@@ -350,7 +350,7 @@ def test_a_vocabulary_that_grew_before_training_is_named_and_the_mend_mends(
             peft = get_peft_model(model, LoraConfig(target_modules="all-linear", r=RANK))
             for parameter in peft.parameters():
                 parameter.data += 0.05 * torch.randn_like(parameter)
-            peft.save_pretrained(adapter)
+            peft.save_pretrained(str(adapter))
         assert any("embed_tokens" in key for key in load_file(adapter / adapters.WEIGHTS))
 
         config = ModelConfig(str(tiny_folder(arch)), "float64", device="cpu")
@@ -374,7 +374,7 @@ def test_embeddings_saved_unchanged_in_size_are_applied(
         peft = get_peft_model(base(folder), LoraConfig(target_modules=TARGETS["llama"], r=RANK))
         for parameter in peft.parameters():
             parameter.data *= 1.1
-        peft.save_pretrained(adapter, save_embedding_layers=True)
+        peft.save_pretrained(str(adapter), save_embedding_layers=True)
     model = load_model(ModelConfig(str(folder), "float64", device="cpu"), adapter)
     expected = nll_by_peft(folder, adapter)
     assert nll_here(model, model.zero_theta()) == pytest.approx(expected, rel=1e-6)

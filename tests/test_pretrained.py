@@ -325,7 +325,7 @@ def test_attention_that_the_model_lacks_is_named(changed: Callable[..., Path]) -
     def change(folder: Path) -> None:
         from transformers import GptOssConfig
 
-        sizes = SMALL | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+        sizes: Any = SMALL | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
         GptOssConfig(**sizes, intermediate_size=16, num_local_experts=2).save_pretrained(folder)
 
     refused(changed(change), "has no --attention sdpa; give --attention eager")

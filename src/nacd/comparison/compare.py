@@ -29,6 +29,7 @@ from nacd.config import decided
 from nacd.data import Encoded, Example, Splits, encode_all, make_template, read_examples
 from nacd.errors import UserError
 from nacd.learn import draw
+from nacd.models import check_ids
 from nacd.overlap import overlapping, row_text
 from nacd.prepare import Prepared, prepare, read_splits
 from nacd.progress import Progress
@@ -206,7 +207,8 @@ def _encoded(
     if not examples:
         return []
     template = make_template("auto", target.model.tokenizer, examples)
-    rows, _, dropped = encode_all(template, examples, config.data.max_tokens, "--elsewhere")
+    rows, kept, dropped = encode_all(template, examples, config.data.max_tokens, "--elsewhere")
+    check_ids(target.model, rows, kept)
     if dropped.message:
         progress.say(f"elsewhere: {dropped.message}")
     return rows
