@@ -114,14 +114,15 @@ class RoundTrip:
             The ids, and how many positions had to be chosen anew.
         """
         current, repaired, tried = list(ids), 0, {}
-        while True:
-            first = self._first_lost(current)
-            if first is None:
-                return current, repaired
+        while (first := self._first_lost(current)) is not None:
             changed = [i for i, (a, b) in enumerate(zip(current, original, strict=True)) if a != b]
             if not changed:
                 return list(original), repaired
+<<<<<<< HEAD
             worst = min(changed, key=lambda i, first=first: (abs(i - first), i))
+=======
+            worst = min(changed, key=lambda i, lost=first: (abs(i - lost), i))
+>>>>>>> faults
             if worst not in tried:
                 tried[worst] = [a for a in alternatives(worst) if a != current[worst]]
                 repaired += 1
@@ -129,6 +130,7 @@ class RoundTrip:
                 current[worst] = tried[worst].pop(0)
             else:
                 current[worst] = original[worst]
+        return current, repaired
 
 
 def to_text(
