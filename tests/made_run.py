@@ -10,9 +10,12 @@ from typing import Any
 
 import yaml
 
+from nacd.checking.config import CheckConfig
 from nacd.comparison.config import CompareConfig
 from nacd.comparison.table import summarise, write_parquet
 from nacd.config import DataConfig, DistillConfig, OuterLoopConfig
+from nacd.models import ModelConfig
+from nacd.recipe import Recipe
 from nacd.settings import to_dict
 
 METHODS = ("zero-shot", "random", "seeds", "soft", "text", "full")
@@ -148,6 +151,70 @@ def make_comparison(folder: Path, name: str = "model") -> Path:
     dump(folder / "results.json", {"table": table, "sizes": sizes})
     dump(folder / "overlap.json", {"rows": [{"train": f"{name}:1", "report": [f"{name}:2"]}]})
     write_parquet(cells, folder / "results.parquet")
+    return folder
+
+
+def make_check(folder: Path, name: str = "model") -> Path:
+    """Write the folder of a check whose data, model, sentences and template have this name."""
+
+    def made(kind: str, rows: int, nll: float, trainings: int, **more: Any) -> dict[str, Any]:
+        against = {"mean": nll - 2.4, "low": None, "high": None, "word": "too few"}
+        if trainings > 1:
+            against |= {"low": nll - 2.45, "high": nll - 2.35, "word": "better"}
+        same = (kind, rows) == ("random", 105)
+        return {
+            "set": kind,
+            "name": f"{rows:,} rows by {name}" if kind == "rds+" else f"{rows:,} random rows",
+            "rows": rows,
+            "passes": 4.0 if trainings else 0.0,
+            "settled": True,
+            "tokens": 40 * rows,
+            "nll": nll,
+            "values": [nll] * max(1, trainings),
+            "half": 0.05 if trainings else None,
+            "trainings": trainings,
+            "seconds": 40.0,
+            "choosing_seconds": 60.0 if kind == "rds+" else None,
+            "minus_random": None if same else against,
+        } | more
+
+    table = [
+        made("zero-shot", 0, 4.5, 0),
+        made("random", 26, 2.8, 3),
+        made("random", 105, 2.4, 5),
+        made("random", 2108, 2.0, 1, settled=False),
+        made("rds+", 105, 2.3, 3),
+    ]
+    values = {
+        "kind": "choose",
+        "verdict": f"Choose by {name}: give --minutes 30 (estimated).",
+        "detail": f"{name}.",
+        "budget_rows": 105,
+        "total_rows": 2108,
+        "margin": 0.125,
+        "table": table,
+        "recipe": to_dict(Recipe()),
+        "tuning": {
+            "said": name,
+            "table": [
+                {"learning rate": "0.0005", "epochs": "4", "validation NLL": "2.413"}
+                for _ in range(12)
+            ],
+            "notes": [name],
+            "validation_rows": 200,
+        },
+        "warnings": [[name, name]],
+        "sizes": {"training": 2108, "target": 64, "validation": 200, "test": 400},
+        "template": {"name": name},
+        "minutes": 9.5,
+        "costs": [{"name": name, "count": 3, "seconds": 90.0}],
+        "left_out": [{"name": name, "seconds": 600.0}],
+        "datasets": {"dataset": {"rows": 105, "tokens": 4200, "by": name, "of_tokens": 84000}},
+    }
+    config = CheckConfig(out=folder, data=DataConfig(data=name), model=ModelConfig(model=name))
+    write(folder / "run.yaml", yaml.safe_dump(to_dict(config)))
+    dump(folder / "provenance.json", {"versions": {"nacd": name}, "began": "2026-11-25"})
+    dump(folder / "results.json", values)
     return folder
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from browser import Page, browse, find_chromium
 
-from made_run import HOSTILE, add_expert, make_comparison, make_run
+from made_run import HOSTILE, add_expert, make_check, make_comparison, make_run
 from nacd.config import DataConfig, DistillConfig, OuterLoopConfig
 from nacd.report.page import ReportConfig, write_report
 
@@ -181,6 +181,31 @@ def test_a_comparison_of_hostile_names(page: Page, tmp_path: Path, number: int) 
     assert "Token boundaries that this model's tokenizer keeps: NACD text 75%." in shown
     assert "to choose is repaid: LESS 3, NACD text 3." in shown
     fits(page, 390)
+
+
+@pytest.mark.parametrize("name", ["RDS+", *HOSTILE])
+def test_a_check_of_hostile_names(page: Page, tmp_path: Path, name: str) -> None:
+    """Drawn, quiet, whole on a narrow screen; what the names hold is text."""
+    page.requests.clear()
+    page.complaints.clear()
+    file = write_report(ReportConfig(make_check(tmp_path / "run", name)))
+    page.size(390, 800, mobile=True)
+    page.open(file, DRAWN)
+    assert page.ask(DRAWN) == "1"
+    assert page.ask("window.taken") is None
+    assert page.complaints == []
+    assert [url for url in page.requests if url != file.as_uri()] == []
+    assert f"Choose by {name}: give --minutes 30" in page.ask(
+        "document.querySelector('h1').textContent"
+    )
+    assert page.ask("document.querySelector('h1 .flag').getClientRects().length") == 1
+    fits(page, 390)
+    scrolled = (
+        "[...document.querySelectorAll('.scroll')].filter((e) => e.scrollWidth > e.clientWidth)"
+    )
+    assert name != "RDS+" or page.ask(f"{scrolled}.length") == 0, "no table is wider than that"
+    ticks = "[...document.querySelectorAll('#chart-curve .xtick text')].map((t) => t.textContent)"
+    assert page.ask(ticks) == ["26", "105", "2,108"]
 
 
 def test_charts_follow_the_window(opened: Page) -> None:
