@@ -348,13 +348,8 @@ def test_the_text_that_is_best_on_development_rows_is_exported(
     losses = iter([3.0, 2.0, 2.5, 2.6])
     check, texts = Distiller.check, []
 
-<<<<<<< HEAD
-    def looked(self: Distiller, tokens: torch.Tensor) -> tuple[dict[str, float], torch.Tensor]:
-        found, ids = check(self, tokens)
-=======
     def looked(self: Distiller, wanted: torch.Tensor) -> tuple[dict[str, float], torch.Tensor]:
         found, ids = check(self, wanted)
->>>>>>> faults
         texts.append(ids)
         return found | {"development_text": next(losses)}, ids
 

@@ -118,11 +118,7 @@ class RoundTrip:
             changed = [i for i, (a, b) in enumerate(zip(current, original, strict=True)) if a != b]
             if not changed:
                 return list(original), repaired
-<<<<<<< HEAD
-            worst = min(changed, key=lambda i, first=first: (abs(i - first), i))
-=======
             worst = min(changed, key=lambda i, lost=first: (abs(i - lost), i))
->>>>>>> faults
             if worst not in tried:
                 tried[worst] = [a for a in alternatives(worst) if a != current[worst]]
                 repaired += 1
