@@ -42,8 +42,8 @@ class Chart:
         }
 
 
-def thinned(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
-    """At most `POINTS` (and the last) of a curve's points, evenly taken."""
+def thinned(points: Sequence[tuple[int, float | None]]) -> Sequence[tuple[int, float | None]]:
+    """At most `POINTS` (and the last) of a curve's points, evenly taken; None leaves a gap."""
     every = math.ceil(len(points) / POINTS)
     return points if every <= 1 else [*points[:-1:every], points[-1]]
 
@@ -244,8 +244,8 @@ def _curve(
     for (key, label), colour in zip(
         keys.items(), ("$second", "$accent")[-len(keys) :], strict=True
     ):
-        points = [(row["outer_step"], row[key]) for row in run.metrics if row.get(key) is not None]
-        if not points:
+        points = [(row["outer_step"], row[key]) for row in run.metrics if key in row]
+        if all(value is None for _, value in points):
             continue
         points = thinned(points)
         number = ":.1%" if percent else ":.4~g"
@@ -264,7 +264,7 @@ def _curve(
         )
     if not data:
         return None
-    values = [value for trace in data for value in trace["y"] if math.isfinite(value)]
+    values = [value for trace in data for value in trace["y"] if value is not None]
     span = max(values) - min(values) if values else 0.0
     flat = bool(values) and span <= 1e-9 * abs(max(values))
     layout: dict[str, Any] = {
