@@ -65,7 +65,7 @@ def question(row: Row) -> Question:
         labels, choices = choices.get("label") or (), choices["text"]
     elif isinstance(choices, Mapping):
         said = {label: choice for label, choice in choices.items() if choice is not None}
-        labels, choices = tuple(said), tuple(said.values())
+        labels, choices = [*said], [*said.values()]
     if isinstance(choices, list | tuple) and "," in name:
         choices = _without_end(choices)
     if not isinstance(choices, list | tuple) or not 2 <= len(choices) <= len(LETTERS):

@@ -155,8 +155,10 @@ def recognise(
     for name, own in mapped.items():
         if name not in row and any(name in shape.required for shape in candidates):
             raise _no_column(row, name, own)
+    given = " ".join(f"{name}={own}" for name, own in mapped.items())
+    under = f" with --columns {given}" if given else ""
     raise UserError(
-        f"{source} has the columns {listed(row.values)}, which is no known shape."
+        f"{source} has the columns {listed(row.values)}, which is no known shape{under}."
         f"{_near(row, candidates)} Known: {'; '.join(shape.description for shape in SHAPES)}. "
         "Rename the columns, or map them, ours first: --columns instruction=... output=..."
     )
