@@ -219,6 +219,8 @@ def test_a_column_for_each_choice_in_some_rows_one_more(tmp_path: Path):
         read(tmp_path, rows)
     rows[1] = {"question": "Sea?", "A": "red", "B": " ", "C": "right", "answer": "C"}
     assert not wrong(read(tmp_path, rows))
+    code = {"question": "An empty list?", "A": "()", "B": "[]", "C": None, "answer": "B"}
+    assert read(tmp_path, [code])[0].choices == ("()", "[]")
     named = {"question": "Sky?", "yes": "right", "no": "red", "answer": "A"}
     assert not wrong(read(tmp_path, [named], columns={"choices": "yes,no"}))
 

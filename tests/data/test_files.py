@@ -100,7 +100,7 @@ def test_one_column_is_a_table_too(tmp_path: Path):
     turns = json.dumps([{"role": "user", "content": "a, b"}, {"role": "assistant", "content": "c"}])
     quoted = turns.replace('"', '""')
     assert read(tmp_path / "a.csv", f'messages\n"{quoted}"\n') == [("a, b", "c")]
-    with pytest.raises(UserError, match=r"a\.csv:2 is not valid CSV|a\.csv:2 has \d+ cells"):
+    with pytest.raises(UserError, match=r"a\.csv:2 is not valid CSV|a\.csv:2 has \d+ cell"):
         read(tmp_path / "a.csv", f"messages\n{turns}\n")
 
 
@@ -109,7 +109,7 @@ def test_one_column_is_a_table_too(tmp_path: Path):
     [
         ("instruction,output,output\na,b,c\n", r"a\.csv:1: the header names `output` twice"),
         ("instruction;output\na;b;c\n", r":2 has 3 cells.*Quote the cells that hold semicolons\."),
-        ("instruction;output\na;b\nc\n", r":3 has 1 cells.*Quote cells that hold line breaks"),
+        ("instruction;output\na;b\nc\n", r":3 has 1 cell.*Quote cells that hold line breaks"),
         ('instruction,output\na, "b, c"\n', r":2 has 3 cells.*A quote opens a cell only right"),
         ('instruction,output\na,b\n\nc,"d\ne\n', r"a\.csv:4 is not valid CSV.*begins there"),
         ('instruction,output\na,"b"c\n', r"a\.csv:2 is not valid CSV.*written twice"),

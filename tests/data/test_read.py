@@ -110,7 +110,7 @@ def test_a_folder_stands_for_its_split_file(tmp_path: Path):
         (
             "a.csv",
             b"prompt,completion\na,b\nc\n",
-            r"a\.csv:3 has 1 cells, and the header 2 columns",
+            r"a\.csv:3 has 1 cell, and the header 2 columns",
         ),
         ("a.csv", b'prompt,completion\na,"b\n', r"a\.csv:2 is not valid CSV"),
         ("a.parquet", b"PAR?", r"a\.parquet is not a readable Parquet file"),

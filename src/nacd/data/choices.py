@@ -65,7 +65,7 @@ def question(row: Row) -> Question:
         labels, choices = choices.get("label") or (), choices["text"]
     elif isinstance(choices, Mapping):
         said = {label: choice for label, choice in choices.items() if choice is not None}
-        labels, choices = tuple(said), tuple(said.values())
+        labels, choices = [*said], [*said.values()]
     if isinstance(choices, list | tuple) and "," in name:
         choices = _without_end(choices)
     if not isinstance(choices, list | tuple) or not 2 <= len(choices) <= len(LETTERS):
@@ -108,12 +108,10 @@ def answered(
     Raises:
         UserError: no reading fits all rows, or several do and do not agree.
     """
-    labelled = [q for q in questions if q.labels]
-    plain = [q for q in questions if not q.labels]
     places: dict[int, int] = {}
-    for group in (labelled, plain):
-        if group:
-            found = _places(group, answers, prefer="letters" if group is labelled else "")
+    for labelled in (True, False):
+        if group := [q for q in questions if bool(q.labels) is labelled]:
+            found = _places(group, answers)
             places |= {id(q): place for q, place in zip(group, found, strict=True)}
     rows = []
     for q in questions:
@@ -155,7 +153,7 @@ def choice_example(
 def _without_end(cells: Sequence[Any]) -> list[Any]:
     """Columns of their own may be more than a row has choices: empty ones at the end are none."""
     kept = list(cells)
-    while kept and absent(kept[-1]):
+    while kept and (not kept[-1].strip() if isinstance(kept[-1], str) else absent(kept[-1])):
         kept.pop()
     return kept
 
@@ -207,14 +205,14 @@ _READINGS: dict[str, Callable[[Question], int | None]] = {
 }
 
 
-def _places(questions: Sequence[Question], answers: Answers, prefer: str) -> list[int]:
-    """The index of each question's right choice."""
+def _places(questions: Sequence[Question], answers: Answers) -> list[int]:
+    """The index of each question's right choice; all have labels, or none has."""
     names = _READINGS if answers == "auto" else [answers]
     read = {name: [_READINGS[name](q) for q in questions] for name in names}
     whole = {name: [p for p in places if p is not None] for name, places in read.items()}
     fits = {name: places for name, places in whole.items() if len(places) == len(questions)}
-    if prefer in fits:
-        return fits[prefer]
+    if questions[0].labels and "letters" in fits:  # the row's own word
+        return fits["letters"]
     if not fits:
         raise _none_fits(questions, read, answers)
     first, *others = fits.values()

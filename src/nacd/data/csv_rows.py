@@ -145,7 +145,8 @@ def _check_header(header: Sequence[str], source: str) -> None:
 
 def _check_record(cells: list[str], header: Sequence[str], separator: str, source: str) -> None:
     between = SEPARATORS.get(separator, repr(separator))
-    count = f"{len(cells)} cells, and the header {len(header)} columns"
+    many = "cell" if len(cells) == 1 else "cells"
+    count = f"{len(cells)} {many}, and the header {len(header)} columns"
     if len(cells) < len(header):
         raise UserError(
             f"{source} has {count}, with a {between} between them. Quote cells that hold line "

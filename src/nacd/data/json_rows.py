@@ -23,7 +23,7 @@ _SCALAR = re.compile(r"[\w.+-]*")
 _MENDS = {
     "Expecting property name enclosed in double quotes": "Texts stand in double quotes",
     "Extra data": "Something stands behind the row; take it out",
-    "Invalid control character at": r"Write line breaks and tabs in texts as \n and \t",
+    "Invalid control character": r"Write line breaks and tabs in texts as \n and \t",
 }
 
 
@@ -195,12 +195,14 @@ def _not_json(
             f"{place} ends in the middle of a row: the file was cut short, or is still being "
             "written. Fetch or write it anew."
         )
-    what = f"{place} is not valid JSON ({error.msg} at column {error.colno})"
+    why = error.msg.removesuffix(" at")
+    what = f"{place} is not valid JSON ({why} at column {error.colno})"
     if number == 1 and not opens:
         return UserError(
             f"{what}: expected an object a line, or a list of objects. If the file is a table, "
             "name it .csv."
         )
-    if end[error.pos : error.pos + 1] == ",":
+    behind = end[: error.pos].rstrip().endswith(("}", "]"))
+    if behind and why == "Expecting value" and end[error.pos : error.pos + 1] == ",":
         return UserError(f"{what}. Take out the comma, or write the rows as a list: [ ... ].")
-    return UserError(f"{what}. {_MENDS.get(error.msg, 'Mend the row there')}.")
+    return UserError(f"{what}. {_MENDS.get(why, 'Mend the row there')}.")

@@ -57,7 +57,11 @@ class Meaning:
     """Names that have the meaning as keys of a turn alone."""
 
 
+_OF_TURN = Meaning(
+    "a text beside the turn's own", "Write it into the turn's text", in_turns=("text", "refusal")
+)
 _MEANINGS = (
+    _OF_TURN,
     Meaning(
         "calls of tools",
         "Rows that need tools cannot be used: leave such rows out",
@@ -169,13 +173,8 @@ _MEANINGS = (
     ),
     Meaning("who speaks", "Write it into the turn's text", in_turns=("name", "channel")),
     Meaning(
-        "a text beside the turn's own",
-        "Write it into the turn's text",
-        in_turns=("text", "refusal"),
-    ),
-    Meaning(
         "a text beside the row's own",
-        "Write it into the prompt or the response, or map the row's columns otherwise: --columns",
+        "Write it into the prompt or the response, or name the columns of one shape by --columns",
         (*COLUMNS, *(other for others in COLUMNS.values() for other in others), "response"),
     ),
 )
@@ -190,7 +189,9 @@ def plain(name: str) -> str:
 _CANONICAL = {plain(name): own for own, others in COLUMNS.items() for name in (own, *others)}
 _ROW = {plain(name): meaning for meaning in _MEANINGS for name in meaning.names}
 _TURN = {plain(name): meaning for meaning in _MEANINGS for name in meaning.in_turns} | {
-    name: meaning for name, meaning in _ROW.items() if name not in FLAGS
+    name: _OF_TURN if meaning.about.startswith("a text") else meaning
+    for name, meaning in _ROW.items()
+    if name not in FLAGS
 }
 _PLAIN_CHOSEN, _PLAIN_REJECTED = ({plain(n) for n in names} for names in (_CHOSEN, _REJECTED))
 

@@ -186,6 +186,8 @@ def kind(value: Any) -> str:
         return "null"
     if isinstance(value, float) and value != value:
         return "NaN"
+    if isinstance(value, Mapping | list) and not value:
+        return "empty"
     names = {"dict": "an object", "list": "a list", "str": "text", "bool": "true or false"}
     name = type(value).__name__
     return names.get(name, f"of type {name}")

@@ -86,8 +86,8 @@ def text_lines(path: Path, name: str) -> Iterator[str]:
                 yield from io.StringIO(file.read().decode(wide), newline="\n")
             except UnicodeDecodeError as error:
                 raise UserError(
-                    f"{name} is marked as {wide.upper()} and is not ({error.reason}). Save it as "
-                    "UTF-8."
+                    f"{name} is marked as {wide.upper()} and is not, or not to its end "
+                    f"({error.reason}). Fetch it anew, or save it as UTF-8."
                 ) from None
             return
         for number, raw in enumerate(file, start=1):
