@@ -82,7 +82,11 @@ def row_gradients(model: LoraModel) -> Iterator[RowGradients]:
         nonlocal together
         if together and len(batch.ids) > 1:
             try:
-                return batched(theta, batch)
+                found = batched(theta, batch)
+                # in one sequence, what is not finite reaches other rows: masked, but 0 times NaN
+                for b in (~found.isfinite().all(1)).nonzero()[:, 0].tolist():
+                    found[b] = batched(theta, batch.row(b))[0]
+                return found
             except _OtherRows:
                 together = False
         rows = range(len(batch.ids))
