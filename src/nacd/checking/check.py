@@ -45,7 +45,7 @@ from nacd.run import RunFolder
 from nacd.selection import check_rows
 from nacd.stages import open_run
 from nacd.tuning import FORWARD, TRAININGS, TunedRecipe, tune_recipe
-from nacd.units import duration
+from nacd.units import byte_size, duration
 
 TUNING_DRAWS = 50_000
 """The recipe is tuned on random draws with seeds 50000, 50001, ..., which nothing else uses."""
@@ -126,16 +126,16 @@ def check(
 
     with clock.stage("measuring a step"):
         costs = _costs(config, prepared)
-    tuning_minutes = _tuning_minutes(config, costs, sizes)
-    _say_plan(config, costs, sizes, wanted, tuning_minutes, left(), folder, progress)
+    trainings = Trainings(config, prepared, folder, State(sizes, 0.0), progress)
+    minutes = _tuning_minutes(config, costs, sizes)
+    known = _tuned(trainings, 0.0)
+    trainings.take(known)
+    _say_plan(trainings, wanted, costs, _tuning_seconds(minutes, known), left(), clock)
     with clock.stage("tuning the recipe"):
-        tuned = _tuned(config, prepared, folder, tuning_minutes, progress)
+        tuned = _tuned(trainings, minutes)
+    trainings.take(tuned)
     if tuned is not None:
-        progress.say(f"tuned: {tuned.describe()}")
-    recipe = config.recipe if tuned is None else tuned.recipe
-    state = State(sizes, recipe.epochs)
-    trainings = Trainings(config, prepared, folder, recipe, state, progress)
-    trainings.read()
+        progress.say(f"recipe: {tuned.describe()}")
     with clock.stage("training and measuring"):
         costs = _train(trainings, wanted, costs, left, progress, config.minutes)
     with clock.stage("writing the result"):
@@ -228,57 +228,56 @@ def _tuning_minutes(config: CheckConfig, costs: Costs, sizes: Sizes) -> float:
     return minutes if config.tune and 60 * minutes >= TUNING_LEAST * once else 0.0
 
 
-def _tuned(
-    config: CheckConfig,
-    prepared: Prepared,
-    folder: RunFolder,
-    minutes: float,
-    progress: Progress,
-) -> TunedRecipe | None:
-    """The recipe for the budget; None: taken as given."""
+def _tuned(trainings: Trainings, minutes: float) -> TunedRecipe | None:
+    """The recipe for the budget, found within so many minutes; without any, as it was found before.
+
+    None: it is taken as given.
+    """
+    config, prepared, folder = trainings.config, trainings.prepared, trainings.folder
     if not minutes and not (folder.path / "tuning.json").is_file():
         return None
     seeds = (TUNING_DRAWS + 100 * config.seed + number for number in range(TRAININGS))
-    encode, examples = prepared.template.encode, prepared.train.examples
-    sets = [
-        [encode(examples[i], turns="last") for i in draw(prepared.train, config.budget, seed)]
-        for seed in seeds
-    ]
+    draws = [draw(prepared.train, config.budget, seed) for seed in seeds]
     return tune_recipe(
         prepared.model,
-        sets,
+        [trainings.encoded(rows) for rows in draws],
         prepared.development.rows,
         config.recipe,
         folder,
         minutes=minutes,
-        progress=progress,
+        progress=trainings.progress,
     )
 
 
+def _tuning_seconds(minutes: float, known: TunedRecipe | None) -> float:
+    """What tuning may still take."""
+    if known is None:
+        return 60 * minutes
+    return 0.0 if known.complete else max(0.0, 60 * minutes - known.seconds)
+
+
 def _say_plan(
-    config: CheckConfig,
-    costs: Costs,
-    sizes: Sizes,
+    trainings: Trainings,
     wanted: Sequence[Goal],
-    tuning_minutes: float,
+    costs: Costs,
+    tuning: float,
     left: float,
-    folder: RunFolder,
-    progress: Progress,
+    clock: StageClock,
 ) -> None:
     """What will be done in the time that is left, with the time of each stage."""
-    if (folder.path / "trainings").is_dir():
-        progress.say(f"going on: {duration(max(0.0, left))} of {config.minutes:g} min are left")
-        return
-    tuning = 60 * tuning_minutes
-    made = plan(State(sizes, config.recipe.epochs), wanted, costs, left - tuning)
-    progress.say(f"The plan, {config.minutes:g} min in all (estimated from a measured step):")
+    config, say = trainings.config, trainings.progress.say
+    rest = max(0.0, left)
+    say(
+        f"The plan for {duration(rest)} of {config.minutes:g} min (estimated from a measured step):"
+    )
     if tuning:
-        progress.say(f"  {'tuning learning rate and epochs':<40}{'':>4}  up to {duration(tuning)}")
-    else:
-        given = "as given" if not config.tune else "as given: tuning does not fit"
-        progress.say(f"  recipe {given}")
-    for line in plan_lines(made):
-        progress.say(line)
+        say(f"  {'tuning learning rate and epochs':<40}{'':>4}  up to {duration(tuning)}")
+    elif trainings.recipe == config.recipe:
+        say("  recipe as given" + ("; there is no time to tune it" if config.tune else ""))
+    for line in plan_lines(plan(trainings.state, wanted, costs, rest - tuning)):
+        say(line)
+    if peak := clock.stages[-1]["device_peak_bytes"] or clock.stages[-1]["peak_bytes"]:
+        say(f"  memory: {byte_size(peak)} for that step; longer rows take more")
 
 
 def _train(
