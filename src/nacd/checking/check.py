@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nacd.checking.config import FREE, CheckConfig
 from nacd.checking.outcome import PARTS, Outcome
 from nacd.checking.plan import Costs, Goal, Sizes, State, goals, next_job, plan, sizes_of
@@ -51,6 +53,8 @@ TUNING_DRAWS = 50_000
 """The recipe is tuned on random draws with seeds 50000, 50001, ..., which nothing else uses."""
 TUNING_SHARE = 0.3
 """Most of the time that tuning may take."""
+FADING = 0.6
+"""Weight of a training's speed in what the next ones are thought to take, from one to the next."""
 TUNING_LEAST = 3
 """Trainings that must fit into it; otherwise the recipe is taken as given."""
 
@@ -288,9 +292,8 @@ def _train(
     progress: Progress,
     minutes: float,
 ) -> Costs:
-    """Do what the time allows; returns the costs by what the trainings took."""
-    spent = dict.fromkeys(("trained", "read"), 0.0)
-    tokens = dict.fromkeys(spent, 0.0)
+    """Do what the time allows; returns the costs by what the last trainings took."""
+    seconds, tokens = np.zeros(2), np.zeros(2)  # of training and of measuring
     first, last = costs, None
     while (job := next_job(trainings.state, wanted, costs, left())) is not None:
         if last is not None and (job.kind, job.rows) != last:
@@ -300,15 +303,14 @@ def _train(
         if job.choosing:
             continue
         result = trainings.state.results[job]
-        spent["trained"] += result["training_seconds"]
-        spent["read"] += result["seconds"] - result["training_seconds"]
-        tokens["trained"] += costs.trained(job)
-        tokens["read"] += costs.read(job, trainings.state)
-        speed = spent["trained"] / tokens["trained"] if tokens["trained"] else first.per_token
+        measuring = result["seconds"] - result["training_seconds"]
+        seconds = FADING * seconds + (result["training_seconds"], measuring)
+        tokens = FADING * tokens + (costs.trained(job), costs.read(job, trainings.state))
+        speed = seconds[0] / tokens[0] if tokens[0] else first.per_token
         costs = replace(
             costs,
             per_token=speed,
-            per_read=spent["read"] / tokens["read"],
+            per_read=seconds[1] / tokens[1],
             choosing={m: s * speed / first.per_token for m, s in first.choosing.items()},
         )
     return costs
