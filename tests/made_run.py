@@ -164,7 +164,7 @@ def make_check(folder: Path, name: str = "model") -> Path:
         same = (kind, rows) == ("random", 105)
         return {
             "set": kind,
-            "name": f"{rows:,} rows by {name}" if kind == "rds+" else f"{rows:,} random rows",
+            "name": f"{rows:,} rows by RDS+" if kind == "rds+" else f"{rows:,} random rows",
             "rows": rows,
             "passes": 4.0 if trainings else 0.0,
             "settled": True,

@@ -93,7 +93,12 @@ def test_from_a_file_to_what_to_do(
     lines = printed.err.splitlines()
     assert max(map(len, lines)) <= 80 + len(str(tmp_path))
     plain = " ".join(printed.err.split())
-    for part in ("The plan, 60 min in all", "all 158 rows", "8 rows by RDS+", made["verdict"]):
+    for part in (
+        "min of 60 min (estimated from a measured step)",
+        "all 158 rows",
+        "8 rows by RDS+",
+        made["verdict"],
+    ):
         assert part in plain, part
     # every figure is that of its own trainings' files
     rows = {(row["set"], row["rows"]): row for row in results["table"]}
@@ -265,7 +270,7 @@ def test_draws_of_one_number_hold_each_other(config: CheckConfig) -> None:
     total = len(prepared.train)
     state = plan.State(plan.Sizes(8, total, 2, 32), 2.0)
     own = trainings.Trainings(
-        config, prepared, RunFolder(Path("nowhere")), config.recipe, state, Progress(quiet=True)
+        config, prepared, RunFolder(Path("nowhere")), state, Progress(quiet=True)
     )
     sets = [own.rows("random", n, 3) for n in (2, 8, 32, total)]
     for small, large in pairwise(sets):

@@ -108,6 +108,16 @@ def test_a_choice_is_begun_only_if_it_can_be_judged() -> None:
         assert counts["random"] >= min(1, counts["rds+"])
 
 
+def test_without_three_random_draws_nothing_else_is_begun() -> None:
+    wanted = goals(SIZES, METHODS)
+    one = COSTS.seconds(Job("random", 100, 4.0, 0), state())
+    small = COSTS.seconds(Job("random", 25, 4.0, 0), state())
+    assert small < 0.9 * one
+    first = COSTS.seconds(Job("zero-shot", 0, 0.0, 0), state())
+    jobs = [job for job, _ in plan(state(), wanted, COSTS, first + 1.9 * one).jobs]
+    assert [job.kind for job in jobs] == ["zero-shot", "random"]
+
+
 def test_what_is_done_is_not_planned_again() -> None:
     wanted = goals(SIZES, METHODS)
     whole = plan(state(), wanted, COSTS, 100.0)
@@ -172,10 +182,16 @@ def test_the_best_draw_is_the_best_on_validation_rows() -> None:
 def test_the_time_still_asked_leaves_out_what_is_dear() -> None:
     wanted = goals(SIZES, METHODS)
     made = plan(state(), wanted, COSTS, math.inf)
-    dear = sum(seconds for job, seconds in made.jobs if job.kind == "trajectory")
-    assert still_asked(state(), wanted, COSTS) == pytest.approx(made.seconds - dear)
+
+    def of(*kinds: str, rows: tuple[int, ...]) -> float:
+        return sum(s for job, s in made.jobs if job.kind in kinds and job.rows in rows)
+
+    choices = of("zero-shot", "random", "rds+", "best-of", rows=(0, 100))
+    assert still_asked(state(), wanted, COSTS, "choices") == pytest.approx(choices)
+    size = of("zero-shot", "random", rows=(0, 25, 100, 400, 2000))
+    assert still_asked(state(), wanted, COSTS, "size") == pytest.approx(size)
     done = State(SIZES, 4.0, {job: {} for job, _ in made.jobs})
-    assert still_asked(done, wanted, COSTS) == 0.0
+    assert still_asked(done, wanted, COSTS, "size") == 0.0
 
 
 def test_the_plan_is_read_in_80_columns() -> None:

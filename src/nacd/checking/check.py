@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nacd.checking.config import FREE, CheckConfig
 from nacd.checking.outcome import PARTS, Outcome
 from nacd.checking.plan import Costs, Goal, Sizes, State, goals, next_job, plan, sizes_of
@@ -45,12 +47,14 @@ from nacd.run import RunFolder
 from nacd.selection import check_rows
 from nacd.stages import open_run
 from nacd.tuning import FORWARD, TRAININGS, TunedRecipe, tune_recipe
-from nacd.units import duration
+from nacd.units import byte_size, duration
 
 TUNING_DRAWS = 50_000
 """The recipe is tuned on random draws with seeds 50000, 50001, ..., which nothing else uses."""
 TUNING_SHARE = 0.3
 """Most of the time that tuning may take."""
+FADING = 0.6
+"""Weight of a training's speed in what the next ones are thought to take, from one to the next."""
 TUNING_LEAST = 3
 """Trainings that must fit into it; otherwise the recipe is taken as given."""
 
@@ -126,16 +130,16 @@ def check(
 
     with clock.stage("measuring a step"):
         costs = _costs(config, prepared)
-    tuning_minutes = _tuning_minutes(config, costs, sizes)
-    _say_plan(config, costs, sizes, wanted, tuning_minutes, left(), folder, progress)
+    trainings = Trainings(config, prepared, folder, State(sizes, 0.0), progress)
+    minutes = _tuning_minutes(config, costs, sizes)
+    known = _tuned(trainings, 0.0)
+    trainings.take(known)
+    _say_plan(trainings, wanted, costs, _tuning_seconds(minutes, known), left(), clock)
     with clock.stage("tuning the recipe"):
-        tuned = _tuned(config, prepared, folder, tuning_minutes, progress)
+        tuned = _tuned(trainings, minutes)
+    trainings.take(tuned)
     if tuned is not None:
-        progress.say(f"tuned: {tuned.describe()}")
-    recipe = config.recipe if tuned is None else tuned.recipe
-    state = State(sizes, recipe.epochs)
-    trainings = Trainings(config, prepared, folder, recipe, state, progress)
-    trainings.read()
+        progress.say(f"recipe: {tuned.describe()}")
     with clock.stage("training and measuring"):
         costs = _train(trainings, wanted, costs, left, progress, config.minutes)
     with clock.stage("writing the result"):
@@ -228,57 +232,56 @@ def _tuning_minutes(config: CheckConfig, costs: Costs, sizes: Sizes) -> float:
     return minutes if config.tune and 60 * minutes >= TUNING_LEAST * once else 0.0
 
 
-def _tuned(
-    config: CheckConfig,
-    prepared: Prepared,
-    folder: RunFolder,
-    minutes: float,
-    progress: Progress,
-) -> TunedRecipe | None:
-    """The recipe for the budget; None: taken as given."""
+def _tuned(trainings: Trainings, minutes: float) -> TunedRecipe | None:
+    """The recipe for the budget, found within so many minutes; without any, as it was found before.
+
+    None: it is taken as given.
+    """
+    config, prepared, folder = trainings.config, trainings.prepared, trainings.folder
     if not minutes and not (folder.path / "tuning.json").is_file():
         return None
     seeds = (TUNING_DRAWS + 100 * config.seed + number for number in range(TRAININGS))
-    encode, examples = prepared.template.encode, prepared.train.examples
-    sets = [
-        [encode(examples[i], turns="last") for i in draw(prepared.train, config.budget, seed)]
-        for seed in seeds
-    ]
+    draws = [draw(prepared.train, config.budget, seed) for seed in seeds]
     return tune_recipe(
         prepared.model,
-        sets,
+        [trainings.encoded(rows) for rows in draws],
         prepared.development.rows,
         config.recipe,
         folder,
         minutes=minutes,
-        progress=progress,
+        progress=trainings.progress,
     )
 
 
+def _tuning_seconds(minutes: float, known: TunedRecipe | None) -> float:
+    """What tuning may still take."""
+    if known is None:
+        return 60 * minutes
+    return 0.0 if known.complete else max(0.0, 60 * minutes - known.seconds)
+
+
 def _say_plan(
-    config: CheckConfig,
-    costs: Costs,
-    sizes: Sizes,
+    trainings: Trainings,
     wanted: Sequence[Goal],
-    tuning_minutes: float,
+    costs: Costs,
+    tuning: float,
     left: float,
-    folder: RunFolder,
-    progress: Progress,
+    clock: StageClock,
 ) -> None:
     """What will be done in the time that is left, with the time of each stage."""
-    if (folder.path / "trainings").is_dir():
-        progress.say(f"going on: {duration(max(0.0, left))} of {config.minutes:g} min are left")
-        return
-    tuning = 60 * tuning_minutes
-    made = plan(State(sizes, config.recipe.epochs), wanted, costs, left - tuning)
-    progress.say(f"The plan, {config.minutes:g} min in all (estimated from a measured step):")
+    config, say = trainings.config, trainings.progress.say
+    rest = max(0.0, left)
+    say(
+        f"The plan for {duration(rest)} of {config.minutes:g} min (estimated from a measured step):"
+    )
     if tuning:
-        progress.say(f"  {'tuning learning rate and epochs':<40}{'':>4}  up to {duration(tuning)}")
-    else:
-        given = "as given" if not config.tune else "as given: tuning does not fit"
-        progress.say(f"  recipe {given}")
-    for line in plan_lines(made):
-        progress.say(line)
+        say(f"  {'tuning learning rate and epochs':<40}{'':>4}  up to {duration(tuning)}")
+    elif trainings.recipe == config.recipe:
+        say("  recipe as given" + ("; there is no time to tune it" if config.tune else ""))
+    for line in plan_lines(plan(trainings.state, wanted, costs, rest - tuning)):
+        say(line)
+    if peak := clock.stages[-1]["device_peak_bytes"] or clock.stages[-1]["peak_bytes"]:
+        say(f"  memory: {byte_size(peak)} for that step; longer rows take more")
 
 
 def _train(
@@ -289,9 +292,8 @@ def _train(
     progress: Progress,
     minutes: float,
 ) -> Costs:
-    """Do what the time allows; returns the costs by what the trainings took."""
-    spent = dict.fromkeys(("trained", "read"), 0.0)
-    tokens = dict.fromkeys(spent, 0.0)
+    """Do what the time allows; returns the costs by what the last trainings took."""
+    seconds, tokens = np.zeros(2), np.zeros(2)  # of training and of measuring
     first, last = costs, None
     while (job := next_job(trainings.state, wanted, costs, left())) is not None:
         if last is not None and (job.kind, job.rows) != last:
@@ -301,15 +303,14 @@ def _train(
         if job.choosing:
             continue
         result = trainings.state.results[job]
-        spent["trained"] += result["training_seconds"]
-        spent["read"] += result["seconds"] - result["training_seconds"]
-        tokens["trained"] += costs.trained(job)
-        tokens["read"] += costs.read(job, trainings.state)
-        speed = spent["trained"] / tokens["trained"] if tokens["trained"] else first.per_token
+        measuring = result["seconds"] - result["training_seconds"]
+        seconds = FADING * seconds + (result["training_seconds"], measuring)
+        tokens = FADING * tokens + (costs.trained(job), costs.read(job, trainings.state))
+        speed = seconds[0] / tokens[0] if tokens[0] else first.per_token
         costs = replace(
             costs,
             per_token=speed,
-            per_read=spent["read"] / tokens["read"],
+            per_read=seconds[1] / tokens[1],
             choosing={m: s * speed / first.per_token for m, s in first.choosing.items()},
         )
     return costs

@@ -79,7 +79,7 @@ class Outcome:
             if needed > 100 * there:
                 return "The difference, if there is one, is too small to be found.", None
             return f"About {needed:,} test rows would tell: name a file with --heldout.", None
-        asked = still_asked(own.state, self.wanted, self.costs)
+        asked = still_asked(own.state, self.wanted, self.costs, lacking.question)
         again = (lacking.factor - 1) * sum(result["seconds"] for result in own.done())
         minutes = 1.1 * (self.spent + asked + again) / 60
         fit = [m for m in MINUTES if m >= max(minutes, 1.3 * own.config.minutes)]

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -30,6 +30,10 @@ FIRST, MORE, MANY = 3, 5, 10
 """Trainings of a set at first, of a choice and of random rows once there is time."""
 DEAR = ("less", "trajectory")
 """Methods that cost many trainings: after all else, and never counted in the time advised."""
+
+
+Question = Literal["choices", "size"]
+"""Does a choice beat random rows? How many rows are needed?"""
 
 
 @dataclass(frozen=True, order=True)
@@ -102,6 +106,8 @@ class Goal:
     """Find the set's own passes too."""
     whole: bool = True
     """A part of it tells nothing."""
+    needed: bool = False
+    """Nothing after it tells anything without it."""
 
     @property
     def dear(self) -> bool:
@@ -119,7 +125,7 @@ def goals(sizes: Sizes, methods: Sequence[str]) -> list[Goal]:
 
     return [
         Goal("zero-shot", 0, 1),
-        Goal("random", sizes.budget, FIRST, whole=False),
+        Goal("random", sizes.budget, FIRST, whole=False, needed=True),
         Goal("random", sizes.total, 1),
         *choices(cheap, FIRST),
         *(Goal("random", n, 1) for n in larger),
@@ -254,6 +260,8 @@ def next_job(state: State, wanted: Sequence[Goal], costs: Costs, left: float) ->
         asked = missing if goal.whole else missing[:1]
         if missing and sum(costs.seconds(job, state) for job in asked) <= left:
             return missing[0]
+        if missing and goal.needed:
+            break
     return None
 
 
@@ -305,7 +313,11 @@ def plan(state: State, wanted: Sequence[Goal], costs: Costs, left: float) -> Pla
     return Plan(tuple(jobs), tuple(out), state.sizes)
 
 
-def still_asked(state: State, wanted: Sequence[Goal], costs: Costs) -> float:
-    """Seconds of all that is missing, without what is dear."""
+def still_asked(state: State, wanted: Sequence[Goal], costs: Costs, question: Question) -> float:
+    """Seconds of all that is missing for a question, without what is dear."""
     core = [goal for goal in wanted if not goal.dear]
+    if question == "choices":
+        core = [goal for goal in core if goal.rows in (0, state.sizes.budget)]
+    else:
+        core = [goal for goal in core if goal.kind in ("zero-shot", "random")]
     return plan(state, core, costs, math.inf).seconds

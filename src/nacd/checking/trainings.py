@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from nacd.run import RunFolder
 from nacd.selection import Task, choose_once
 from nacd.selection.random import random_order
 from nacd.student import plain, train_student
+from nacd.tuning import TunedRecipe
 
 DRAWS = 10_000
 """Random draws have seeds 10000, 10001, ... (and 100 more for every --seed), as in a comparison."""
@@ -46,17 +47,20 @@ class Trainings:
     config: CheckConfig
     prepared: Prepared
     folder: RunFolder
-    recipe: Recipe
-    """Tuned for the budget."""
     state: State
     progress: Progress
+    recipe: Recipe = field(init=False)
+    """For the budget."""
 
     @property
     def _place(self) -> str:
         return f"trainings/{self.recipe.learning_rate:g}"
 
-    def read(self) -> None:
-        """Take over what earlier calls have left."""
+    def take(self, tuned: TunedRecipe | None) -> None:
+        """Take a recipe, or the one given, and what earlier calls have left that was made by it."""
+        self.recipe = self.config.recipe if tuned is None else tuned.recipe
+        self.state.epochs = self.recipe.epochs
+        self.state.results.clear()
         for file in sorted((self.folder.path / self._place).glob("*/*.json")):
             result = json.loads(file.read_text(encoding="utf-8"))
             self.state.results[Job(**result["job"])] = result
@@ -98,9 +102,14 @@ class Trainings:
         return random_order(len(train), seed)[:rows]
 
     def encoded(self, indices: Sequence[int]) -> list[Encoded]:
-        """Training rows as they are exported."""
-        task = self._task("random")
-        return [task.trained_row(i) for i in indices]
+        """Training rows as they are exported: of a conversation, the last turn is the label."""
+        train, encode = self.prepared.train, self.prepared.template.encode
+        return [
+            encode(train.examples[i], turns="last")
+            if sum(m.role == "assistant" for m in train.examples[i].messages) > 1
+            else train.rows[i]
+            for i in indices
+        ]
 
     def passes(self, kind: str, rows: int) -> float:
         """For how many passes a set is trained on, as far as is known."""

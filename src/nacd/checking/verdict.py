@@ -31,6 +31,7 @@ from typing import Literal
 
 import numpy as np
 
+from nacd.checking.plan import Question
 from nacd.intervals import FEW, difference_interval, question_bootstrap, t_interval
 
 FEW_TEST = 30
@@ -128,6 +129,8 @@ class Lacking:
     what: Literal["trainings", "test rows"]
     factor: float
     """How many times as many of them, roughly; infinite: no number would do."""
+    question: Question = "choices"
+    """Which question they would answer."""
 
 
 @dataclass(frozen=True)
@@ -296,8 +299,8 @@ class _Judge:
 
     def _size_lacks(self, more: Difference | None) -> Lacking:
         if more is None:
-            return Lacking("trainings", 1.0)
-        return _lacking(more, max(more.mean, self.margin - more.mean))
+            return Lacking("trainings", 1.0, "size")
+        return _lacking(more, max(more.mean, self.margin - more.mean), "size")
 
     # --- on choices ----------------------------------------------------------------------------
 
@@ -342,14 +345,15 @@ class _Judge:
         return max(found, key=lambda lack: lack.factor, default=Lacking("trainings", 1.0))
 
 
-def _lacking(d: Difference, target: float) -> Lacking:
+def _lacking(d: Difference, target: float, question: Question = "choices") -> Lacking:
     """What makes both intervals shorter than `target`, by the law of the square root."""
     if d.over_trainings is None:
-        return Lacking("trainings", 1.0)
+        return Lacking("trainings", 1.0, question)
     rows = max(d.mean - d.over_rows[0], d.over_rows[1] - d.mean)
     what = "test rows" if rows > d.over_trainings else "trainings"
     longer = max(rows, d.over_trainings)
-    return Lacking(what, max(1.0, (longer / target) ** 2) if target > 0 else math.inf)
+    factor = max(1.0, (longer / target) ** 2) if target > 0 else math.inf
+    return Lacking(what, factor, question)
 
 
 def turned(d: Difference) -> Difference:
