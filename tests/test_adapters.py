@@ -125,6 +125,7 @@ CASES: dict[str, list[Case]] = {
     ],
     "init_lora_weights": [
         *(start(value, imported=True) for value in (False, "gaussian", "orthogonal", "eva")),
+        noted(init_lora_weights=None),
         *(start(value, dtype="float32") for value in ("pissa", "olora", "mica")),
         start("pissa_niter_4", dtype="float32", evaluated=False),
         start("lora_ga", evaluated=False),

@@ -89,7 +89,7 @@ REFUSED = {
 }
 """Options that cannot be applied, and why."""
 
-SAME_BASE = (True, False, "gaussian", "orthogonal", "eva")
+SAME_BASE = (True, False, None, "gaussian", "orthogonal", "eva")
 """Values of `init_lora_weights` that leave the base model's weights alone, and A and B free."""
 
 BASE_MADE_ANEW = ("pissa", "olora", "mica")
@@ -142,11 +142,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: not there; give the folder as peft wrote it.") from error
     except ValueError as error:
-        raise UserError(
-            f"{path}: damaged ({error}); delete its folder or save it again."
-        ) from error
+        raise UserError(f"{path}: damaged ({error}); copy or save it again.") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path}: not a JSON object; delete its folder or save it again.")
+        raise UserError(f"{path}: not a JSON object; copy or save it again.")
     return value
 
 
