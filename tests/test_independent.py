@@ -92,7 +92,7 @@ def test_entries_train_on_what_they_say() -> None:
         assert given is not None
         assert given.rows == data.rows, name
         rates = {"soft": 8e-3, "text": 7e-3, "text-shuffled": 7e-3, "text-last": 9e-3}
-        assert (found[name].recipe or r).learning_rate == rates.get(name, 1e-3), name
+        assert (found[name].recipe or r).learning_rate == rates.get(name, 5e-4), name
         assert (found[name].vectors is soft) == (name == "soft")
         assert given.slots == (learnable.slots if name == "soft" else data.slots), name
     prompts = found["random-prompts"].data(0)

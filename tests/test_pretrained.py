@@ -169,7 +169,7 @@ def test_a_special_token_beyond_the_embeddings_is_borne_until_a_row_holds_it(
     data.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in pairs))
     common = ["--model", str(folder), "--data", str(data), "--device", "cpu"]
     for verb in (
-        ["train", *common, "--steps", "1", "--out", str(tmp_path / "out")],
+        ["train", *common, "--steps", "1", "--warmup", "0", "--out", str(tmp_path / "out")],
         ["evaluate", *common],
         ["select", *common, "--method", "random", "--out", str(tmp_path / "out")],
     ):

@@ -40,6 +40,7 @@ from nacd.selection.less import (
 )
 from nacd.selection.method import Task, forward_flops
 from nacd.selection.rounds import round_robin
+from nacd.student import LEARNING_SEED
 from tiny import ROWS, tiny_tokenizer
 
 RECIPE = Recipe(batch_size=4, learning_rate=3e-3)
@@ -233,7 +234,7 @@ def test_the_warm_up_is_torch_adamw_and_its_weights_the_mean_rates(
         checkpoints = warm_up(asked)
     rows = [prepared.train.rows[i] for i in warm_up_rows(asked)]
     assert len(rows) == 10
-    model.write(model.fresh_theta(0))
+    model.write(model.fresh_theta(LEARNING_SEED))
     parameters = [p for p in model.hf.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.0)
     schedule = get_linear_schedule_with_warmup(optimizer, 1, 9)
