@@ -192,8 +192,8 @@ def test_which_objective_predicts_goes_on_where_it_stopped(
 ) -> None:
     for draws in ("3", "5"):
         before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("out/**/*.json")}
-        lines = script("predict.py", "--draws", draws)
-        assert f"{draws} draws of 4" in lines[-1]
+        lines = script("predict.py", "--draws", draws, "--rows", "12")
+        assert f"{draws} draws of 12" in lines[-1]
         assert all(file.stat().st_mtime_ns == then for file, then in before.items())
     names = [line.split("  ")[0] for line in lines[1:-1]]
     assert names[0] == "target"
