@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from nacd.data import Example, read_examples
+from nacd.data import Example, hub_license, read_examples
 from nacd.errors import UserError
 
 ROWS = [
@@ -423,3 +423,24 @@ def test_a_file_is_read_line_by_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("nacd.data.json_rows._by_file", whole)
     assert len(read_examples(path)) == 6000
+
+
+def test_a_split_of_a_folder_is_read_from_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by its name from what the hub's client has kept of another folder, or of older files."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "data" / "mine"
+    folder.mkdir(parents=True)
+    for text in ("one", "two"):
+        for split in ("train", "test"):
+            row = json.dumps({"prompt": split, "completion": text})
+            (folder / f"{split}.jsonl").write_text(row)
+        for name, split in (("data/mine", "train"), ("data/mine::test", "test")):
+            (example,) = read_examples(name)
+            assert (example.prompt, example.response) == (split, text)
+    with pytest.raises(UserError, match=r"has no configurations.* data/mine::test$"):
+        read_examples("data/mine:english:test")
+    with pytest.raises(UserError, match=r"without a dev\.jsonl"):
+        read_examples("data/mine::dev")
+    assert hub_license("data/mine::test") == ""

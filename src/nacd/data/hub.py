@@ -26,7 +26,7 @@ def hub_rows(name: str, split: str, flag: str) -> Iterator[tuple[str, Any]]:
     """
     import datasets
 
-    identifier, config, own = _parts(name)
+    identifier, config, own = hub_parts(name)
     split = own or split
     try:
         loaded = datasets.load_dataset(identifier, config or None, split=split)
@@ -58,7 +58,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
 
 
-def _parts(name: str) -> tuple[str, str, str]:
+def hub_parts(name: str) -> tuple[str, str, str]:
     """(data set, configuration, split) of a hub name; empty where it says none."""
     identifier, _, rest = name.partition(":")
     config, _, split = rest.partition(":")
@@ -74,8 +74,9 @@ def hub_license(data: str) -> str:
     """
     from huggingface_hub import HfApi
 
-    identifier, _, _ = _parts(data)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", identifier) or Path(data).expanduser().exists():
+    identifier, _, _ = hub_parts(data)
+    here = any(Path(name).expanduser().exists() for name in (data, identifier))
+    if here or not re.fullmatch(r"[\w.-]+/[\w.-]+", identifier):
         return ""
     try:
         card = HfApi().dataset_info(identifier, timeout=PATIENCE).card_data

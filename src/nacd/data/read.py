@@ -16,7 +16,7 @@ from typing import Any
 from nacd.data.choices import Answers, ChoiceForm
 from nacd.data.csv_rows import csv_rows
 from nacd.data.example import Example
-from nacd.data.hub import hub_rows
+from nacd.data.hub import hub_parts, hub_rows
 from nacd.data.json_rows import json_rows
 from nacd.data.parquet_rows import parquet_rows
 from nacd.data.schema import recognise
@@ -48,8 +48,8 @@ def read_examples(
     Args:
         data: path of a .jsonl, .json, .csv, .tsv or .parquet file, perhaps compressed (.gz); a
             pattern of such paths (`shards/*.jsonl`); a folder that holds `<split>.<suffix>` or all
-            of `<split>-00000-of-00002.<suffix>`, ...; or a hub id (`owner/name`,
-            `owner/name:config:split`).
+            of `<split>-00000-of-00002.<suffix>`, ... (`folder::split` names another split); or a
+            hub id (`owner/name`, `owner/name:config:split`).
         choice_form: how a multiple-choice row becomes text: the question alone with the right
             answer's text (`cloze`), or the lettered options with the right letter (`letter`).
         answers: how a multiple-choice row names its answer, see `nacd.data.choices.answered`.
@@ -92,6 +92,15 @@ def _files(name: str, split: str, flag: str) -> list[tuple[Path, str]]:
             return [(file, str(file)) for file in _split_files(path, split, flag)]
         if path.is_file():
             return [(path, name)]
+        identifier, config, own = hub_parts(name)
+        folder = Path(identifier).expanduser()
+        if identifier != name and folder.is_dir():  # the hub's client would read it by its name
+            if config:
+                raise UserError(
+                    f"{flag} {name}: {identifier} is a folder here, and has no configurations. "
+                    f"Name its split alone: {identifier}::{own or config}"
+                )
+            return [(file, str(file)) for file in _split_files(folder, own or split, flag)]
         there = path.exists()
     except (OSError, RuntimeError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
