@@ -218,7 +218,7 @@ class SelectionConfig:
     tries: int = 16
     """`best-of`: random draws that are trained on."""
     judge: Literal["auto", "target", "train"] = "auto"
-    """`best-of`: rows whose loss ranks the draws: target rows, or 256 training rows set aside.
+    """`best-of`, `swaps`: rows whose loss decides: target rows, or 256 training rows set aside.
     `auto`: target rows where --target names them, else training rows."""
     warmup_share: float = 0.05
     """`less`: share of the training rows that the warm-up trains on."""
@@ -226,12 +226,16 @@ class SelectionConfig:
     """`less`: epochs of the warm-up; each ends with a checkpoint that features are taken at."""
     projection_dim: int = 8192
     """`less`: length that gradients are projected to."""
+    minutes: float = 30.0
+    """`swaps`: time of the search, all calls together; more of it goes on from where it ended."""
+    swaps_from: str = "random"
+    """`swaps`: the rows that it begins with: `random`, or another method."""
     weight_passes: int = 2
     """`trajectory`: how often every row is weighed, each time among other rows."""
 
 
 def with_judge(selection: SelectionConfig, data: DataConfig) -> SelectionConfig:
-    """The settings of a choice with the judge of `best-of` named."""
+    """The settings of a choice with the judge of `best-of` and `swaps` named."""
     if selection.judge != "auto":
         return selection
     return dataclasses.replace(selection, judge="target" if data.target else "train")

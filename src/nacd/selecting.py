@@ -40,7 +40,8 @@ class SelectConfig:
     out: Path = Path("runs/select")
     """Run folder; the same command again goes on where it stopped."""
     method: str = "rds+"
-    """`random`, `best-of`, `longest`, `kcenter`, `bm25`, `rds+`, `less` or `trajectory`."""
+    """`random`, `best-of`, `swaps`, `longest`, `kcenter`, `bm25`, `rds+`, `less` or
+    `trajectory`."""
     budget: str = "5%"
     """What is chosen: rows (`112`), a percentage (`5%`) or tokens (`20000t`)."""
     seed: int = 0

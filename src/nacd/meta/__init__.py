@@ -21,7 +21,7 @@ from nacd.meta.engines import (
     make_engine,
 )
 from nacd.meta.update import State, clip, initial_state, step, step_vjp
-from nacd.meta.weights import weight_gradient
+from nacd.meta.weights import unvisited, weight_gradient
 
 __all__ = [
     "PASSES",
@@ -45,5 +45,6 @@ __all__ = [
     "step_vjp",
     "sweep",
     "unrolled_meta_gradient",
+    "unvisited",
     "weight_gradient",
 ]

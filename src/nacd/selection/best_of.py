@@ -9,23 +9,17 @@ against this. The choice is as good as the judge: some dozens of rows rank draws
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
-from nacd.config import budget_rows
-from nacd.data import Encoded, training_order
+from nacd.data import training_order
 from nacd.errors import UserError
 from nacd.files import finite, read_json, write_json
 from nacd.selection.choice import take
 from nacd.selection.filters import filtered
+from nacd.selection.judges import judged_by, judges_of
 from nacd.selection.method import Ranking, Task, forward_flops
 from nacd.selection.random import random_order
 from nacd.student import LEARNING_SEED, mean_nll, plain, train_student
-
-JUDGES = 256
-"""Training rows set aside to judge; at most a quarter of all."""
-JUDGES_SEED = 499
-"""They are the first of a random order by this seed, beyond --seed."""
 
 
 def best_of(task: Task) -> Ranking:
@@ -38,7 +32,7 @@ def best_of(task: Task) -> Ranking:
             holds draws made with other settings.
     """
     model, rows = task.prepared.model, list(task.prepared.train.rows)
-    judges, aside = _judges(task)
+    judges, aside = judges_of(task, "best-of")
     found, flops = _read(task), 0.0
     losses: list[float | None] = found["losses"]
     draws: list[list[int]] = []
@@ -74,35 +68,9 @@ def best_of(task: Task) -> Ranking:
     return Ranking([*best, *rest], None, flops, filtered=True)
 
 
-def _judges(task: Task) -> tuple[Sequence[Encoded], set[int]]:
-    """The rows whose loss ranks the draws, and the training rows that are or equal one of them.
-
-    Raises:
-        UserError: the budget takes rows that are set aside.
-    """
-    if task.config.judge == "target":
-        return task.prepared.target.rows, set()
-    rows = list(task.prepared.train.rows)
-    order = random_order(len(rows), task.seed + JUDGES_SEED)
-    count = min(JUDGES, len(rows) // 4)
-    digests = [example.digest for example in task.prepared.train.examples]
-    judging = {digests[i] for i in order[:count]}
-    aside = {i for i, digest in enumerate(digests) if digest in judging}
-    free = [i for i in order[::-1] if i not in aside]
-    wanted = len(budget_rows(task.budget, rows, [*free, *sorted(aside)]))
-    if not count or wanted > len(free):
-        raise UserError(
-            f"--method best-of: --budget {task.budget} takes {wanted} of {len(rows)} training "
-            f"rows, and {max(1, len(aside))} are set aside to judge by; give a smaller one, or "
-            "--judge target."
-        )
-    return [rows[i] for i in order[:count]], aside
-
-
 def _about(task: Task) -> str:
-    judge = "target rows" if task.config.judge == "target" else "training rows set aside"
     return (
-        f"rows {task.rows_digest()}, budget {task.budget}, seed {task.seed}, judged by {judge}, "
+        f"rows {task.rows_digest()}, budget {task.budget}, seed {task.seed}, {judged_by(task)}, "
         f"filters {task.config.dedup:g} {task.config.stratify}, {task.recipe}"
     )
 

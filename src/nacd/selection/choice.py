@@ -48,6 +48,10 @@ METHODS: dict[str, MethodEntry] = {
         "nacd.selection.best_of",
         orders=True,
     ),
+    "swaps": MethodEntry(
+        "a random draw with rows swapped for worthier ones, as long as time allows",
+        "nacd.selection.swaps",
+    ),
     "longest": MethodEntry("the longest responses", "nacd.selection.longest"),
     "kcenter": MethodEntry("rows spread over the hidden states", "nacd.selection.kcenter"),
     "bm25": MethodEntry(
@@ -101,6 +105,11 @@ def check_method(method: str, config: SelectionConfig, flag: str = "--method") -
             f"--warmup-share {config.warmup_share:g}: a share of the rows, must be above 0 and at "
             "most 1."
         )
+    if not 0 < config.minutes < math.inf:
+        raise UserError(f"--minutes {config.minutes:g}: must be above 0.")
+    if config.swaps_from == "swaps" or config.swaps_from not in METHODS:
+        others = ", ".join(name for name in METHODS if name != "swaps")
+        raise UserError(f"--swaps-from {config.swaps_from}: give one of {others}.")
     for name in ("tries", "warmup_epochs", "projection_dim", "weight_passes"):
         if getattr(config, name) < 1:
             raise UserError(
@@ -120,7 +129,7 @@ def check_rows(
     Raises:
         UserError: no target rows for a method that looks at them, or no groups to stratify by.
     """
-    judged = method == "best-of" and config.judge == "target"
+    judged = method in ("best-of", "swaps") and config.judge == "target"
     if (METHODS[method].needs_target or judged) and not len(target):
         raise UserError(
             f"{flag} {method}: needs target rows, and there are none: raise --target-rows, or name "

@@ -1,0 +1,276 @@
+"""Real rows by a search: rows of a set are swapped for worthier ones, as long as time allows.
+
+The search is `nacd.selection.swapping`; here is the model that it trains and weighs rows with. A
+row is weighed by carrying the loss on other rows back through the last epoch of a training by the
+recipe (`nacd.meta.unvisited`): that is where meta-gradients agree over orders (docs/results.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from nacd.config import parse_budget
+from nacd.data import Encoded, bucketed, collate, training_order
+from nacd.distillation.objectives import target_objective
+from nacd.errors import UserError
+from nacd.evaluation import RowNll, response_nll
+from nacd.files import read_json, write_json
+from nacd.meta import FirstOrder, InnerLoop, Start, initial_state, unvisited
+from nacd.models import LoraModel
+from nacd.recipe import Recipe
+from nacd.run import RunFolder
+from nacd.selection.choice import rank, take
+from nacd.selection.filters import filtered
+from nacd.selection.judges import judged_by, judges_of
+from nacd.selection.method import Ranking, Task, forward_flops
+from nacd.selection.random import random_order
+from nacd.selection.swapping import Search, Swapped
+from nacd.student import LEARNING_SEED, plain, train_student
+
+OBJECTIVE_ROWS = 128
+"""Training rows whose loss a row is weighed by, others in every round."""
+PROBES = 4
+"""Steps of the last epoch at which rows are weighed, each row at one of them."""
+BATCH = 24
+"""Rows of a forward pass that weighs."""
+EPS = 2e-3
+WEIGH_EPS = 5e-3
+"""Distance at which a row is weighed; its two losses must differ by more than rounding."""
+TRIM = 0.01
+LENGTHS = 10
+"""Classes of response lengths: a row is swapped for one of its class."""
+
+
+class ModelSource:
+    """A model that trains on rows by a recipe, and weighs others.
+
+    Args:
+        model: the model; its LoRA is overwritten.
+        recipe: of every training; always shuffled.
+        rows: all rows, as chosen rows are trained on.
+        judges: rows whose loss decides.
+        objective: rows whose loss weighs; None: training rows, others every time.
+        aside: rows that must not weigh.
+    """
+
+    def __init__(
+        self,
+        model: LoraModel,
+        recipe: Recipe,
+        rows: Sequence[Encoded],
+        judges: Sequence[Encoded],
+        objective: Sequence[Encoded] | None,
+        aside: set[int],
+    ):
+        self.model, self.recipe = model, replace(recipe, shuffle=True)
+        self.rows, self.judges, self.objective, self.aside = rows, judges, objective, aside
+        self.flops = 0.0
+
+    def nll(self, rows: Sequence[int], seed: int) -> RowNll:
+        """NLL of the judging rows after a training on `rows`.
+
+        Raises:
+            UserError: the training diverged.
+        """
+        model, pad = self.model, self.model.tokenizer.pad_token_id
+        theta = train_student(model, self.recipe, plain([self.rows[i] for i in rows], pad), seed)
+        found = response_nll(model, theta, self.judges)
+        trained = self.recipe.epochs * sum(len(self.rows[i]) for i in rows)
+        self.flops += forward_flops(model, 2 * trained + sum(len(row) for row in self.judges))
+        self._check(bool(np.isfinite(found.nll).all()))
+        return found
+
+    def worth(self, rows: Sequence[int], seed: int, beside: Sequence[int]) -> list[float]:
+        """What each of `beside` is worth late in a training on `rows`, at weight 0.
+
+        Standardised among the rows that were weighed at the same step.
+
+        Raises:
+            UserError: the training diverged.
+        """
+        model, recipe, pad = self.model, self.recipe, self.model.tokenizer.pad_token_id
+        judging = self._objective_rows(rows, seed, beside)
+        total = recipe.total_steps(len(rows))
+        order = training_order(len(rows), recipe.batch_size, total, seed)
+        batches = [collate([self.rows[rows[i]] for i in where], pad) for where in order]
+        window = min(total, math.ceil(len(rows) / recipe.batch_size))
+        loop, theta = InnerLoop(model, recipe, total), model.fresh_theta(seed)
+        log_rate = torch.tensor(math.log(recipe.learning_rate), device=model.device)
+        start = Start(theta, initial_state(recipe, theta))
+        at, _ = loop.run(start, batches[: total - window], log_rate, None)
+        # not near the end, where the rate is nearly 0 and nothing is worth anything
+        steps = sorted({round(x) for x in np.linspace(0, max(0, window - 4), PROBES)})
+        places = [
+            [j for j in range(len(beside)) if j % len(steps) == number]
+            for number in range(len(steps))
+        ]
+        places = [sorted(js, key=lambda j: len(self.rows[beside[j]])) for js in places]
+        candidates = {
+            step: [
+                collate([self.rows[beside[j]] for j in js[k : k + BATCH]], pad)
+                for k in range(0, len(js), BATCH)
+            ]
+            for step, js in zip(steps, places, strict=True)
+            if js
+        }
+        swept, found = unvisited(
+            loop,
+            at,
+            batches[total - window :],
+            log_rate,
+            target_objective(model, bucketed(judging, 16, pad, model.device)),
+            FirstOrder(EPS, central=False),
+            candidates,
+            eps=WEIGH_EPS,
+            trim=TRIM,
+        )
+        worth = np.zeros(len(beside))
+        for step, js in zip(steps, places, strict=True):
+            if js:
+                mine = -found[step].cpu().double().numpy()
+                worth[js] = (mine - mine.mean()) / (mine.std() + 1e-12)
+        late = sum(batch.tokens for batch in batches[total - window :])
+        seen = sum(batch.tokens for batch in batches) + late + sum(len(row) for row in judging)
+        weighed = sum(len(self.rows[i]) for i in beside)
+        self.flops += forward_flops(model, 2 * seen + 2 * weighed)
+        self._check(math.isfinite(swept.value) and bool(np.isfinite(worth).all()))
+        return worth.tolist()
+
+    def _objective_rows(
+        self, rows: Sequence[int], seed: int, beside: Sequence[int]
+    ) -> Sequence[Encoded]:
+        if self.objective is not None:
+            return self.objective
+        used = {*rows, *beside} | self.aside
+        free = [i for i in random_order(len(self.rows), seed) if i not in used]
+        return [self.rows[i] for i in free[:OBJECTIVE_ROWS]] or self.judges
+
+    def _check(self, finite: bool) -> None:
+        if not finite:
+            raise UserError(
+                f"--method swaps: training diverges at --learning-rate "
+                f"{self.recipe.learning_rate:g}; give a smaller one."
+            )
+
+
+def swaps(task: Task) -> Ranking:
+    """The rows of the best set found, then all others; goes on where it was stopped.
+
+    Raises:
+        UserError: a training diverged, too few rows to swap, or the folder holds a search with
+            other settings.
+    """
+    train = task.prepared.train
+    judges, aside = judges_of(task, "swaps")
+    rows = [task.trained_row(i) for i in range(len(train))]
+    free = filtered(
+        (i for i in random_order(len(rows), task.seed) if i not in aside), train, task.config
+    )
+    pool = list(free)
+    start = _start(task, pool)
+    if len(start) < 2:
+        raise UserError(
+            f"--method swaps: --budget {task.budget} is one row, and a round trains on what it "
+            "leaves; give a larger one."
+        )
+    if len(start) >= len(pool):
+        raise UserError(
+            f"--method swaps: --budget {task.budget} takes all of the {len(pool)} rows that may "
+            "be chosen, and none is left to swap in; give a smaller one."
+        )
+    _claim(task)
+    source = ModelSource(
+        task.prepared.model,
+        task.recipe,
+        rows,
+        judges,
+        task.prepared.target.rows if task.config.judge == "target" else None,
+        aside,
+    )
+    kind, number = parse_budget(task.budget)
+    search = Search(
+        [source],
+        start,
+        pool,
+        stratum=_strata(task, rows),
+        lengths=[len(row) for row in train.rows],
+        most=int(number) if kind == "tokens" else None,
+        seed=LEARNING_SEED + task.seed,
+        folder=RunFolder(task.folder),
+        progress=task.progress,
+    )
+    found = search.run(task.config.minutes)
+    task.progress.say(summary(found, len(start)))
+    scores = np.full(len(rows), np.nan)
+    for row, score in found.scores.items():
+        scores[row] = score
+    chosen = set(found.rows)
+    # the longest of the rest next: it does not fit what a budget of tokens leaves
+    rest = sorted(set(range(len(rows))) - chosen, key=lambda i: -len(train.rows[i]))
+    return Ranking([*found.rows, *rest], scores, found.flops, filtered=True)
+
+
+def summary(found: Swapped, size: int) -> str:
+    """What a search found, in a sentence."""
+    where = f"swaps: {found.rounds} rounds in {found.seconds / 60:.0f} minutes"
+    if found.judged is None or not found.changed:
+        return f"{where}; no swap was better than the starting rows, which are kept."
+    judged = found.judged
+    interval = "" if judged.interval is None else f" ± {judged.interval:.3f}"
+    return (
+        f"{where}; {found.changed} of {size} rows swapped, NLL of the judging rows "
+        f"{judged.first:.3f} against {judged.second:.3f} with the starting rows "
+        f"({judged.difference:+.3f}{interval})."
+    )
+
+
+def _start(task: Task, pool: list[int]) -> list[int]:
+    """The set that the search begins with."""
+    method = task.config.swaps_from
+    if method == "random":
+        return take(task.budget, list(task.prepared.train.rows), pool)
+    folder = task.folder / "start"
+    order = rank(replace(task, folder=folder), method, "--swaps-from").order
+    allowed = set(pool)
+    return take(task.budget, list(task.prepared.train.rows), (i for i in order if i in allowed))
+
+
+def _strata(task: Task, rows: Sequence[Encoded]) -> list[int]:
+    """Every row's class: of its response's length and, with --stratify, its group."""
+    lengths = np.array([row.response_tokens for row in rows])
+    borders = np.unique(np.quantile(lengths, np.linspace(0, 1, LENGTHS + 1)[1:-1]))
+    classes = np.digitize(lengths, borders).tolist()
+    if not task.config.stratify:
+        return classes
+    groups = [example.group for example in task.prepared.train.examples]
+    numbers = {group: number for number, group in enumerate(sorted(set(groups)))}
+    return [LENGTHS * numbers[g] + c for g, c in zip(groups, classes, strict=True)]
+
+
+def _claim(task: Task) -> None:
+    """Check that the folder's rounds are of these rows and settings, or write down that they are.
+
+    Raises:
+        UserError: they are of others.
+    """
+    file = task.folder / "search.json"
+    now = {
+        "of": (
+            f"rows {task.rows_digest()}, budget {task.budget}, seed {task.seed}, "
+            f"{judged_by(task)}, from {task.config.swaps_from}, "
+            f"filters {task.config.dedup:g} {task.config.stratify}, {task.recipe}"
+        ),
+        "tokens": task.tokens_digest(),
+    }
+    if not file.is_file():
+        write_json(file, now)
+    elif (found := read_json(file)) != now:
+        raise UserError(
+            f"{file}: made with other settings ({found['of']}); delete its folder, or choose "
+            "another --out."
+        )
