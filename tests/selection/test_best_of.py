@@ -21,6 +21,7 @@ from nacd.recipe import Recipe
 from nacd.run import RunFolder
 from nacd.selection import best_of as module
 from nacd.selection import choose
+from nacd.selection import judges as judges_module
 from nacd.selection.best_of import best_of
 from nacd.selection.filters import stratified
 from nacd.selection.method import Task
@@ -99,14 +100,14 @@ def test_training_rows_set_aside_judge_every_draw(
     monkeypatch.setattr(module, "train_student", train)
     monkeypatch.setattr(module, "mean_nll", judge)
     order = list(best_of(task(prepared, tmp_path / "a", judge="train")).order)
-    own = random_order(30, module.JUDGES_SEED)[:7]  # at most a quarter
+    own = random_order(30, judges_module.JUDGES_SEED)[:7]  # at most a quarter
     assert judged == [own] * 5
     free = [[i for i in random_order(30, 1_000_003 * n) if i not in own][:6] for n in range(5)]
     assert drawn == free
     assert order[:6] == free[2]
     assert sorted(order) == [*range(30)]
     judged.clear()
-    monkeypatch.setattr(module, "JUDGES", 3)
+    monkeypatch.setattr(judges_module, "JUDGES", 3)
     best_of(task(prepared, tmp_path / "b", judge="train", budget="27"))
     assert judged == [own[:3]] * 5
     with pytest.raises(UserError, match=r"28 of 30 training rows, and 3 are set aside to judge by"):
@@ -202,7 +203,7 @@ def test_a_copy_of_a_judge_is_in_no_draw(
     monkeypatch.setattr(module, "train_student", lambda _, __, data, ___: drawn.extend(data.rows))
     monkeypatch.setattr(module, "mean_nll", lambda *_: 1.0)
     asked = task(replace(prepared, train=twice), tmp_path, judge="train", budget="20")
-    judges, aside = module._judges(asked)
+    judges, aside = judges_module.judges_of(asked, "best-of")
     assert len(judges) == 15
     assert len(aside) > 15
     best_of(asked)

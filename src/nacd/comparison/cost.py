@@ -24,7 +24,7 @@ from nacd.meta import PASSES, initial_state, step
 from nacd.prepare import Prepared
 from nacd.recipe import Recipe
 from nacd.selection import METHODS
-from nacd.selection.best_of import JUDGES
+from nacd.selection.judges import JUDGES
 from nacd.units import duration
 
 FORWARD = 0.4
