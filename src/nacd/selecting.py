@@ -5,7 +5,7 @@ Same splits, same budget and same form of rows as `nacd distill`, so that the tw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -81,14 +81,17 @@ class Selected:
     """Seconds that choosing took, loading the model aside."""
     flops: float
     """Floating-point operations spent on the model, see `nacd.selection.forward_flops`."""
+    measured: Mapping[str, str]
+    """What the method measured of its choice, in words, by a label."""
 
     @property
     def summary(self) -> str:
         """The outcome in one plain sentence."""
-        return (
+        chose = (
             f"{self.method} chose {len(self.rows)} of {self.of} training rows ({self.tokens} "
             f"tokens) in {self.seconds:.1f} s and {self.flops:.2g} FLOPs."
         )
+        return " ".join([chose, *(f"{k}: {v}." for k, v in self.measured.items())])
 
 
 def select(
@@ -108,7 +111,7 @@ def select(
     config.check()
     splits = read_splits(config.data) if splits is None else splits
     check_rows(config.method, config.selection, splits.train, splits.target)
-    folder = open_run(config, splits, free=("out",))
+    folder = open_run(config, splits, free=("out", "selection.minutes"))
     prepared = prepare(config.model, config.data, progress.say, splits, folder.memory)
     config.recipe.check_rows(len(draw(prepared.train, config.budget, config.seed)))
     task = Task(
@@ -131,6 +134,7 @@ def select(
         len(prepared.train),
         chosen["seconds"],
         chosen["flops"],
+        chosen.get("measured", {}),
     )
     _export(config, prepared, result, progress.say)
     write_json(
@@ -150,6 +154,7 @@ def select(
             "tokens": result.tokens,
             "seconds": result.seconds,
             "flops": result.flops,
+            "measured": [[label, value] for label, value in result.measured.items()],
             "sizes": prepared.sizes,
             "template": prepared.template.describe(),
         },
@@ -185,6 +190,7 @@ def _export(config: SelectConfig, prepared: Prepared, result: Selected, say: Say
         config.model,
         in_order=in_order,
         seed=config.seed,
+        measured="\n".join(f"- {label}: {value}" for label, value in result.measured.items()),
     )
     for line in chain.from_iterable(read_otherwise(rows).values()):
         say(line)

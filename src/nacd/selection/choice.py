@@ -39,6 +39,8 @@ class MethodEntry:
     """A package of the extra `select` that it needs."""
     orders: bool = False
     """Whether it chose the order of its rows, too, as one to train in."""
+    anytime: bool = False
+    """Whether it searches for --minutes, and goes on when it is given more."""
 
 
 METHODS: dict[str, MethodEntry] = {
@@ -51,6 +53,7 @@ METHODS: dict[str, MethodEntry] = {
     "swaps": MethodEntry(
         "a random draw with rows swapped for worthier ones, as long as time allows",
         "nacd.selection.swaps",
+        anytime=True,
     ),
     "longest": MethodEntry("the longest responses", "nacd.selection.longest"),
     "kcenter": MethodEntry("rows spread over the hidden states", "nacd.selection.kcenter"),
@@ -225,7 +228,8 @@ def choose_once(
 
     Returns:
         `method`, `rows` (indices, best first), their `digests` and `scores` (None: no such),
-        `seconds` (of interrupted calls too) and `flops` spent on choosing.
+        `seconds` (of interrupted calls too) and `flops` spent on choosing, what was `measured`,
+        and the `minutes` that a search was given (None: it is none).
     """
 
     def make() -> dict[str, Any]:
@@ -247,9 +251,14 @@ def choose_once(
             ],
             "seconds": before + time.perf_counter() - began,
             "flops": chosen.ranking.flops,
+            "minutes": task.config.minutes if METHODS[method].anytime else None,
+            "measured": dict(chosen.ranking.measured),
         }
 
     found = run.once(name, make)
+    if (found.get("minutes") or math.inf) < task.config.minutes:
+        (run.path / f"{name}.json").unlink()
+        found = run.once(name, make)
     examples = task.prepared.train.examples
     now = [examples[i].digest if i < len(examples) else "" for i in found["rows"]]
     if now != found["digests"]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -74,6 +74,8 @@ class Ranking:
     """Floating-point operations spent on the model, see `forward_flops`."""
     filtered: bool = False
     """Whether the order has been through the task's filters already."""
+    measured: Mapping[str, str] = field(default_factory=dict)
+    """What the method measured of its choice, in words, by a label."""
 
 
 class Method(Protocol):

@@ -82,6 +82,8 @@ class Judged:
     """NLL of the first set."""
     second: float
     """NLL of the second set."""
+    trainings: int
+    """Of either set."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,7 @@ def against(pairs: Sequence[Sequence[tuple[RowNll, RowNll]]]) -> Judged:
         t_interval(differences.tolist()),
         float(np.linalg.norm(errors) / len(errors)),
         *(float(x) for x in means.mean(0)),
+        len(means),
     )
 
 

@@ -172,7 +172,9 @@ def swaps(task: Task) -> Ranking:
         (i for i in random_order(len(rows), task.seed) if i not in aside), train, task.config
     )
     pool = list(free)
-    start = _start(task, pool)
+    folder = RunFolder(task.folder)
+    _claim(task)
+    start: list[int] = folder.once("start", lambda: {"rows": _start(task, pool)})["rows"]
     if len(start) < 2:
         raise UserError(
             f"--method swaps: --budget {task.budget} is one row, and a round trains on what it "
@@ -183,7 +185,6 @@ def swaps(task: Task) -> Ranking:
             f"--method swaps: --budget {task.budget} takes all of the {len(pool)} rows that may "
             "be chosen, and none is left to swap in; give a smaller one."
         )
-    _claim(task)
     source = ModelSource(
         task.prepared.model,
         task.recipe,
@@ -201,32 +202,38 @@ def swaps(task: Task) -> Ranking:
         lengths=[len(row) for row in train.rows],
         most=int(number) if kind == "tokens" else None,
         seed=LEARNING_SEED + task.seed,
-        folder=RunFolder(task.folder),
+        folder=folder,
         progress=task.progress,
     )
     found = search.run(task.config.minutes)
-    task.progress.say(summary(found, len(start)))
     scores = np.full(len(rows), np.nan)
     for row, score in found.scores.items():
         scores[row] = score
     chosen = set(found.rows)
     # the longest of the rest next: it does not fit what a budget of tokens leaves
     rest = sorted(set(range(len(rows))) - chosen, key=lambda i: -len(train.rows[i]))
-    return Ranking([*found.rows, *rest], scores, found.flops, filtered=True)
-
-
-def summary(found: Swapped, size: int) -> str:
-    """What a search found, in a sentence."""
-    where = f"swaps: {found.rounds} rounds in {found.seconds / 60:.0f} minutes"
-    if found.judged is None or not found.changed:
-        return f"{where}; no swap was better than the starting rows, which are kept."
-    judged = found.judged
-    interval = "" if judged.interval is None else f" ± {judged.interval:.3f}"
-    return (
-        f"{where}; {found.changed} of {size} rows swapped, NLL of the judging rows "
-        f"{judged.first:.3f} against {judged.second:.3f} with the starting rows "
-        f"({judged.difference:+.3f}{interval})."
+    return Ranking(
+        [*found.rows, *rest], scores, found.flops, filtered=True, measured=measured(task, found)
     )
+
+
+def measured(task: Task, found: Swapped) -> dict[str, str]:
+    """What a search found, in words, by a label."""
+    rows = "target rows" if task.config.judge == "target" else "training rows set aside"
+    spent = f"{found.rounds} rounds and {len(found.checks)} checks in {found.seconds / 60:.0f} min"
+    if found.judged is None or not found.changed:
+        return {"search": spent, "swapped": "no row: no swap was better than the starting rows"}
+    judged, interval = found.judged, ""
+    if judged.interval is not None:
+        interval = f" ± {judged.interval:.3f} (95 % over {judged.trainings} trainings a side)"
+    return {
+        "search": spent,
+        "swapped": f"{found.changed} of {len(found.rows)} rows",
+        f"NLL of the {rows}": (
+            f"{judged.first:.3f}, with the starting rows {judged.second:.3f}: "
+            f"{judged.difference:+.3f}{interval}"
+        ),
+    }
 
 
 def _start(task: Task, pool: list[int]) -> list[int]:

@@ -1,0 +1,117 @@
+"""Do chosen rows train better than random ones, shuffled, on this model and on another?
+
+    python experiments/whole_rows.py --data FOLDER --of runs/swaps runs/best-of
+        [--model smollm2] [--rates 5e-4] [--epochs 4] [--trainings 5] [--out runs/whole-rows]
+
+Trains on the rows that runs of `nacd select` have chosen, on the rows that a search by swaps began
+with, and on random draws, another for each training. The k-th training of every set has the same
+initial values. With several --rates, the one with the lowest loss on development rows after a
+training on a random draw is taken first. The table is of report rows, which neither choosing nor
+tuning has read; intervals are over trainings (Welch's t) and over questions (bootstrap). Each
+training is one JSON file, so that a run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stage import opened, parser
+
+import nacd
+from nacd.evaluation import response_nll
+from nacd.intervals import difference_interval, question_bootstrap
+from nacd.learn import draw
+from nacd.prepare import Prepared
+from nacd.progress import Progress
+from nacd.run import RunFolder
+from nacd.student import TUNING_SEED, mean_nll, plain, train_student
+
+DRAWS = 10_000
+"""Random draws have seeds 10000, 10001, ..., as in a comparison."""
+
+
+def chosen(run: Path, prepared: Prepared) -> dict[str, list[int]]:
+    """Sets of rows of a selection's run folder, by name: what it chose, and what it began with."""
+    kept = json.loads((run / "chosen.json").read_text(encoding="utf-8"))
+    sets = {run.name: kept["rows"]}
+    if (start := run / "selection" / "start.json").is_file():
+        sets[f"{run.name}: starting rows"] = json.loads(start.read_text(encoding="utf-8"))["rows"]
+    places = {e.digest: i for i, e in enumerate(prepared.train.examples)}
+    digests = dict(zip(kept["rows"], kept["digests"], strict=True))
+    if any(places.get(digest) != row for row, digest in digests.items()):
+        raise SystemExit(f"{run}: its rows are not numbered as those of --data are on this model.")
+    return sets
+
+
+def trained(
+    prepared: Prepared, recipe: nacd.Recipe, rows: list[int], seed: int, tuning: bool
+) -> dict[str, Any]:
+    """One training, and the loss on development rows, or of every report row."""
+    pad = prepared.model.tokenizer.pad_token_id
+    data = plain([prepared.train.rows[i] for i in rows], pad)
+    theta = train_student(prepared.model, recipe, data, seed)
+    if tuning:
+        return {"nll": mean_nll(prepared.model, theta, prepared.development.rows)}
+    found = response_nll(prepared.model, theta, prepared.report.rows)
+    return {"nll": [float(x) for x in found.nll], "tokens": [int(n) for n in found.tokens]}
+
+
+def main() -> None:
+    flags = parser(__doc__, rows="112", out="runs/whole-rows")
+    flags.add_argument("--of", type=Path, nargs="+", default=[])
+    flags.add_argument("--rates", type=float, nargs="+", default=[5e-4])
+    flags.add_argument("--epochs", type=float, default=4.0)
+    flags.add_argument("--trainings", type=int, default=5)
+    options = flags.parse_args()
+    progress = Progress()
+    config, prepared = opened(options, progress)
+    folder = RunFolder(options.out)
+    recipe = nacd.Recipe(epochs=options.epochs, shuffle=True)
+    sets: dict[str, list[int]] = {}
+    for run in options.of:
+        sets |= chosen(run, prepared)
+
+    def random(k: int) -> list[int]:
+        return draw(prepared.train, config.budget, DRAWS + k)
+
+    def tried(rate: float) -> float:
+        made = replace(recipe, learning_rate=rate)
+        return folder.once(
+            f"tuning-{rate:g}", lambda: trained(prepared, made, random(100), TUNING_SEED, True)
+        )["nll"]
+
+    rates = options.rates
+    rate = rates[0] if len(rates) == 1 else min(rates, key=tried)
+    recipe = replace(recipe, learning_rate=rate)
+    figures: dict[str, list[np.ndarray]] = {name: [] for name in ("random", *sets)}
+    tokens = np.zeros(0)
+    for k in range(options.trainings):
+        for name in figures:
+            rows = random(k) if name == "random" else sets[name]
+            file = f"{name.replace(': ', '-').replace(' ', '-')}-{rate:g}-{k}"
+            kept = folder.once(file, lambda r=rows, k=k: trained(prepared, recipe, r, k, False))
+            tokens = np.asarray(kept["tokens"])
+            figures[name].append(np.asarray(kept["nll"]))
+            progress.say(f"{name}, training {k + 1}: {figures[name][-1].sum() / tokens.sum():.3f}")
+    print(f"{options.model}, rate {rate:g}, {options.epochs:g} epochs, {len(tokens)} report rows")
+    print(f"{'rows':<26}{'NLL':>7}{'minus random (trainings)':>26}{'questions':>18}{'tokens':>8}")
+    nll = {name: [x.sum() / tokens.sum() for x in found] for name, found in figures.items()}
+    base = np.mean(figures["random"], axis=0)
+    for name, found in figures.items():
+        line = f"{name:<26}{np.mean(nll[name]):7.3f}"
+        if name != "random":
+            half = difference_interval(nll[name], nll["random"]) or math.nan
+            low, high = question_bootstrap(np.mean(found, axis=0) - base, tokens)
+            gap = np.mean(nll[name]) - np.mean(nll["random"])
+            size = sum(len(prepared.train.rows[i]) for i in sets[name])
+            line += f"{gap:+16.3f} ± {half:.3f}  {low:+9.3f} {high:+.3f}{size:8d}"
+        print(line)
+
+
+if __name__ == "__main__":
+    main()
