@@ -37,14 +37,15 @@ DRAWS = 10_000
 
 def chosen(run: Path, prepared: Prepared) -> dict[str, list[int]]:
     """Sets of rows of a selection's run folder, by name: what it chose, and what it began with."""
-    kept = json.loads((run / "chosen.json").read_text(encoding="utf-8"))
-    sets = {run.name: kept["rows"]}
-    if (start := run / "selection" / "start.json").is_file():
-        sets[f"{run.name}: starting rows"] = json.loads(start.read_text(encoding="utf-8"))["rows"]
     places = {e.digest: i for i, e in enumerate(prepared.train.examples)}
-    digests = dict(zip(kept["rows"], kept["digests"], strict=True))
-    if any(places.get(digest) != row for row, digest in digests.items()):
-        raise SystemExit(f"{run}: its rows are not numbered as those of --data are on this model.")
+    sets: dict[str, list[int]] = {}
+    files = {run.name: "chosen.json", f"{run.name}: starting rows": "selection/start.json"}
+    for name, file in files.items():
+        if (run / file).is_file():
+            digests = json.loads((run / file).read_text(encoding="utf-8"))["digests"]
+            sets[name] = [places[digest] for digest in digests if digest in places]
+            if missing := len(digests) - len(sets[name]):
+                print(f"{name}: {missing} rows are too long for this model's tokenizer, or absent")
     return sets
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -174,7 +175,7 @@ def swaps(task: Task) -> Ranking:
     pool = list(free)
     folder = RunFolder(task.folder)
     _claim(task)
-    start: list[int] = folder.once("start", lambda: {"rows": _start(task, pool)})["rows"]
+    start = _start(task, pool, folder)
     if len(start) < 2:
         raise UserError(
             f"--method swaps: --budget {task.budget} is one row, and a round trains on what it "
@@ -236,15 +237,19 @@ def measured(task: Task, found: Swapped) -> dict[str, str]:
     }
 
 
-def _start(task: Task, pool: list[int]) -> list[int]:
-    """The set that the search begins with."""
-    method = task.config.swaps_from
-    if method == "random":
-        return take(task.budget, list(task.prepared.train.rows), pool)
-    folder = task.folder / "start"
-    order = rank(replace(task, folder=folder), method, "--swaps-from").order
-    allowed = set(pool)
-    return take(task.budget, list(task.prepared.train.rows), (i for i in order if i in allowed))
+def _start(task: Task, pool: list[int], folder: RunFolder) -> list[int]:
+    """The set that the search begins with, kept as `start.json`."""
+    method, train = task.config.swaps_from, task.prepared.train
+
+    def make() -> dict[str, Any]:
+        order = pool
+        if method != "random":
+            started = replace(task, folder=task.folder / "start")
+            order = [i for i in rank(started, method, "--swaps-from").order if i in set(pool)]
+        rows = take(task.budget, list(train.rows), order)
+        return {"rows": rows, "digests": [train.examples[i].digest for i in rows]}
+
+    return folder.once("start", make)["rows"]
 
 
 def _strata(task: Task, rows: Sequence[Encoded]) -> list[int]:
