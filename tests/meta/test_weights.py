@@ -14,7 +14,15 @@ from torch import Tensor
 
 from float64 import float64_only
 from nacd.data import Batch
-from nacd.meta import FirstOrder, InnerLoop, Start, initial_state, step, weight_gradient
+from nacd.meta import (
+    FirstOrder,
+    InnerLoop,
+    Start,
+    initial_state,
+    step,
+    unvisited,
+    weight_gradient,
+)
 from nacd.models import LoraModel, ModelConfig, load_model, twice_differentiable
 from nacd.recipe import Recipe
 from tiny import ROWS
@@ -190,3 +198,53 @@ def test_one_sided_is_the_same_to_first_order(models: dict[str, LoraModel]) -> N
     errors = [float((x - central).norm() / central.norm()) for x in (rough, fine)]
     assert 0 < errors[0] < 0.1
     assert errors[1] == pytest.approx(errors[0] / 10, rel=0.3), "the error is linear in eps"
+
+
+@pytest.mark.parametrize("arch", ["llama", "gemma3"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_rows_beside_a_training_against_the_unrolled_graph(
+    models: dict[str, LoraModel], arch: str, name: str
+) -> None:
+    """A row of weight 0 in a batch of a training, through a late window of it."""
+    model, recipe = models[arch], RECIPES[name]
+    loop, steps = InnerLoop(model, recipe, 9), 3
+    log_rate = torch.tensor(math.log(recipe.learning_rate), dtype=torch.float64)
+    theta = model.fresh_theta(3)
+    start = Start(theta, initial_state(recipe, theta))
+    start, _ = loop.run(start, [random_batch(40 + i) for i in range(4)], log_rate, None)
+    noise = torch.randn(theta.shape, generator=torch.Generator().manual_seed(1)).double()
+    goal = start.theta + 0.1 * noise
+    batches = [random_batch(100 + i) for i in range(steps)]
+    beside = {0: [random_batch(7), random_batch(8)], 2: [random_batch(9)]}
+
+    weights = {
+        i: torch.zeros(4 * len(found)).double().requires_grad_() for i, found in beside.items()
+    }
+    x, state = start.theta.detach().requires_grad_(), start.state
+    with twice_differentiable():
+        for i, (k, batch) in enumerate(enumerate(batches, start.count)):
+            loss = token_losses(model, x, batch).sum()
+            for j, other in enumerate(beside.get(i, [])):
+                counts = other.response.sum(1)
+                weight = weights[i][4 * j : 4 * j + 4].repeat_interleave(counts)
+                loss = loss + (weight * token_losses(model, x, other)).sum()
+            (gradient,) = torch.autograd.grad(loss / batch.response.sum(), x, create_graph=True)
+            x, state = step(recipe, x, state, gradient, loop.rate(log_rate, k), k)
+        expected = torch.autograd.grad(((x - goal) ** 2).sum(), [*weights.values()])
+
+    best = math.inf
+    for eps in (1e-3, 1e-4, 1e-5):
+        _, found = unvisited(
+            loop,
+            start,
+            batches,
+            log_rate,
+            lambda x: (float(((x - goal) ** 2).sum()), 2 * (x - goal)),
+            FirstOrder(eps),
+            beside,
+            eps=eps,
+        )
+        a, b = torch.cat([found[0], found[2]]), torch.cat(expected)
+        best = min(best, float((a - b).norm() / b.norm()))
+    assert torch.cat(expected).abs().min() > 0
+    assert best < 1e-6

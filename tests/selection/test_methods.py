@@ -69,7 +69,9 @@ def prepared(tiny_folder: Folder, data: Path) -> Prepared:
 def task(prepared: Prepared, folder: Path, **more: Any) -> Task:
     settings: dict[str, Any] = {
         "recipe": Recipe(batch_size=4, epochs=2),
-        "config": SelectionConfig(warmup_share=0.3, warmup_epochs=2, projection_dim=64),
+        "config": SelectionConfig(
+            warmup_share=0.3, warmup_epochs=2, projection_dim=64, minutes=0.001
+        ),
         "seed": 0,
         "progress": Progress(quiet=True),
         "budget": "5",
@@ -335,7 +337,7 @@ def test_strata_without_groups(prepared: Prepared, tmp_path: Path) -> None:
 
 def test_the_methods_that_there_are() -> None:
     aware = ["bm25", "rds+", "less", "trajectory"]
-    assert list(METHODS) == ["random", "best-of", "longest", "kcenter", *aware]
+    assert list(METHODS) == ["random", "best-of", "swaps", "longest", "kcenter", *aware]
     assert [m for m in METHODS if METHODS[m].needs_target] == aware
     assert [m for m in METHODS if METHODS[m].orders] == ["random", "best-of"]
     assert [m for m in METHODS if METHODS[m].package] == ["bm25"]

@@ -234,4 +234,4 @@ def test_too_little_to_swap(prepared: Prepared, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--budget 1 is one row"):
         choose(replace(task(prepared, tmp_path), budget="1"), "swaps")
     with pytest.raises(UserError, match="takes all of the 48 rows"):
-        choose(replace(task(prepared, tmp_path), budget="48"), "swaps")
+        choose(replace(task(prepared, tmp_path), budget="48", folder=tmp_path / "all"), "swaps")

@@ -168,8 +168,8 @@ def against(pairs: Sequence[Sequence[tuple[RowNll, RowNll]]]) -> Judged:
         float(differences.mean()),
         t_interval(differences.tolist()),
         float(np.linalg.norm(errors) / len(errors)),
-        *(float(x) for x in means.mean(0)),
-        len(means),
+        *means.mean(0).tolist(),
+        trainings=len(means),
     )
 
 

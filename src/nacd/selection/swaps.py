@@ -210,11 +210,11 @@ def swaps(task: Task) -> Ranking:
     scores = np.full(len(rows), np.nan)
     for row, score in found.scores.items():
         scores[row] = score
-    chosen = set(found.rows)
+    chosen = sorted(found.rows, key=lambda i: -found.scores.get(i, -math.inf))
     # the longest of the rest next: it does not fit what a budget of tokens leaves
-    rest = sorted(set(range(len(rows))) - chosen, key=lambda i: -len(train.rows[i]))
+    rest = sorted(set(range(len(rows))) - set(chosen), key=lambda i: -len(train.rows[i]))
     return Ranking(
-        [*found.rows, *rest], scores, found.flops, filtered=True, measured=measured(task, found)
+        [*chosen, *rest], scores, found.flops, filtered=True, measured=measured(task, found)
     )
 
 
