@@ -230,6 +230,10 @@ class SelectionConfig:
     """`swaps`: time of the search, all calls together; more of it goes on from where it ended."""
     swaps_from: str = "random"
     """`swaps`: the rows that it begins with: `random`, or another method."""
+    also: tuple[str, ...] = ()
+    """`swaps`: further models that weigh and judge; what is kept lowers the mean loss of all."""
+    also_rates: tuple[float, ...] = ()
+    """`swaps`: learning rates of the models of --also, in their order; none: --learning-rate."""
     weight_passes: int = 2
     """`trajectory`: how often every row is weighed, each time among other rows."""
 

@@ -21,6 +21,7 @@ from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.run import RunFolder
 from nacd.selection import choose, swapping
+from nacd.selection import swaps as module
 from nacd.selection.method import Task
 from nacd.selection.swapping import Search, Swapped, against, fill
 
@@ -228,6 +229,36 @@ def test_a_search_begins_with_what_another_method_chose(
     assert sorted(found) == sorted(longest)
     with pytest.raises(UserError, match=r"--swaps-from swaps: give one of random, best-of"):
         choose(task(prepared, tmp_path / "c", swaps_from="swaps"), "swaps")
+
+
+def test_two_models_weigh_and_judge(
+    prepared: Prepared, tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The second has its own tokens, and a rate of its own."""
+    second = str(tiny_folder("gemma3"))
+    asked = task(prepared, tmp_path / "both", also=(second,), also_rates=(1e-3,))
+    other: list[Any] = []
+
+    class Spy(module.ModelSource):
+        def __init__(self, *args: Any):
+            super().__init__(*args)
+            other.append(self)
+
+        def worth(self, rows: Sequence[int], seed: int, beside: Sequence[int]) -> list[float]:
+            self.weighed = super().worth(rows, seed, beside)
+            return self.weighed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "ModelSource", Spy)
+        choose(asked, "swaps")
+    first, last = other
+    assert last.model.config.model == second
+    assert (first.recipe.learning_rate, last.recipe.learning_rate) == (5e-3, 1e-3)
+    assert len(first.rows) == len(last.rows) == 48
+    assert len(first.judges) == len(last.judges)
+    assert first.weighed != last.weighed
+    with pytest.raises(UserError, match=r"--also-rates 0\.001: give one for each of the 0 "):
+        choose(task(prepared, tmp_path / "none", also_rates=(1e-3,)), "swaps")
 
 
 def test_too_little_to_swap(prepared: Prepared, tmp_path: Path) -> None:

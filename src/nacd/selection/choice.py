@@ -113,6 +113,14 @@ def check_method(method: str, config: SelectionConfig, flag: str = "--method") -
     if config.swaps_from == "swaps" or config.swaps_from not in METHODS:
         others = ", ".join(name for name in METHODS if name != "swaps")
         raise UserError(f"--swaps-from {config.swaps_from}: give one of {others}.")
+    if config.also_rates and len(config.also_rates) != len(config.also):
+        raise UserError(
+            f"--also-rates {' '.join(f'{rate:g}' for rate in config.also_rates)}: give one for "
+            f"each of the {len(config.also)} models of --also, or none."
+        )
+    for rate in config.also_rates:
+        if not 0 < rate < math.inf:
+            raise UserError(f"--also-rates {rate:g}: must be above 0.")
     for name in ("tries", "warmup_epochs", "projection_dim", "weight_passes"):
         if getattr(config, name) < 1:
             raise UserError(

@@ -8,6 +8,7 @@ recipe (`nacd.meta.unvisited`): that is where meta-gradients agree over orders (
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,14 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from nacd.config import parse_budget
-from nacd.data import Encoded, bucketed, collate, training_order
+from nacd.config import DataConfig, parse_budget
+from nacd.data import Encoded, Splits, bucketed, collate, training_order
 from nacd.distillation.objectives import target_objective
 from nacd.errors import UserError
 from nacd.evaluation import RowNll, response_nll
 from nacd.files import read_json, write_json
 from nacd.meta import FirstOrder, InnerLoop, Start, initial_state, unvisited
 from nacd.models import LoraModel
+from nacd.prepare import prepare
 from nacd.recipe import Recipe
 from nacd.run import RunFolder
 from nacd.selection.choice import rank, take
@@ -43,6 +45,7 @@ EPS = 2e-3
 WEIGH_EPS = 5e-3
 """Distance at which a row is weighed; its two losses must differ by more than rounding."""
 TRIM = 0.01
+PARTS = ("train", "target", "development", "report")
 LENGTHS = 10
 """Classes of response lengths: a row is swapped for one of its class."""
 
@@ -186,17 +189,11 @@ def swaps(task: Task) -> Ranking:
             f"--method swaps: --budget {task.budget} takes all of the {len(pool)} rows that may "
             "be chosen, and none is left to swap in; give a smaller one."
         )
-    source = ModelSource(
-        task.prepared.model,
-        task.recipe,
-        rows,
-        judges,
-        task.prepared.target.rows if task.config.judge == "target" else None,
-        aside,
-    )
+    objective = task.prepared.target.rows if task.config.judge == "target" else None
+    main = ModelSource(task.prepared.model, task.recipe, rows, judges, objective, aside)
     kind, number = parse_budget(task.budget)
     search = Search(
-        [source],
+        [main, *_others(task, aside)],
         start,
         pool,
         stratum=_strata(task, rows),
@@ -235,6 +232,40 @@ def measured(task: Task, found: Swapped) -> dict[str, str]:
             f"{judged.difference:+.3f}{interval}"
         ),
     }
+
+
+def _others(task: Task, aside: set[int]) -> list[ModelSource]:
+    """The models of --also, with the same rows in their own tokens.
+
+    Raises:
+        UserError: one cannot be loaded, or not with these rows.
+    """
+    prepared, config = task.prepared, task.config
+    template = prepared.template
+    written = {"chat": "auto", "custom": template.text or ""}.get(template.name, template.name)
+    parts = {name: getattr(prepared, name).examples for name in PARTS}
+    rates = config.also_rates or [task.recipe.learning_rate] * len(config.also)
+    found = []
+    for name, rate in zip(config.also, rates, strict=True):
+        other = prepare(
+            replace(prepared.model.config, model=name),
+            # rows that the main model takes are short enough
+            DataConfig(template=written, max_tokens=sys.maxsize, target_rows=len(prepared.target)),
+            task.progress.say,
+            Splits(**{part: list(examples) for part, examples in parts.items()}),
+        )
+        theirs = replace(task, prepared=other)
+        found.append(
+            ModelSource(
+                other.model,
+                replace(task.recipe, learning_rate=rate),
+                [theirs.trained_row(i) for i in range(len(other.train))],
+                judges_of(theirs, "swaps")[0],
+                other.target.rows if config.judge == "target" else None,
+                aside,
+            )
+        )
+    return found
 
 
 def _start(task: Task, pool: list[int], folder: RunFolder) -> list[int]:
@@ -276,6 +307,8 @@ def _claim(task: Task) -> None:
             f"rows {task.rows_digest()}, budget {task.budget}, seed {task.seed}, "
             f"{judged_by(task)}, from {task.config.swaps_from}, "
             f"filters {task.config.dedup:g} {task.config.stratify}, {task.recipe}"
+            + "".join(f", also {name}" for name in task.config.also)
+            + "".join(f" {rate:g}" for rate in task.config.also_rates)
         ),
         "tokens": task.tokens_digest(),
     }
