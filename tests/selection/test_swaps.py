@@ -122,7 +122,7 @@ def test_a_stopped_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             raise KeyboardInterrupt
         return worth(*args)
 
-    source.worth = stopping
+    monkeypatch.setattr(source, "worth", stopping)
     with pytest.raises(KeyboardInterrupt):
         search(source, tmp_path / "parts").run(20)
     again = Formula(noise=0.5)
