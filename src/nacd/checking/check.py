@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from nacd.checking.config import FREE, CheckConfig
+from nacd.checking.config import FREE, SWAPPING, CheckConfig
 from nacd.checking.outcome import PARTS, Outcome
 from nacd.checking.plan import Costs, Goal, Sizes, State, goals, next_job, plan, sizes_of
 from nacd.checking.recommended import write_recommended
@@ -207,8 +207,10 @@ def _spent(folder: RunFolder) -> float:
 
 def _costs(config: CheckConfig, prepared: Prepared) -> Costs:
     speed = seconds_per_token(prepared, config.recipe)
-    choosing = {}
-    for method in (method for method in config.methods if method != "best-of"):
+    choosing = {"swaps": 60 * SWAPPING * config.minutes}
+    for method in config.methods:
+        if method in ("best-of", "swaps"):
+            continue
         grid = CompareConfig(
             methods=(method,), budgets=(config.budget,), model=config.model, data=config.data
         )
@@ -311,6 +313,9 @@ def _train(
             costs,
             per_token=speed,
             per_read=seconds[1] / tokens[1],
-            choosing={m: s * speed / first.per_token for m, s in first.choosing.items()},
+            choosing={
+                method: spent if method == "swaps" else spent * speed / first.per_token
+                for method, spent in first.choosing.items()
+            },
         )
     return costs

@@ -15,6 +15,10 @@ FREE = ("out", "minutes", "methods", "alike")
 """Keys that may differ when a check goes on: they add trainings, and change none."""
 
 
+SWAPPING = 0.4
+"""Share of the time that a search by swaps gets, once all that comes before it is done."""
+
+
 @dataclass(frozen=True)
 class CheckConfig:
     """`nacd check`: how many rows does this data set need, and does a choice beat random ones?"""
@@ -25,7 +29,7 @@ class CheckConfig:
     """Size of the small set: rows (`112`), a percentage (`5%`) or tokens (`20000t`)."""
     minutes: float = 10.0
     """Time for all of it, earlier calls included; more of it later adds trainings."""
-    methods: tuple[str, ...] = ("rds+", "best-of", "trajectory")
+    methods: tuple[str, ...] = ("rds+", "best-of", "swaps")
     """Choices held against random rows, as time allows: methods of `nacd select`."""
     alike: float = 0.05
     """A difference counts as none below this share of what training gains over no training."""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from nacd.checking.config import CheckConfig
+from nacd.checking.config import SWAPPING, CheckConfig
 from nacd.checking.plan import DEAR, Job, State
 from nacd.checking.verdict import Measured
 from nacd.config import SelectionConfig, with_judge
@@ -157,7 +157,8 @@ class Trainings:
 
     def _task(self, method: str) -> Task:
         place = (self.folder.path / self._chosen(method)).parent
-        selection = with_judge(SelectionConfig(), self.config.data)
+        selection = SelectionConfig(minutes=SWAPPING * self.config.minutes)
+        selection = with_judge(selection, self.config.data)
         return Task(
             self.prepared,
             self.recipe,
