@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 import yaml
 
-from nacd import files
 from nacd.cli import main
 from nacd.config import (
     DataConfig,
@@ -261,7 +261,7 @@ def test_a_full_disk_and_ctrl_c_lose_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     args = flags(tiny_folder("gpt2"), data, tmp_path / "run")
-    save, calls = files.save_file, 0
+    save, calls = safetensors.torch.save_file, 0
 
     def full(*a: object, **k: object) -> None:
         nonlocal calls
@@ -271,7 +271,7 @@ def test_a_full_disk_and_ctrl_c_lose_nothing(
         save(*a, **k)  # pyright: ignore[reportArgumentType]
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "save_file", full)
+        patch.setattr(safetensors.torch, "save_file", full)
         assert main(args) == 1
     shown = capsys.readouterr().err
     assert "state.safetensors: the disk is full" in shown
@@ -284,7 +284,7 @@ def test_a_full_disk_and_ctrl_c_lose_nothing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "save_file", interrupted)
+        patch.setattr(safetensors.torch, "save_file", interrupted)
         assert main(args) == 130
     assert "the same command goes on" in capsys.readouterr().err
 
@@ -292,7 +292,7 @@ def test_a_full_disk_and_ctrl_c_lose_nothing(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "save_file", too_much)
+        patch.setattr(safetensors.torch, "save_file", too_much)
         assert main(args) == 1
     assert "the device is out of memory. What is done is kept." in capsys.readouterr().err
     assert (tmp_path / "run" / "distill" / "state.safetensors").read_bytes() == state

@@ -9,14 +9,40 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from nacd.data import Answers, Encoded
+from nacd.budget import budget_rows as budget_rows
+from nacd.budget import parse_budget
+from nacd.data.choices import Answers
 from nacd.errors import UserError
-from nacd.models import ModelConfig
 from nacd.recipe import Recipe
 from nacd.settings import check_values
 from nacd.tracking import check_tracker
 
 LADDER = ("zero-shot", "random", "seeds", "random-prompts", "soft", "text", "full")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model is loaded, how, and the LoRA that is put on it."""
+
+    model: str = "smollm2"
+    """Hub id, folder, GGUF file, or `smollm2` (SmolLM2-135M-Instruct out of a Python package)."""
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    """Number format of the frozen weights; LoRA's are never below float32."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention implementation, by its name in transformers."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the model runs; `auto` takes CUDA, then MPS, then the CPU."""
+    lora_rank: int = 8
+    """Rank of the LoRA update."""
+    lora_alpha: float = 16.0
+    """LoRA's numerator: the update is scaled by alpha / rank."""
+    lora_targets: tuple[str, ...] = ("all-linear",)
+    """Names of the modules that get LoRA (`q_proj v_proj`), or `all-linear`."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    micro_tokens: int = 0
+    """Most tokens that go through the model at once (a longer row goes alone); the gradient is the
+    whole batch's. 0: 384 on the CPU, 2048 elsewhere, less where memory is short."""
 
 
 @dataclass(frozen=True)
@@ -327,70 +353,3 @@ class DistillConfig:
                 "(for others: `nacd compare --methods`)."
             )
         parse_budget(self.budget)
-
-
-def parse_budget(text: str) -> tuple[Literal["rows", "share", "tokens"], float]:
-    """A budget's kind and number.
-
-    Raises:
-        UserError: not a budget, 0, or over 100 %.
-    """
-    kind: Literal["rows", "share", "tokens"] = "rows"
-    number = text.strip().lower()
-    if number.endswith("%"):
-        kind, number = "share", number[:-1]
-    else:
-        for ending in ("tokens", "tok", "t"):
-            if number.endswith(ending):
-                kind, number = "tokens", number[: -len(ending)]
-                break
-    form = "give rows (112), a percentage (5%) or tokens (20000t)"
-    try:
-        value = float(number)
-    except ValueError:
-        raise UserError(f"--budget {text}: not a number; {form}.") from None
-    if not 0 < value < math.inf or (kind != "share" and value != int(value)):
-        raise UserError(f"--budget {text}: must be a whole number above 0; {form}.")
-    if kind == "share" and value > 100:
-        raise UserError(f"--budget {text}: over 100 % of the rows; {form}.")
-    return kind, value
-
-
-def budget_rows(text: str, rows: list[Encoded], order: list[int]) -> list[int]:
-    """The first rows of `order` that the budget pays for.
-
-    Args:
-        text: the budget.
-        rows: all training rows.
-        order: row indices, best first.
-
-    Raises:
-        UserError: more rows or tokens than there are.
-    """
-    kind, value = parse_budget(text)
-    if kind == "tokens":
-        total, chosen = 0, []
-        for i in order:
-            if total + len(rows[i]) > value:
-                break
-            total += len(rows[i])
-            chosen.append(i)
-        if len(chosen) == len(order):
-            raise UserError(
-                f"--budget {text}: the {len(order)} training rows have {total} tokens in all; "
-                "nothing is left to distil. Give a smaller budget."
-            )
-        if not chosen:
-            raise UserError(
-                f"--budget {text}: the first row drawn has {len(rows[order[0]])} tokens already; "
-                "give a larger budget."
-            )
-        return chosen
-    count = round(value / 100 * len(order)) if kind == "share" else int(value)
-    if count > len(order):
-        raise UserError(
-            f"--budget {text}: {count} rows asked for, but there are {len(order)} training rows "
-            "(after target, development and report rows are set aside and long ones dropped); give "
-            "a smaller budget, or name files with --target and --heldout."
-        )
-    return order[: max(1, count)]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from nacd.config import DataConfig, DistillConfig, OuterLoopConfig
-from nacd.models import ModelConfig
+from nacd.config import DataConfig, DistillConfig, ModelConfig, OuterLoopConfig
 from nacd.recipe import Recipe
 
 

@@ -10,13 +10,11 @@ import json
 import textwrap
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from nacd.checking.said import checked_lines
+from nacd.command_configs import RunsConfig, ShowConfig
 from nacd.comparison.table import lines as grid_lines
 from nacd.errors import UserError
 from nacd.files import finite
@@ -39,28 +37,6 @@ KINDS = (is_run, is_comparison, is_selection, is_check)
 WIDTH = 80
 DEPTH = 3
 """Folders below the given one that are looked into."""
-
-
-@dataclass(frozen=True)
-class RunsConfig:
-    """The run folders under a folder: state and result of each."""
-
-    folder: tyro.conf.Positional[Path] = Path("runs")
-    """Where to look."""
-    json: bool = False
-    """One JSON list instead of a table."""
-
-
-@dataclass(frozen=True)
-class ShowConfig:
-    """Figures and rows of one run: distilled, chosen, or the table of a comparison."""
-
-    run: tyro.conf.Positional[Path]
-    """Run folder: the --out of `nacd distill`, `select`, `compare` or `check`."""
-    rows: int = 5
-    """Most rows shown, the most changed ones; 0: none."""
-    json: bool = False
-    """One JSON object instead of text; --rows then takes them in order."""
 
 
 def find_runs(folder: Path) -> list[Path]:

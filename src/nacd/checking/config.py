@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nacd.config import DataConfig, DistillConfig, SelectionConfig, parse_budget
+from nacd.budget import parse_budget
+from nacd.config import DataConfig, DistillConfig, ModelConfig, SelectionConfig
 from nacd.errors import UserError
-from nacd.models import ModelConfig
 from nacd.recipe import Recipe
 from nacd.selection import check_method
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from nacd.budget import parse_budget
 from nacd.config import (
     IN_ORDER,
     DataConfig,
     DistillConfig,
     ExpertConfig,
+    ModelConfig,
     OuterLoopConfig,
     SelectionConfig,
-    parse_budget,
 )
 from nacd.errors import UserError
-from nacd.models import ModelConfig
 from nacd.recipe import Recipe
 from nacd.selection import METHODS, check_method
 
