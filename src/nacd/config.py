@@ -7,7 +7,9 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import arg
 
 from nacd.budget import budget_rows as budget_rows
 from nacd.budget import parse_budget
@@ -17,6 +19,7 @@ from nacd.recipe import Recipe
 from nacd.settings import check_values
 from nacd.tracking import check_tracker
 
+_NEEDED = arg(help_behavior_hint="(required; of `nacd evaluate` unless it has --tasks)")
 LADDER = ("zero-shot", "random", "seeds", "random-prompts", "soft", "text", "full")
 
 
@@ -49,7 +52,7 @@ class ModelConfig:
 class ReadConfig:
     """Which rows, and how they are read and rendered."""
 
-    data: str = ""
+    data: Annotated[str, _NEEDED] = ""
     """JSONL, JSON, CSV or Parquet file, a pattern of files (`'shards/*.jsonl'`), or a hub id
     (`owner/name`, `owner/name:config:split`)."""
     columns: tuple[str, ...] = ()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
 import re
+import textwrap
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
@@ -98,3 +102,27 @@ def _value(hint: Any, value: Any, named: str) -> Any:
 def _reasons(error: Any) -> Iterator[str]:
     for found in error.errors():
         yield re.sub(r", (got|unable) .*", "", found["msg"].replace("Input should be", "must be"))
+
+
+def docstrings(kind: type[Any]) -> dict[str, str]:
+    """The string below each field of a dataclass, those of its bases among them."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if dataclasses.is_dataclass(base):
+            found |= _own_docstrings(base)
+    return found
+
+
+def _own_docstrings(kind: type[Any]) -> dict[str, str]:
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for entry, below in pairwise(body.body):
+        if (
+            isinstance(entry, ast.AnnAssign)
+            and isinstance(entry.target, ast.Name)
+            and isinstance(below, ast.Expr)
+            and isinstance(below.value, ast.Constant)
+        ):
+            found[entry.target.id] = inspect.cleandoc(str(below.value.value))
+    return found
