@@ -51,7 +51,7 @@ def data(tmp_path: Path) -> Path:
 def flags(model: Path, data: Path, out: Path, *more: str) -> list[str]:
     return (
         f"distill --model {model} --data {data} --out {out} --budget 3 --lora-rank 2 "
-        "--batch-size 2 --outer-steps 2 --check-every 2 --draws 1 --compare seeds text "
+        "--batch-size 2 --outer-steps 2 --check-every 2 --trainings 1 --compare seeds text "
         "--target-rows 4 --engine exact --template alpaca"
     ).split() + list(more)
 
@@ -254,7 +254,7 @@ def test_a_config_that_leaves_settings_out_has_the_commands_own() -> None:
             "must be 'auto', 'exact', 'first-order', 'one-sided'",
         ),
         ("outer: {outer_steps: 12.5}\n", "outer_steps: 12.5: must be a valid integer."),
-        ("draws: five\n", "draws: 'five': must be a valid integer."),
+        ("trainings: five\n", "trainings: 'five': must be a valid integer."),
         ("recipe: {learning_rate: fast}\n", "learning_rate: 'fast': must be a valid number."),
         ("data: rows.jsonl\n", "data: 'rows.jsonl': must hold settings of its own, as in run.yaml"),
     ],

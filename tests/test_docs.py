@@ -139,7 +139,7 @@ def test_numbers_named_on_pages_are_the_codes_own() -> None:
     assert (
         f"The factor {PASSES['first-order']:g}" in (DOCS / "how-to" / "break-even.md").read_text()
     )
-    assert set(FREE) == {"out", "compare", "draws"}  # faq.md
+    assert set(FREE) == {"out", "compare", "trainings"}  # faq.md
     assert check.TUNING_SHARE == 0.3  # check.md: "three tenths of the time"
     assert (plan.FIRST, plan.TRIES) == (3, 6)  # check.md: "three times", "the best of six draws"
     assert verdict.FEW_TEST == 30  # check.md

@@ -350,7 +350,7 @@ VERBS: dict[str, Verb] = {
         "comparison.config.CompareConfig",
         (
             *("methods", "budgets", "model", "target_models", "data", "out", "heldout"),
-            *("seeds", "runs", *_TRAINING, *_LAST),
+            *("trainings", "runs", *_TRAINING, *_LAST),
         ),
         "compare --methods random rds+ full --budgets 2% 5% --data mine.jsonl",
     ),

@@ -16,6 +16,7 @@ from nacd.budget import parse_budget
 from nacd.data.choices import Answers
 from nacd.errors import UserError
 from nacd.recipe import Recipe
+from nacd.renamed import old_names_too
 from nacd.settings import check_values
 from nacd.tracking import check_tracker
 
@@ -177,6 +178,7 @@ class ExpertConfig:
         )
 
 
+@old_names_too
 @dataclass(frozen=True)
 class OuterLoopConfig:
     """How the pseudo-prompts are learned."""
@@ -217,13 +219,13 @@ class OuterLoopConfig:
     """Distance of the neighbour regulariser and of the nearest rows."""
     candidates: int = 16
     """`simplex`: candidate tokens a position: the seed's, neighbours, the model's guesses."""
-    seed_share: float = 0.6
+    start_share: float = 0.6
     """`simplex`: probability of the seed's token at the start."""
     cold: float = 0.15
     """`simplex`: softmax temperature at the end (1 at the start)."""
     check_every: int = 10
     """Outer steps between two looks at the development rows."""
-    check_seeds: int = 3
+    check_trainings: int = 3
     """Trainings averaged in such a look."""
 
 
@@ -270,6 +272,7 @@ IN_ORDER = Recipe(shuffle=False)
 """What learned rows are trained with: what a prompt is learned for hangs on when it is visited."""
 
 
+@old_names_too
 @dataclass(frozen=True)
 class DistillConfig:
     """`nacd distill`: from a data file to distilled text."""
@@ -281,15 +284,15 @@ class DistillConfig:
     training rows that are left once the held-out parts are set aside."""
     seed: int = 0
     """Seed of everything that is drawn."""
-    seeds_by: str = "random"
-    """How the seed rows are chosen: `random`, or a method of `nacd select`."""
+    start_by: str = "random"
+    """How the starting rows are chosen: `random`, or a method of `nacd select`."""
     compare: tuple[str, ...] = LADDER
     """Rows of the final table; `full` trains on all rows: leave it out if that is dear."""
-    draws: int = 3
-    """Trainings (seeds; draws for `random`) behind each row of the table."""
+    trainings: int = 3
+    """Trainings behind each row of the table, each of another seed (`random`: of other rows)."""
     tune_rates: tuple[float, ...] = ()
     """Learning rates to try first (`5e-4 1e-3`) on development rows, training on the seeds (which
-    --seeds-by chooses before, at --learning-rate)."""
+    --start-by chooses before, at --learning-rate)."""
     full_epochs: float = 1.0
     """Epochs of the table's `full` row (also shown at equal steps)."""
     track: str = ""
@@ -320,10 +323,10 @@ class DistillConfig:
             ("--segments", self.outer.segments, 1),
             ("--objective-rows", self.outer.objective_rows, 1),
             ("--check-every", self.outer.check_every, 1),
-            ("--check-seeds", self.outer.check_seeds, 1),
+            ("--check-trainings", self.outer.check_trainings, 1),
             ("--candidates", self.outer.candidates, 2),
             ("--window", self.outer.window, 0),
-            ("--draws", self.draws, 1),
+            ("--trainings", self.trainings, 1),
             ("--max-tokens", self.data.max_tokens, 2),
             ("--target-rows", self.data.target_rows, 0),
             ("--expert-start", self.outer.expert_start, 0),
@@ -341,8 +344,8 @@ class DistillConfig:
         ):
             if not 0 < value < math.inf:
                 raise UserError(f"{flag} {value}: must be above 0.")
-        if not 0 < self.outer.seed_share < 1:
-            raise UserError(f"--seed-share {self.outer.seed_share}: must lie between 0 and 1.")
+        if not 0 < self.outer.start_share < 1:
+            raise UserError(f"--start-share {self.outer.start_share}: must lie between 0 and 1.")
         if not 0 <= self.outer.trim < 1:
             raise UserError(f"--trim {self.outer.trim}: a share, at least 0 and below 1.")
         if not self.outer.cold > 0:

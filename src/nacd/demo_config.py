@@ -29,7 +29,7 @@ def demo_config(config: DemoConfig) -> DistillConfig:
         out=config.out,
         budget="16",
         seed=config.seed,
-        draws=2,
+        trainings=2,
         full_epochs=1.0,
         model=ModelConfig(model=config.model),
         data=DataConfig(
@@ -40,7 +40,7 @@ def demo_config(config: DemoConfig) -> DistillConfig:
             objective="target-loss",
             outer_steps=config.outer_steps,
             check_every=max(1, config.outer_steps // 2),
-            check_seeds=1,
+            check_trainings=1,
             engine="one-sided",
         ),
     )

@@ -6,11 +6,13 @@ import contextlib
 import dataclasses
 import difflib
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_args, get_type_hints
 
 from nacd.errors import UserError
+from nacd.renamed import RENAMED, OldNameWarning, notice
 from nacd.settings import docstrings, from_dict
 
 SHARED = ("--config", "--json", "--help", "--help-all")
@@ -34,7 +36,12 @@ def parse(
     """
     import tyro
 
-    rest, default = _without_config(kind, args)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", OldNameWarning)
+        rest, default = _without_config(kind, args)
+    for warning in said:
+        print(f"nacd {verb}: {warning.message}", file=sys.stderr)
+    rest = [_by_its_new_name(arg, kind, verb) for arg in rest]
     options: dict[str, Any] = {} if default is None else {"default": default}
     config, unknown = tyro.cli(
         kind,
@@ -91,6 +98,25 @@ def near(word: str, known: Sequence[str]) -> str:
 def flag(name: str) -> str:
     """The flag of a field."""
     return "--" + name.replace("_", "-")
+
+
+def _by_its_new_name(arg: str, kind: type[Any], verb: str) -> str:
+    """An argument; of an old flag, the new one in its place, and a line that says so."""
+    old, equals, value = arg.partition("=")
+    new = _renamed(kind).get(old)
+    if new is None:
+        return arg
+    print(f"nacd {verb}: {notice(old, new)}", file=sys.stderr)
+    return new + equals + value
+
+
+def _renamed(kind: type[Any]) -> dict[str, str]:
+    """Old flags of a configuration and of its groups, and what they are called now."""
+    found = {flag(old): flag(new) for old, new in RENAMED.get(kind.__name__, {}).items()}
+    for hint in get_type_hints(kind).values():
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            found |= _renamed(hint)
+    return found
 
 
 def _refuse(verb: str, word: str, kind: type[Any]) -> NoReturn:

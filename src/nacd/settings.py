@@ -7,12 +7,14 @@ import dataclasses
 import inspect
 import re
 import textwrap
+import warnings
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
 from nacd.errors import UserError
+from nacd.renamed import RENAMED, OldNameWarning, notice
 
 C = TypeVar("C")
 
@@ -63,6 +65,10 @@ def check_values(config: Any) -> None:
 def _fields(kind: Any, values: Mapping[str, Any], where: str) -> dict[str, Any]:
     hints = get_type_hints(kind)
     groups = {key: hint for key, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    renamed = RENAMED.get(kind.__name__, {})
+    for key in values.keys() & renamed.keys():
+        warnings.warn(notice(f"{where}: {key}", renamed[key]), OldNameWarning, stacklevel=3)
+    values = {renamed.get(key, key): value for key, value in values.items()}
     for key in values:
         if key in hints:
             continue

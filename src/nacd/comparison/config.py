@@ -17,6 +17,7 @@ from nacd.config import (
 )
 from nacd.errors import UserError
 from nacd.recipe import Recipe
+from nacd.renamed import old_names_too
 from nacd.selection import METHODS, check_method
 
 LEARNED = ("soft", "text", "text-shuffled")
@@ -36,8 +37,8 @@ FREE = (
     "methods",
     "budgets",
     "target_models",
-    "seeds",
-    "full_seeds",
+    "trainings",
+    "full_trainings",
     "accuracy",
     "elsewhere",
     "runs",
@@ -46,6 +47,7 @@ FREE = (
 are refused once there are rows of a distillation.)"""
 
 
+@old_names_too
 @dataclass(frozen=True)
 class CompareConfig:
     """`nacd compare`: who trains a model best with how many rows."""
@@ -59,12 +61,13 @@ class CompareConfig:
     """Sizes of the small sets: rows (`112`), percentages (`5%`) or tokens (`20000t`)."""
     target_models: tuple[str, ...] = ()
     """Further models to train, beside --model: hub ids, folders or GGUF files."""
-    seeds: int = 5
-    """Trainings (seeds; draws for `random`) behind each row; a multiple of the distillations."""
+    trainings: int = 5
+    """Trainings behind each row, each of another seed (`random`: of other rows); a multiple of the
+    distillations."""
     distillations: int = 1
     """Distillations, each from seed rows of its own; the trainings take them in turn."""
-    seeds_by: str = "random"
-    """How the seed rows of a distillation are chosen."""
+    start_by: str = "random"
+    """How the starting rows of a distillation are chosen."""
     runs: tuple[str, ...] = ()
     """Run folders of `nacd distill` to take seeds and text from, instead of distilling anew."""
     accuracy: tuple[str, ...] = ()
@@ -75,7 +78,7 @@ class CompareConfig:
     """Learning rates to try for each model and budget, on development rows, with seed rows."""
     full_epochs: float = 1.0
     """Epochs of the row `full` (also shown at equal steps)."""
-    full_seeds: int = 1
+    full_trainings: int = 1
     """Trainings behind the row `full`."""
     seed: int = 0
     """Seed of everything that is drawn."""
@@ -117,23 +120,23 @@ class CompareConfig:
         for budget in self.budgets:
             parse_budget(budget)
         for flag, value in (
-            ("--seeds", self.seeds),
-            ("--full-seeds", self.full_seeds),
+            ("--trainings", self.trainings),
+            ("--full-trainings", self.full_trainings),
             ("--distillations", self.distillations),
         ):
             if value < 1:
                 raise UserError(f"{flag} {value}: must be at least 1.")
         draws = len(self.runs) or self.distillations
-        if self.seeds % draws and any(name in DISTILLED for name in self.methods):
-            less, more = self.seeds // draws * draws, (self.seeds // draws + 1) * draws
+        if self.trainings % draws and any(name in DISTILLED for name in self.methods):
+            less, more = self.trainings // draws * draws, (self.trainings // draws + 1) * draws
             raise UserError(
-                f"--seeds {self.seeds} with {draws} distillations: each is trained on equally "
-                f"often; give --seeds {f'{less} or {more}' if less else more}."
+                f"--trainings {self.trainings} with {draws} distillations: each is trained on "
+                f"equally often; give --trainings {f'{less} or {more}' if less else more}."
             )
         for name in self.methods:
             if name in METHODS:
                 check_method(name, self.selection, "--methods")
-        check_method(self.seeds_by, self.selection, "--seeds-by")
+        check_method(self.start_by, self.selection, "--start-by")
         shared = {"tune_rates": self.tune_rates, "full_epochs": self.full_epochs}
         replace(self.distillation(self.budgets[0], 0), **shared).check()
 
@@ -143,7 +146,7 @@ class CompareConfig:
             out=self.out / "distilled" / f"{budget}-{number}",
             budget=budget,
             seed=self.seed + number,
-            seeds_by=self.seeds_by,
+            start_by=self.start_by,
             compare=(),
             track=self.track,
             model=self.model,
