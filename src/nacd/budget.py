@@ -3,22 +3,47 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from nacd.errors import UserError
 
 if TYPE_CHECKING:
     from nacd.data import Encoded
+    from nacd.settings import Converted
+
+    Budget = Converted[str, str | int | float]
+    Budgets = Converted[tuple[str, ...], Sequence[str | int | float]]
+else:
+    Budget, Budgets = str, tuple[str, ...]
+
+USUAL = Budget("5%")
+"""The default budget."""
 
 
-def parse_budget(text: str) -> tuple[Literal["rows", "share", "tokens"], float]:
+def budget_text(budget: str | int | float) -> str:
+    """A budget as settings keep it: the same text for what means the same.
+
+    A number below 1 is a share of the rows, as in scikit-learn: 0.05 is `5%`.
+    """
+    text = str(budget).strip()
+    try:
+        percent = 100 * float(text)
+    except ValueError:
+        return text
+    return f"{percent:.12g}%" if 0 < percent < 100 else text
+
+
+def parse_budget(budget: str | int | float) -> tuple[Literal["rows", "share", "tokens"], float]:
     """A budget's kind and number.
 
     Raises:
         UserError: not a budget, 0, or over 100 %.
     """
+    text = budget_text(budget)
+    form = "give rows (112), a percentage (5%) or tokens (20000t)"
     kind: Literal["rows", "share", "tokens"] = "rows"
-    number = text.strip().lower()
+    number = text.lower()
     if number.endswith("%"):
         kind, number = "share", number[:-1]
     else:
@@ -26,30 +51,30 @@ def parse_budget(text: str) -> tuple[Literal["rows", "share", "tokens"], float]:
             if number.endswith(ending):
                 kind, number = "tokens", number[: -len(ending)]
                 break
-    form = "give rows (112), a percentage (5%) or tokens (20000t)"
     try:
         value = float(number)
     except ValueError:
         raise UserError(f"--budget {text}: not a number; {form}.") from None
-    if not 0 < value < math.inf or (kind != "share" and value != int(value)):
+    whole = kind == "share" or (value < math.inf and value == int(value) and "." not in number)
+    if not (0 < value < math.inf and whole):  # 1.0: one row, or all of them?
         raise UserError(f"--budget {text}: must be a whole number above 0; {form}.")
     if kind == "share" and value > 100:
         raise UserError(f"--budget {text}: over 100 % of the rows; {form}.")
     return kind, value
 
 
-def budget_rows(text: str, rows: list[Encoded], order: list[int]) -> list[int]:
+def budget_rows(budget: str | int | float, rows: list[Encoded], order: list[int]) -> list[int]:
     """The first rows of `order` that the budget pays for.
 
     Args:
-        text: the budget.
+        budget: the budget.
         rows: all training rows.
         order: row indices, best first.
 
     Raises:
         UserError: more rows or tokens than there are.
     """
-    kind, value = parse_budget(text)
+    text, (kind, value) = budget_text(budget), parse_budget(budget)
     if kind == "tokens":
         total, chosen = 0, []
         for i in order:

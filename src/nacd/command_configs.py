@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from nacd.budget import USUAL, Budget, budget_text
 from nacd.config import (
     IN_ORDER,
     DataConfig,
@@ -30,7 +31,7 @@ class SelectConfig:
     """Run folder; the same command again goes on where it stopped."""
     method: str = "rds+"
     """`random`, `best-of`, `longest`, `kcenter`, `bm25`, `rds+`, `less` or `trajectory`."""
-    budget: str = "5%"
+    budget: Budget = USUAL
     """What is chosen: rows (`112`), a percentage (`5%`) or tokens (`20000t`)."""
     seed: int = 0
     """Seed of everything that is drawn."""
@@ -38,6 +39,10 @@ class SelectConfig:
     data: DataConfig = field(default_factory=DataConfig)
     recipe: Recipe = field(default_factory=lambda: IN_ORDER)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
+
+    def __post_init__(self) -> None:
+        """Keep the budget as text, however it was given."""
+        object.__setattr__(self, "budget", budget_text(self.budget))
 
     def check(self) -> None:
         """Refuse what cannot be run, before anything is loaded.

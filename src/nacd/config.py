@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
+from nacd.budget import USUAL, Budget, budget_text, parse_budget
 from nacd.budget import budget_rows as budget_rows
-from nacd.budget import parse_budget
 from nacd.data.choices import Answers
+from nacd.data.given import name_of
 from nacd.errors import UserError
 from nacd.recipe import Recipe
 from nacd.renamed import old_names_too
 from nacd.settings import check_values
 from nacd.tracking import check_tracker
 
-_NEEDED = arg(help_behavior_hint="(required; of `nacd evaluate` unless it has --tasks)")
+if TYPE_CHECKING:
+    from nacd.settings import Converted
+
+    Rows = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
+    Data = Converted[str, Rows]
+    OtherData = Converted[str | None, Rows | None]
+else:  # what flags take: from Python, rows may be given too
+    _NEEDED = arg(help_behavior_hint="(required; of `nacd evaluate` unless it has --tasks)")
+    Data, OtherData = Annotated[str, _NEEDED], str | None
+_UNNAMED: Any = ""
+_NONE: Any = None
 LADDER = ("zero-shot", "random", "seeds", "random-prompts", "soft", "text", "full")
 
 
@@ -53,7 +66,7 @@ class ModelConfig:
 class ReadConfig:
     """Which rows, and how they are read and rendered."""
 
-    data: Annotated[str, _NEEDED] = ""
+    data: Data = _UNNAMED
     """JSONL, JSON, CSV or Parquet file, a pattern of files (`'shards/*.jsonl'`), or a hub id
     (`owner/name`, `owner/name:config:split`)."""
     columns: tuple[str, ...] = ()
@@ -69,6 +82,13 @@ class ReadConfig:
     """`auto`, `chat`, `qa`, `alpaca`, `plain`, `verbatim`, or text with {prompt}, {response}."""
     max_tokens: int = 512
     """Longest row in tokens, prompt and response; longer ones are dropped and counted."""
+
+    def __post_init__(self) -> None:
+        """Name the data by its path or hub id; rows in memory are written to a file."""
+        for name in ("data", "target", "heldout"):
+            if getattr(self, name, None) is not None:
+                value = name_of(getattr(self, name), f"{type(self).__name__}({name}=...)")
+                object.__setattr__(self, name, value)
 
     def mapping(self) -> dict[str, str]:
         """`columns` as a mapping from our names to the file's.
@@ -92,9 +112,9 @@ class ReadConfig:
 class DataConfig(ReadConfig):
     """Which rows, how they are read and rendered, and what is held out."""
 
-    target: str | None = None
+    target: OtherData = _NONE
     """File or hub id of target rows; without it, some rows of --data are set aside for them."""
-    heldout: str | None = None
+    heldout: OtherData = _NONE
     """Held-out file or hub id (a third development, the rest report); else rows of --data."""
     target_rows: int = 64
     """Most rows set aside as target rows."""
@@ -279,7 +299,7 @@ class DistillConfig:
 
     out: Path = Path("runs/distill")
     """Run folder; the same command again goes on where it stopped."""
-    budget: str = "5%"
+    budget: Budget = USUAL
     """Size of the distilled set: rows (`112`), tokens (`20000t`) or a percentage (`5%`) of the
     training rows that are left once the held-out parts are set aside."""
     seed: int = 0
@@ -303,6 +323,10 @@ class DistillConfig:
     expert: ExpertConfig = field(default_factory=ExpertConfig)
     outer: OuterLoopConfig = field(default_factory=OuterLoopConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
+
+    def __post_init__(self) -> None:
+        """Keep the budget as text, however it was given."""
+        object.__setattr__(self, "budget", budget_text(self.budget))
 
     def check(self) -> None:
         """Refuse what cannot be run, before anything is loaded.

@@ -11,12 +11,28 @@ import warnings
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_origin, get_type_hints
 
 from nacd.errors import UserError
 from nacd.renamed import RENAMED, OldNameWarning, notice
 
 C = TypeVar("C")
+if TYPE_CHECKING:
+    Kept = TypeVar("Kept")
+    Given = TypeVar("Given")
+
+    class Converted(Generic[Kept, Given]):
+        """For type checkers: a field that is given one type and holds another."""
+
+        def __init__(self, default: Kept) -> None: ...
+
+        def __get__(self, config: Any, kind: Any) -> Kept:
+            """What the configuration holds."""
+            ...
+
+        def __set__(self, config: Any, value: Given) -> None:
+            """What it may be given."""
+            ...
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nacd.budget import parse_budget
+from nacd.budget import USUAL, Budget, budget_text, parse_budget
 from nacd.config import DataConfig, DistillConfig, ModelConfig, SelectionConfig
 from nacd.errors import UserError
 from nacd.recipe import Recipe
@@ -21,7 +21,7 @@ class CheckConfig:
 
     out: Path = Path("runs/check")
     """Folder of the check; the same command again goes on where it stopped."""
-    budget: str = "5%"
+    budget: Budget = USUAL
     """Size of the small set: rows (`112`), a percentage (`5%`) or tokens (`20000t`)."""
     minutes: float = 10.0
     """Time for all of it, earlier calls included; more of it later adds trainings."""
@@ -36,6 +36,10 @@ class CheckConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     recipe: Recipe = field(default_factory=Recipe)
+
+    def __post_init__(self) -> None:
+        """Keep the budget as text, however it was given."""
+        object.__setattr__(self, "budget", budget_text(self.budget))
 
     def check(self) -> None:
         """Refuse what cannot be run, before anything is loaded.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from nacd.budget import parse_budget
+from nacd.budget import Budgets, budget_text, parse_budget
 from nacd.config import (
     IN_ORDER,
     DataConfig,
@@ -20,6 +20,7 @@ from nacd.recipe import Recipe
 from nacd.renamed import old_names_too
 from nacd.selection import METHODS, check_method
 
+_BUDGETS = Budgets(("5%",))
 LEARNED = ("soft", "text", "text-shuffled")
 """Rows of the table that a distillation learned."""
 DISTILLED = ("seeds", "seeds-shuffled", "random-prompts", "other-prompts", *LEARNED)
@@ -57,7 +58,7 @@ class CompareConfig:
     methods: tuple[str, ...] = ("zero-shot", "random", "less", "seeds", "text", "full")
     """Rows of the table: `zero-shot`, `full`, a method of `nacd select`; of a distillation `seeds`,
     `seeds-shuffled`, `random-prompts`, `other-prompts`, `soft`, `text`, `text-shuffled`."""
-    budgets: tuple[str, ...] = ("5%",)
+    budgets: Budgets = _BUDGETS
     """Sizes of the small sets: rows (`112`), percentages (`5%`) or tokens (`20000t`)."""
     target_models: tuple[str, ...] = ()
     """Further models to train, beside --model: hub ids, folders or GGUF files."""
@@ -90,6 +91,10 @@ class CompareConfig:
     expert: ExpertConfig = field(default_factory=ExpertConfig)
     outer: OuterLoopConfig = field(default_factory=OuterLoopConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
+
+    def __post_init__(self) -> None:
+        """Keep budgets as text, however they were given."""
+        object.__setattr__(self, "budgets", (*map(budget_text, self.budgets),))
 
     def check(self) -> None:
         """Refuse what cannot be run, before anything is loaded.
