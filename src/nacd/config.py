@@ -240,7 +240,7 @@ class OuterLoopConfig:
     candidates: int = 16
     """`simplex`: candidate tokens a position: the seed's, neighbours, the model's guesses."""
     start_share: float = 0.6
-    """`simplex`: probability of the seed's token at the start."""
+    """`simplex`: probability of the starting row's own token at the start."""
     cold: float = 0.15
     """`simplex`: softmax temperature at the end (1 at the start)."""
     check_every: int = 10
@@ -311,8 +311,8 @@ class DistillConfig:
     trainings: int = 3
     """Trainings behind each row of the table, each of another seed (`random`: of other rows)."""
     tune_rates: tuple[float, ...] = ()
-    """Learning rates to try first (`5e-4 1e-3`) on development rows, training on the seeds (which
-    --start-by chooses before, at --learning-rate)."""
+    """Learning rates to try first (`5e-4 1e-3`) on development rows, training on the starting rows
+    (which --start-by chooses before, at --learning-rate)."""
     full_epochs: float = 1.0
     """Epochs of the table's `full` row (also shown at equal steps)."""
     track: str = ""

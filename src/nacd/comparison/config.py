@@ -66,7 +66,7 @@ class CompareConfig:
     """Trainings behind each row, each of another seed (`random`: of other rows); a multiple of the
     distillations."""
     distillations: int = 1
-    """Distillations, each from seed rows of its own; the trainings take them in turn."""
+    """Distillations, each from starting rows of its own; the trainings take them in turn."""
     start_by: str = "random"
     """How the starting rows of a distillation are chosen."""
     runs: tuple[str, ...] = ()
@@ -76,7 +76,7 @@ class CompareConfig:
     elsewhere: str = ""
     """Other data (file or hub id): its response NLL shows what a training harms; empty: none."""
     tune_rates: tuple[float, ...] = ()
-    """Learning rates to try for each model and budget, on development rows, with seed rows."""
+    """Learning rates to try for each model and budget, on development rows, with starting rows."""
     full_epochs: float = 1.0
     """Epochs of the row `full` (also shown at equal steps)."""
     full_trainings: int = 1
