@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 else:
     Budget, Budgets = str, tuple[str, ...]
 
-USUAL = Budget("5%")
-"""The default budget."""
-
 
 def budget_text(budget: str | int | float) -> str:
     """A budget as settings keep it: the same text for what means the same.

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from nacd.budget import USUAL, Budget, budget_text
+from nacd.budget import Budget, budget_text
 from nacd.config import (
     IN_ORDER,
+    NONE,
     DataConfig,
     DistillConfig,
     ModelConfig,
@@ -21,17 +22,18 @@ from nacd.config import (
 )
 from nacd.recipe import Recipe
 from nacd.selection.choice import check_method
+from nacd.settings import Folder, OtherFolder, convert
 
 
 @dataclass(frozen=True)
 class SelectConfig:
     """`nacd select`: choose real rows of a data file."""
 
-    out: Path = Path("runs/select")
+    out: Folder = Folder(Path("runs/select"))
     """Run folder; the same command again goes on where it stopped."""
     method: str = "rds+"
     """`random`, `best-of`, `longest`, `kcenter`, `bm25`, `rds+`, `less` or `trajectory`."""
-    budget: Budget = USUAL
+    budget: Budget = Budget("5%")
     """What is chosen: rows (`112`), a percentage (`5%`) or tokens (`20000t`)."""
     seed: int = 0
     """Seed of everything that is drawn."""
@@ -41,8 +43,8 @@ class SelectConfig:
     selection: SelectionConfig = field(default_factory=SelectionConfig)
 
     def __post_init__(self) -> None:
-        """Keep the budget as text, however it was given."""
-        object.__setattr__(self, "budget", budget_text(self.budget))
+        """Keep a path and a text, however they were given."""
+        convert(self, out=Path, budget=budget_text)
 
     def check(self) -> None:
         """Refuse what cannot be run, before anything is loaded.
@@ -59,7 +61,7 @@ class SelectConfig:
 class TrainConfig:
     """`nacd train`: fine-tune a model on a data set with LoRA."""
 
-    out: Path = Path("runs/train")
+    out: Folder = Folder(Path("runs/train"))
     """Folder that gets `adapter/` and `train.json`."""
     seed: int = 0
     """Seed of LoRA's initial values and, with --shuffle, of the rows' order."""
@@ -69,22 +71,30 @@ class TrainConfig:
     data: ReadConfig = field(default_factory=ReadConfig)
     recipe: Recipe = field(default_factory=Recipe)
 
+    def __post_init__(self) -> None:
+        """Keep a path, however it was given."""
+        convert(self, out=Path)
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     """`nacd evaluate`: held-out response NLL, and accuracy by lm-eval."""
 
-    adapter: Path | None = None
+    adapter: OtherFolder = NONE
     """Folder of a LoRA adapter on --model, put on it by peft with its own rank, alpha and targets;
     without it, the model as it is."""
     tasks: tuple[str, ...] = ()
     """Tasks of lm-eval by name (they come from the hub)."""
     shots: int | None = None
     """Solved questions before each question of --tasks; by default the task's own number."""
-    out: Path | None = None
+    out: OtherFolder = NONE
     """File that gets the figures as JSON, beside standard output."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: ReadConfig = field(default_factory=ReadConfig)
+
+    def __post_init__(self) -> None:
+        """Keep paths, however they were given."""
+        convert(self, adapter=Path, out=Path)
 
 
 @dataclass(frozen=True)

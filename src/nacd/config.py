@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from nacd.budget import USUAL, Budget, budget_text, parse_budget
+from nacd.budget import Budget, budget_text, parse_budget
 from nacd.budget import budget_rows as budget_rows
 from nacd.data.choices import Answers
 from nacd.data.given import name_of
 from nacd.errors import UserError
 from nacd.recipe import Recipe
 from nacd.renamed import old_names_too
-from nacd.settings import check_values
+from nacd.settings import Folder, check_values, convert
 from nacd.tracking import check_tracker
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 else:  # what flags take: from Python, rows may be given too
     _NEEDED = arg(help_behavior_hint="(required; of `nacd evaluate` unless it has --tasks)")
     Data, OtherData = Annotated[str, _NEEDED], str | None
-_UNNAMED: Any = ""
-_NONE: Any = None
+UNNAMED: Any = ""
+NONE: Any = None
 LADDER = ("zero-shot", "random", "seeds", "random-prompts", "soft", "text", "full")
 
 
@@ -66,7 +66,7 @@ class ModelConfig:
 class ReadConfig:
     """Which rows, and how they are read and rendered."""
 
-    data: Data = _UNNAMED
+    data: Data = UNNAMED
     """JSONL, JSON, CSV or Parquet file, a pattern of files (`'shards/*.jsonl'`), or a hub id
     (`owner/name`, `owner/name:config:split`)."""
     columns: tuple[str, ...] = ()
@@ -85,10 +85,9 @@ class ReadConfig:
 
     def __post_init__(self) -> None:
         """Name the data by its path or hub id; rows in memory are written to a file."""
-        for name in ("data", "target", "heldout"):
-            if getattr(self, name, None) is not None:
-                value = name_of(getattr(self, name), f"{type(self).__name__}({name}=...)")
-                object.__setattr__(self, name, value)
+        for name in {"data", "target", "heldout"} & vars(self).keys():
+            setting = f"{type(self).__name__}({name}=...)"
+            convert(self, **{name: lambda given, setting=setting: name_of(given, setting)})
 
     def mapping(self) -> dict[str, str]:
         """`columns` as a mapping from our names to the file's.
@@ -112,9 +111,9 @@ class ReadConfig:
 class DataConfig(ReadConfig):
     """Which rows, how they are read and rendered, and what is held out."""
 
-    target: OtherData = _NONE
+    target: OtherData = NONE
     """File or hub id of target rows; without it, some rows of --data are set aside for them."""
-    heldout: OtherData = _NONE
+    heldout: OtherData = NONE
     """Held-out file or hub id (a third development, the rest report); else rows of --data."""
     target_rows: int = 64
     """Most rows set aside as target rows."""
@@ -297,9 +296,9 @@ IN_ORDER = Recipe(shuffle=False)
 class DistillConfig:
     """`nacd distill`: from a data file to distilled text."""
 
-    out: Path = Path("runs/distill")
+    out: Folder = Folder(Path("runs/distill"))
     """Run folder; the same command again goes on where it stopped."""
-    budget: Budget = USUAL
+    budget: Budget = Budget("5%")
     """Size of the distilled set: rows (`112`), tokens (`20000t`) or a percentage (`5%`) of the
     training rows that are left once the held-out parts are set aside."""
     seed: int = 0
@@ -325,8 +324,8 @@ class DistillConfig:
     selection: SelectionConfig = field(default_factory=SelectionConfig)
 
     def __post_init__(self) -> None:
-        """Keep the budget as text, however it was given."""
-        object.__setattr__(self, "budget", budget_text(self.budget))
+        """Keep a path and a text, however they were given."""
+        convert(self, out=Path, budget=budget_text)
 
     def check(self) -> None:
         """Refuse what cannot be run, before anything is loaded.

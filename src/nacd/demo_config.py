@@ -7,13 +7,14 @@ from pathlib import Path
 
 from nacd.config import DataConfig, DistillConfig, ModelConfig, OuterLoopConfig
 from nacd.recipe import Recipe
+from nacd.settings import Folder, convert
 
 
 @dataclass(frozen=True)
 class DemoConfig:
     """A small distillation of the MMLU exemplars that lm-eval ships."""
 
-    out: Path = Path("runs/demo")
+    out: Folder = Folder(Path("runs/demo"))
     """Run folder; the same command again goes on where it stopped."""
     model: str = "smollm2"
     """Hub id, folder, GGUF file, or `smollm2`."""
@@ -21,6 +22,10 @@ class DemoConfig:
     """Outer steps."""
     seed: int = 0
     """Seed of everything that is drawn."""
+
+    def __post_init__(self) -> None:
+        """Keep a path, however it was given."""
+        convert(self, out=Path)
 
 
 def demo_config(config: DemoConfig) -> DistillConfig:

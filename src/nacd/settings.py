@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import os
 import re
 import textwrap
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_origin, get_type_hints
@@ -33,6 +34,18 @@ if TYPE_CHECKING:
         def __set__(self, config: Any, value: Given) -> None:
             """What it may be given."""
             ...
+
+    Folder = Converted[Path, str | os.PathLike[str]]
+    OtherFolder = Converted[Path | None, str | os.PathLike[str] | None]
+else:  # what a flag is parsed as
+    Folder, OtherFolder = Path, Path | None
+
+
+def convert(config: Any, **how: Callable[[Any], Any]) -> None:
+    """Hold fields of a frozen configuration, unless they are None, in the form that they keep."""
+    for name, make in how.items():
+        if getattr(config, name) is not None:
+            object.__setattr__(config, name, make(getattr(config, name)))
 
 
 def to_dict(config: Any) -> dict[str, Any]:

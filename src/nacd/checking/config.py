@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nacd.budget import USUAL, Budget, budget_text, parse_budget
+from nacd.budget import Budget, budget_text, parse_budget
 from nacd.config import DataConfig, DistillConfig, ModelConfig, SelectionConfig
 from nacd.errors import UserError
 from nacd.recipe import Recipe
 from nacd.selection import check_method
+from nacd.settings import Folder, convert
 
 FREE = ("out", "minutes", "methods", "alike")
 """Keys that may differ when a check goes on: they add trainings, and change none."""
@@ -19,9 +20,9 @@ FREE = ("out", "minutes", "methods", "alike")
 class CheckConfig:
     """`nacd check`: how many rows does this data set need, and does a choice beat random ones?"""
 
-    out: Path = Path("runs/check")
+    out: Folder = Folder(Path("runs/check"))
     """Folder of the check; the same command again goes on where it stopped."""
-    budget: Budget = USUAL
+    budget: Budget = Budget("5%")
     """Size of the small set: rows (`112`), a percentage (`5%`) or tokens (`20000t`)."""
     minutes: float = 10.0
     """Time for all of it, earlier calls included; more of it later adds trainings."""
@@ -38,8 +39,8 @@ class CheckConfig:
     recipe: Recipe = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
-        """Keep the budget as text, however it was given."""
-        object.__setattr__(self, "budget", budget_text(self.budget))
+        """Keep a path and a text, however they were given."""
+        convert(self, out=Path, budget=budget_text)
 
     def check(self) -> None:
         """Refuse what cannot be run, before anything is loaded.

@@ -19,8 +19,8 @@ from nacd.errors import UserError
 from nacd.recipe import Recipe
 from nacd.renamed import old_names_too
 from nacd.selection import METHODS, check_method
+from nacd.settings import Folder, convert
 
-_BUDGETS = Budgets(("5%",))
 LEARNED = ("soft", "text", "text-shuffled")
 """Rows of the table that a distillation learned."""
 DISTILLED = ("seeds", "seeds-shuffled", "random-prompts", "other-prompts", *LEARNED)
@@ -53,12 +53,12 @@ are refused once there are rows of a distillation.)"""
 class CompareConfig:
     """`nacd compare`: who trains a model best with how many rows."""
 
-    out: Path = Path("runs/compare")
+    out: Folder = Folder(Path("runs/compare"))
     """Folder of the comparison; the same command again goes on where it stopped."""
     methods: tuple[str, ...] = ("zero-shot", "random", "less", "seeds", "text", "full")
     """Rows of the table: `zero-shot`, `full`, a method of `nacd select`; of a distillation `seeds`,
     `seeds-shuffled`, `random-prompts`, `other-prompts`, `soft`, `text`, `text-shuffled`."""
-    budgets: Budgets = _BUDGETS
+    budgets: Budgets = Budgets(("5%",))
     """Sizes of the small sets: rows (`112`), percentages (`5%`) or tokens (`20000t`)."""
     target_models: tuple[str, ...] = ()
     """Further models to train, beside --model: hub ids, folders or GGUF files."""
@@ -93,8 +93,8 @@ class CompareConfig:
     selection: SelectionConfig = field(default_factory=SelectionConfig)
 
     def __post_init__(self) -> None:
-        """Keep budgets as text, however they were given."""
-        object.__setattr__(self, "budgets", (*map(budget_text, self.budgets),))
+        """Keep a path and texts, however they were given."""
+        convert(self, out=Path, budgets=lambda given: (*map(budget_text, given),))
 
     def check(self) -> None:
         """Refuse what cannot be run, before anything is loaded.
