@@ -66,7 +66,7 @@ def test_every_flag_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
     assert "Hub id, folder, GGUF file" in shown
 
 
-@pytest.mark.parametrize("verb", [verb for verb, entry in VERBS.items() if entry.basic])
+@pytest.mark.parametrize("verb", [verb for verb, entry in VERBS.items() if entry.usual])
 def test_help_has_the_usual_flags_and_an_example(
     verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +117,7 @@ def test_a_mistyped_word_is_told_the_nearest(
 def test_settings_are_read_without_pytorch() -> None:
     code = (
         "import sys, nacd, nacd.config; from nacd.cli import VERBS\n"
-        "kinds = [entry.kind()() for verb, entry in VERBS.items() if entry.basic]\n"
+        "kinds = [entry.kind()() for verb, entry in VERBS.items() if entry.usual]\n"
         "nacd.SelectConfig(data=nacd.DataConfig(data='mine.jsonl')).check()\n"
         "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
     )

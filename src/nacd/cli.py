@@ -67,14 +67,14 @@ class Verb:
     """From its configuration to what it says; it may take seconds to load what it needs."""
     configuration: str
     """The configuration's dataclass, as `module.Class` below `nacd`."""
-    basic: tuple[str, ...] = ()
-    """Fields that `--help` shows, `--help-all` shows all; none: both show all."""
+    usual: str = ""
+    """Fields that `--help` shows; `--help-all` shows all; none: both show all."""
     example: str = ""
     """A command that many will want, without `nacd`."""
     about: str = ""
     """What it does, where the configuration's docstring speaks of another command."""
-    required: tuple[str, ...] = ("data",)
-    """Fields of `basic` that have to be given."""
+    required: str = "data"
+    """The one of these that has to be given, if any does."""
 
     def kind(self) -> type[Any]:
         """The configuration's dataclass."""
@@ -180,9 +180,9 @@ def parse(verb: str, args: Sequence[str]) -> Any:
     entry = VERBS[verb]
     kind = entry.kind()
     about = entry.about or (kind.__doc__ or "")
-    if entry.basic and {"-h", "--help"} & set(args):
+    if entry.usual and {"-h", "--help"} & set(args):
         print(f"{textwrap.fill(about, 80)}\n\n  nacd {entry.example}\n")
-        flags.print_usual(kind, verb, entry.basic, entry.required)
+        flags.print_usual(kind, verb, entry.usual.split(), entry.required)
         print(f"These are the usual flags; `nacd {verb} --help-all` shows all of them.")
         raise SystemExit(0)
     return flags.parse(kind, verb, args, description=about)
@@ -321,46 +321,41 @@ def _push(config: Any) -> Said:
     return Said({"said": text}, text)
 
 
-_ROWS = ("model", "data", "budget", "out", "heldout", "target", "max_tokens")
-_TRAINING = ("learning_rate", "batch_size", "epochs")
-_LAST = ("device", "seed")
+_ROWS = "model data budget out heldout target max_tokens"
+_TRAINING = "learning_rate batch_size epochs"
 
 VERBS: dict[str, Verb] = {
     "check": Verb(
         _check,
         "checking.config.CheckConfig",
-        (*_ROWS, "minutes", "methods", "tune", *_LAST),
+        f"{_ROWS} minutes methods tune device seed",
         "check --model smollm2 --data mine.jsonl --budget 5% --minutes 10",
     ),
     "demo": Verb(_demo, "demo_config.DemoConfig"),
     "distill": Verb(
         _distill,
         "config.DistillConfig",
-        (*_ROWS, *_TRAINING, "outer_steps", "compare", *_LAST),
+        f"{_ROWS} {_TRAINING} outer_steps compare device seed",
         "distill --model smollm2 --data mine.jsonl --budget 5% --out runs/mine",
     ),
     "select": Verb(
         _select,
         "command_configs.SelectConfig",
-        ("method", *_ROWS, "dedup", "stratify", "group_column", *_LAST),
+        f"method {_ROWS} dedup stratify group_column device seed",
         "select --method rds+ --model smollm2 --data mine.jsonl --budget 5%",
     ),
     "compare": Verb(
         _compare,
         "comparison.config.CompareConfig",
-        (
-            *("methods", "budgets", "model", "target_models", "data", "out", "heldout"),
-            *("trainings", "runs", *_TRAINING, *_LAST),
-        ),
+        "methods budgets model target_models data out heldout trainings runs "
+        f"{_TRAINING} device seed",
         "compare --methods random rds+ full --budgets 2% 5% --data mine.jsonl",
     ),
     "experts": Verb(
         _experts,
         "config.DistillConfig",
-        (
-            *("model", "data", "out", "heldout", "experts", "expert_rate", "expert_epochs"),
-            *("expert_batch", "snapshot_every", "expert_from", *_LAST),
-        ),
+        "model data out heldout experts expert_rate expert_epochs expert_batch snapshot_every "
+        "expert_from device seed",
         "experts --model smollm2 --data mine.jsonl --experts 2 --out runs/mine",
         "`nacd experts`: record expert trajectories into --out; `nacd distill --objective "
         "trajectory` with the same flags uses them.",
@@ -368,10 +363,8 @@ VERBS: dict[str, Verb] = {
     "doctor": Verb(
         _doctor,
         "config.DistillConfig",
-        (
-            *("model", "data", "budget", "dtype", "max_tokens", *_TRAINING, "outer_steps"),
-            *("window", "gradient_checkpointing", "device"),
-        ),
+        f"model data budget dtype max_tokens {_TRAINING} outer_steps window "
+        "gradient_checkpointing device",
         "doctor --model smollm2 --data mine.jsonl --budget 5%",
         "`nacd doctor`: which meta-gradient engine is right on this model and these rows, "
         "and what the outer steps of `nacd distill` take with the same flags. It writes nothing.",
@@ -382,22 +375,17 @@ VERBS: dict[str, Verb] = {
     "train": Verb(
         _train,
         "command_configs.TrainConfig",
-        (
-            *("model", "data", "out", "max_tokens", *_TRAINING, "shuffle", "lora_rank"),
-            *("gradient_checkpointing", *_LAST),
-        ),
+        f"model data out max_tokens {_TRAINING} shuffle lora_rank gradient_checkpointing "
+        "device seed",
         "train --model smollm2 --data runs/mine/dataset/train.jsonl --no-shuffle",
     ),
     "push": Verb(_push, "command_configs.PushConfig"),
     "evaluate": Verb(
         _evaluate,
         "command_configs.EvaluateConfig",
-        (
-            *("model", "adapter", "data", "tasks", "shots", "choices", "max_tokens", "out"),
-            *("dtype", "device"),
-        ),
+        "model adapter data tasks shots choices max_tokens out dtype device",
         "evaluate --adapter runs/train/adapter --data heldout.jsonl",
-        required=(),
+        required="",
     ),
 }
 

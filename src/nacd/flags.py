@@ -57,14 +57,14 @@ def parse(
     return config
 
 
-def print_usual(kind: type[Any], verb: str, names: Sequence[str], required: Sequence[str]) -> None:
+def print_usual(kind: type[Any], verb: str, names: Sequence[str], required: str) -> None:
     """Print help of some flags of a configuration, in the order given.
 
     Args:
         kind: the configuration's dataclass.
         verb: the command's name.
         names: fields, of `kind` or of a group of flags in it.
-        required: those of them that have to be given.
+        required: the one of them that has to be given; empty: none.
     """
     import tyro
 
@@ -78,7 +78,7 @@ def print_usual(kind: type[Any], verb: str, names: Sequence[str], required: Sequ
             help=" ".join(about.split()),
             metavar=given[0].__name__.upper() if optional else None,
             help_behavior_hint="(required)"
-            if name in required
+            if name == required
             else "(optional)"
             if default in (None, "", ())
             else None,
