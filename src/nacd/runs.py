@@ -18,7 +18,6 @@ from nacd.command_configs import RunsConfig, ShowConfig
 from nacd.comparison.table import lines as grid_lines
 from nacd.errors import UserError
 from nacd.files import finite
-from nacd.ladder import lines
 from nacd.report.folder import (
     Comparison,
     Run,
@@ -231,6 +230,8 @@ def _show(run: Run, rows: Sequence[dict[str, Any]], most: int) -> Iterator[str]:
         yield ""
         yield from textwrap.wrap(run.results["verdict"], WIDTH)
         if run.results["table"]:
+            from nacd.ladder import lines  # PyTorch takes seconds, and a list of runs needs none
+
             yield ""
             yield from lines(run.results["table"])
     chosen = sorted(rows, key=lambda row: (-row["changed"], row["number"]))[: max(0, most)]
