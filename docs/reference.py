@@ -9,58 +9,15 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
-import textwrap
 from collections.abc import Iterator
 from typing import Any, get_type_hints
-from unittest.mock import patch
 
 from mkdocs.structure.files import File, Files
 
 from nacd import cli
+from nacd.settings import docstrings
 
 PAGE = "reference.md"
-
-
-class _FoundError(Exception):
-    """Carries the class that a verb parses."""
-
-
-def configuration(verb: str) -> type[Any]:
-    """The configuration class of a verb, asked of the verb itself."""
-
-    def told(kind: type[Any], *_: object) -> None:
-        raise _FoundError(kind)
-
-    with patch.object(cli, "_parse", told):
-        try:
-            cli.VERBS[verb]([])
-        except _FoundError as found:
-            return found.args[0]
-    raise TypeError(f"nacd {verb} parses no flags")
-
-
-def field_docstrings(kind: type[Any]) -> dict[str, str]:
-    """The string below each field of a dataclass, those of its bases among them."""
-    found: dict[str, str] = {}
-    for base in reversed(kind.__mro__):
-        if dataclasses.is_dataclass(base):
-            found |= _own_docstrings(base)
-    return found
-
-
-def _own_docstrings(kind: type[Any]) -> dict[str, str]:
-    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-    assert isinstance(body, ast.ClassDef)
-    found = {}
-    for field, below in zip(body.body, body.body[1:], strict=False):
-        if (
-            isinstance(field, ast.AnnAssign)
-            and isinstance(field.target, ast.Name)
-            and isinstance(below, ast.Expr)
-            and isinstance(below.value, ast.Constant)
-        ):
-            found[field.target.id] = inspect.cleandoc(str(below.value.value))
-    return found
 
 
 def page() -> str:
@@ -68,17 +25,17 @@ def page() -> str:
     lines = [
         "# Commands",
         "",
-        "Made from the code when the site was built; `nacd COMMAND --help` says the same. Flags",
-        "that several commands share stand once, [below](#shared-flags). `--config FILE` reads the",
-        "values of a `run.yaml` first; flags given beside it override them.",
+        "Made from the code when the site was built; `nacd COMMAND --help-all` says the same.",
+        "Flags that several commands share stand once, [below](#shared-flags). `--config FILE`",
+        "reads the values of a `run.yaml` first; flags given beside it override them.",
         "",
         "```text",
         cli.USAGE,
         "```",
     ]
     shared: dict[str, type[Any]] = {}
-    for verb in cli.VERBS:
-        kind = configuration(verb)
+    for verb, entry in cli.VERBS.items():
+        kind = entry.kind()
         groups = [*_groups(kind)]
         shared |= {group.__name__: group for group in groups}
         lines += ["", f"## nacd {verb}", "", _first(kind), "", *_table(kind)]
@@ -111,7 +68,7 @@ def _first(kind: type[Any]) -> str:
 def _table(kind: type[Any]) -> list[str]:
     """A row a flag; fields that are groups of flags are left out."""
     hints = get_type_hints(kind)
-    about = field_docstrings(kind)
+    about = docstrings(kind)
     rows = ["| flag | default | |", "|---|---|---|"]
     for field in dataclasses.fields(kind):
         if dataclasses.is_dataclass(hints[field.name]):

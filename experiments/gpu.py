@@ -21,7 +21,7 @@ from nacd.progress import Progress
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "train-simplex": {},
-    "best-of-simplex": {"seeds_by": "best-of"},
+    "best-of-simplex": {"start_by": "best-of"},
     "train-shuffled": {"shuffle": True},
     "train-nearest": {"projection": "nearest", "beta": 0.1},
     "trajectory-nearest": {"objective": "trajectory", "projection": "nearest", "beta": 0.1},
@@ -38,7 +38,7 @@ class Over(KeyboardInterrupt):
 def configuration(options: argparse.Namespace, name: str, seed: int) -> nacd.DistillConfig:
     """One variant's run."""
     changes = dict(VARIANTS[name])
-    seeds_by, shuffle = changes.pop("seeds_by", "random"), changes.pop("shuffle", False)
+    start_by, shuffle = changes.pop("start_by", "random"), changes.pop("shuffle", False)
     base = nacd.OuterLoopConfig(
         objective="train-loss", outer_steps=options.outer_steps, check_every=20
     )
@@ -46,8 +46,8 @@ def configuration(options: argparse.Namespace, name: str, seed: int) -> nacd.Dis
         out=options.runs / f"{name}-{seed}",
         budget=options.budget,
         seed=seed,
-        seeds_by=seeds_by,
-        draws=5,
+        start_by=start_by,
+        trainings=5,
         full_epochs=2.0,
         model=nacd.ModelConfig(model=options.model),
         data=nacd.DataConfig(

@@ -41,7 +41,7 @@ def main() -> None:
     progress, steps = Progress(), options.outer_steps
     # the looks before the first and after the last step: losses under the loop's own recipe
     config, prepared = opened(
-        options, progress, outer_steps=steps, check_every=steps, check_seeds=2
+        options, progress, outer_steps=steps, check_every=steps, check_trainings=2
     )
     model, folder = prepared.model, RunFolder(options.out)
     seeds = make_seeds(prepared, draw(prepared.train, config.budget, 0), config.outer.learn)
@@ -67,7 +67,7 @@ def main() -> None:
         text = distiller.settled(distiller.text(distiller.outer.projection.tokens()))
         soft = distiller.outer.vectors()
         nll: dict[str, list[float]] = {"soft": [], "text": []}
-        for seed in range(CHECK_SEED, CHECK_SEED + config.outer.check_seeds):
+        for seed in range(CHECK_SEED, CHECK_SEED + config.outer.check_trainings):
             for name, data, vectors in (("soft", seeds.pseudo, soft), ("text", text, None)):
                 theta = train_student(model, FINAL, data, seed, vectors=vectors)
                 nll[name].append(mean_nll(model, theta, prepared.development.rows))

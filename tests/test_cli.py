@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import re
+import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 import yaml
 
-from nacd import files
-from nacd.cli import main
+from nacd.cli import VERBS, main, parse
 from nacd.config import (
     DataConfig,
     DistillConfig,
@@ -46,7 +51,7 @@ def data(tmp_path: Path) -> Path:
 def flags(model: Path, data: Path, out: Path, *more: str) -> list[str]:
     return (
         f"distill --model {model} --data {data} --out {out} --budget 3 --lora-rank 2 "
-        "--batch-size 2 --outer-steps 2 --check-every 2 --draws 1 --compare seeds text "
+        "--batch-size 2 --outer-steps 2 --check-every 2 --trainings 1 --compare seeds text "
         "--target-rows 4 --engine exact --template alpaca"
     ).split() + list(more)
 
@@ -61,12 +66,70 @@ def test_every_flag_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
     assert "Hub id, folder, GGUF file" in shown
 
 
+@pytest.mark.parametrize("verb", [verb for verb, entry in VERBS.items() if entry.usual])
+def test_help_has_the_usual_flags_and_an_example(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    named = re.findall(r"^\W (--[a-z-]+)", shown, re.MULTILINE)
+    assert {"--model", "--data"} <= {*named}
+    assert 10 <= len(named) <= 16
+    needed = re.split(r"\n\W --", shown[shown.index("--data STR") :])[0]
+    assert ("(required)" in needed) == (verb != "evaluate")
+    example = next(line for line in shown.splitlines() if line.startswith("  nacd "))
+    assert max(map(len, shown.splitlines())) <= 80
+    parse(verb, shlex.split(example)[2:])
+
+
+def test_all_flags_are_shown_on_demand(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["distill", "--help-all"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    for flag in ("--budget", "--lora-alpha", "--rate-step-size", "--projection-dim", "(required"):
+        assert flag in shown
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["distil"], "no command 'distil'; did you mean distill?"),
+        (["frobnicate"], "no command 'frobnicate'.\n"),
+        (["distill", "--bugdet", "5%"], "--bugdet: no such flag; did you mean --budget?"),
+        (["distill", "--learning_rat=1e-3"], "did you mean --learning-rate?"),
+        (["check", "--no-tun"], "--no-tun: no such flag; did you mean --no-tune?"),
+        (["distill", "--xyzzy"], "--xyzzy: no such flag.\n`nacd distill --help-all` lists"),
+        (["distill", "--budget", "5", "%"], "%: belongs to no flag."),
+    ],
+)
+def test_a_mistyped_word_is_told_the_nearest(
+    args: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.suppress(SystemExit):
+        assert main(args) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_settings_are_read_without_pytorch() -> None:
+    code = (
+        "import sys, nacd, nacd.config; from nacd.cli import VERBS\n"
+        "kinds = [entry.kind()() for verb, entry in VERBS.items() if entry.usual]\n"
+        "nacd.SelectConfig(data=nacd.DataConfig(data='mine.jsonl')).check()\n"
+        "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_usage_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     shown = capsys.readouterr().out
     assert "nacd distill --model smollm2 --data mine.jsonl" in shown
     assert max(map(len, shown.splitlines())) <= 80
-    assert main(["distil"]) == 2
 
 
 def bad_line(text: str, number: int, line: str) -> str:
@@ -191,7 +254,7 @@ def test_a_config_that_leaves_settings_out_has_the_commands_own() -> None:
             "must be 'auto', 'exact', 'first-order', 'one-sided'",
         ),
         ("outer: {outer_steps: 12.5}\n", "outer_steps: 12.5: must be a valid integer."),
-        ("draws: five\n", "draws: 'five': must be a valid integer."),
+        ("trainings: five\n", "trainings: 'five': must be a valid integer."),
         ("recipe: {learning_rate: fast}\n", "learning_rate: 'fast': must be a valid number."),
         ("data: rows.jsonl\n", "data: 'rows.jsonl': must hold settings of its own, as in run.yaml"),
     ],
@@ -261,7 +324,7 @@ def test_a_full_disk_and_ctrl_c_lose_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     args = flags(tiny_folder("gpt2"), data, tmp_path / "run")
-    save, calls = files.save_file, 0
+    save, calls = safetensors.torch.save_file, 0
 
     def full(*a: object, **k: object) -> None:
         nonlocal calls
@@ -271,7 +334,7 @@ def test_a_full_disk_and_ctrl_c_lose_nothing(
         save(*a, **k)  # pyright: ignore[reportArgumentType]
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "save_file", full)
+        patch.setattr(safetensors.torch, "save_file", full)
         assert main(args) == 1
     shown = capsys.readouterr().err
     assert "state.safetensors: the disk is full" in shown
@@ -284,7 +347,7 @@ def test_a_full_disk_and_ctrl_c_lose_nothing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "save_file", interrupted)
+        patch.setattr(safetensors.torch, "save_file", interrupted)
         assert main(args) == 130
     assert "the same command goes on" in capsys.readouterr().err
 
@@ -292,7 +355,7 @@ def test_a_full_disk_and_ctrl_c_lose_nothing(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "save_file", too_much)
+        patch.setattr(safetensors.torch, "save_file", too_much)
         assert main(args) == 1
     assert "the device is out of memory. What is done is kept." in capsys.readouterr().err
     assert (tmp_path / "run" / "distill" / "state.safetensors").read_bytes() == state

@@ -31,7 +31,7 @@ def config(tiny_folder: Callable[[str], Path], tmp_path: Path) -> CompareConfig:
         out=tmp_path / "grid",
         methods=ROWS,
         budgets=("4",),
-        seeds=1,
+        trainings=1,
         model=ModelConfig(str(tiny_folder("llama")), device="cuda", lora_rank=2),
         data=DataConfig(data=str(file), target_rows=6),
         recipe=Recipe(batch_size=2, epochs=2, learning_rate=5e-3, shuffle=False),

@@ -76,7 +76,7 @@ def small(config: CompareConfig, data: Path, out: Path, model: Path) -> CompareC
     return replace(
         config,
         out=out,
-        seeds=min(2, config.distillations),
+        trainings=min(2, config.distillations),
         distillations=min(2, config.distillations),
         budgets=("4",),
         tune_rates=config.tune_rates[:1],
@@ -85,7 +85,7 @@ def small(config: CompareConfig, data: Path, out: Path, model: Path) -> CompareC
         data=named,
         recipe=replace(config.recipe, batch_size=2, epochs=2),
         expert=replace(config.expert, experts=1, expert_epochs=1, expert_batch=8),
-        outer=replace(config.outer, outer_steps=1, check_seeds=1, engine=engine),
+        outer=replace(config.outer, outer_steps=1, check_trainings=1, engine=engine),
         selection=replace(config.selection, warmup_share=0.3, warmup_epochs=2, projection_dim=64),
     )
 

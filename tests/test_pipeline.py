@@ -61,7 +61,7 @@ def config(model: Path, data: Path, out: Path) -> DistillConfig:
     return DistillConfig(
         out=out,
         budget="4",
-        draws=2,
+        trainings=2,
         model=ModelConfig(model=str(model), lora_rank=2),
         data=DataConfig(data=str(data), target_rows=4, template="alpaca"),
         recipe=Recipe(batch_size=2, epochs=2, learning_rate=5e-3, shuffle=False),
@@ -231,7 +231,7 @@ def test_resume_gives_the_same_bits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     base = config(tiny_folder("llama"), rows, tmp_path / "whole")
-    base = replace(base, compare=("seeds", "text"), draws=1)
+    base = replace(base, compare=("seeds", "text"), trainings=1)
     nacd.distill(base, progress=QUIET)
     step = OuterLoop.step
 

@@ -116,8 +116,9 @@ def test_distill_tracks_every_outer_step(
     out = tmp_path / "run"
     flags = (
         f"distill --model {tiny_folder('llama')} --data {data} --out {out} --budget 3 "
-        "--lora-rank 2 --batch-size 2 --outer-steps 2 --check-every 2 --draws 1 --compare seeds "
-        "--target-rows 4 --engine exact --template alpaca --license mit --language en"
+        "--lora-rank 2 --batch-size 2 --outer-steps 2 --check-every 2 --trainings 1 "
+        "--compare seeds --target-rows 4 --engine exact --template alpaca --license mit "
+        "--language en"
     ).split()
     assert main([*flags, "--track", "trackio"]) == 0
     lines = (out / "distill" / "metrics.jsonl").read_text().splitlines()

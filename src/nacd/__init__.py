@@ -19,6 +19,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nacd.checking.check import Checked, check
     from nacd.checking.config import CheckConfig
+    from nacd.command_configs import (
+        EvaluateConfig,
+        PushConfig,
+        ReportConfig,
+        SelectConfig,
+        TrainConfig,
+    )
     from nacd.commands import doctor, record_experts
     from nacd.comparison.compare import Compared, compare
     from nacd.comparison.config import CompareConfig
@@ -26,21 +33,28 @@ if TYPE_CHECKING:
         DataConfig,
         DistillConfig,
         ExpertConfig,
+        ModelConfig,
         OuterLoopConfig,
         SelectionConfig,
     )
     from nacd.distilling import Distilled, distill
     from nacd.errors import UserError
-    from nacd.export.push import PushConfig, push
-    from nacd.models import ModelConfig
+    from nacd.export.push import push
     from nacd.recipe import Recipe
-    from nacd.report.page import ReportConfig, write_report
-    from nacd.selecting import SelectConfig, Selected, select
-    from nacd.target import EvaluateConfig, TrainConfig, evaluate, fine_tune
+    from nacd.report.page import write_report
+    from nacd.selecting import Selected, select
+    from nacd.target import evaluate, fine_tune
 
 _HOMES = {
     "checking.check": ("Checked", "check"),
     "checking.config": ("CheckConfig",),
+    "command_configs": (
+        "EvaluateConfig",
+        "PushConfig",
+        "ReportConfig",
+        "SelectConfig",
+        "TrainConfig",
+    ),
     "commands": ("doctor", "record_experts"),
     "comparison.compare": ("Compared", "compare"),
     "comparison.config": ("CompareConfig",),
@@ -49,16 +63,16 @@ _HOMES = {
         "DataConfig",
         "DistillConfig",
         "ExpertConfig",
+        "ModelConfig",
         "OuterLoopConfig",
         "SelectionConfig",
     ),
     "errors": ("UserError",),
-    "export.push": ("PushConfig", "push"),
-    "models": ("ModelConfig",),
+    "export.push": ("push",),
     "recipe": ("Recipe",),
-    "report.page": ("ReportConfig", "write_report"),
-    "selecting": ("SelectConfig", "Selected", "select"),
-    "target": ("EvaluateConfig", "TrainConfig", "evaluate", "fine_tune"),
+    "report.page": ("write_report",),
+    "selecting": ("Selected", "select"),
+    "target": ("evaluate", "fine_tune"),
 }
 
 __all__ = [

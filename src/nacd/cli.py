@@ -8,14 +8,15 @@ import json
 import math
 import os
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from importlib import import_module
 from typing import Any
 
 from nacd.errors import UserError
 
-USAGE = """usage: nacd COMMAND [flags]      (nacd COMMAND --help lists the flags)
+USAGE = """usage: nacd COMMAND [flags]      (nacd COMMAND --help shows the usual flags)
 
   check      how many rows do you need, and does a choice beat random ones?
   demo       the whole pipeline, small, on a real model and data, offline
@@ -31,7 +32,8 @@ USAGE = """usage: nacd COMMAND [flags]      (nacd COMMAND --help lists the flags
   push       upload a run's data set to the hub (a dry run without --yes)
   evaluate   held-out response NLL, and multiple-choice accuracy (lm-eval)
 
-  --json     with any command that has a result: the result on stdout, as JSON
+  --help-all      with any command: all of its flags
+  --json          with any command that has a result: the result as JSON
   --config FILE   settings from a run.yaml; flags beside it override them
 
   nacd check   --model smollm2 --data mine.jsonl --budget 5% --minutes 10
@@ -41,13 +43,6 @@ USAGE = """usage: nacd COMMAND [flags]      (nacd COMMAND --help lists the flags
 ANEW = ("doctor", "evaluate", "train", "push", "report", "runs", "show")
 """Commands that keep nothing of a call that was stopped."""
 GOES_ON = "What is done is kept; the same command goes on from there."
-ABOUT = {
-    "doctor": "`nacd doctor`: which meta-gradient engine is right on this model and these rows, "
-    "and what the outer steps of `nacd distill` take with the same flags. It writes nothing.",
-    "experts": "`nacd experts`: record expert trajectories into --out; `nacd distill --objective "
-    "trajectory` with the same flags uses them.",
-}
-"""Help of the commands that share another's flags."""
 OWN_JSON = ("runs", "show")
 """Commands for which --json is a field of their configuration."""
 
@@ -64,6 +59,29 @@ class Said:
     """Exit status."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Verb:
+    """One command."""
+
+    run: Callable[[Any], Said]
+    """From its configuration to what it says; it may take seconds to load what it needs."""
+    configuration: str
+    """The configuration's dataclass, as `module.Class` below `nacd`."""
+    usual: str = ""
+    """Fields that `--help` shows; `--help-all` shows all; none: both show all."""
+    example: str = ""
+    """A command that many will want, without `nacd`."""
+    about: str = ""
+    """What it does, where the configuration's docstring speaks of another command."""
+    required: str = "data"
+    """The one of these that has to be given, if any does."""
+
+    def kind(self) -> type[Any]:
+        """The configuration's dataclass."""
+        module, _, name = self.configuration.rpartition(".")
+        return getattr(import_module(f"nacd.{module}"), name)
+
+
 def _quiet_libraries() -> None:
     """Leave the terminal to our own display; real warnings of ours are plain lines."""
     for key, value in {
@@ -78,10 +96,11 @@ def _quiet_libraries() -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")  # the GGUF reader's own bar
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|transformers|peft)\b.*")
-    import transformers
+    if "transformers" in sys.modules:  # else it reads the variables when it is loaded
+        import transformers
 
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.set_verbosity_error()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,12 +116,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     verb, rest = args[0], args[1:]
     if verb not in VERBS:
-        print(f"nacd: no command {verb!r}\n\n{USAGE}", file=sys.stderr)
+        from nacd.flags import near
+
+        print(f"nacd: no command {verb!r}{near(verb, [*VERBS])}\n\n{USAGE}", file=sys.stderr)
         return 2
     try:
         _quiet_libraries()
         as_json = "--json" in rest and verb not in OWN_JSON
-        said = VERBS[verb]([arg for arg in rest if not (as_json and arg == "--json")])
+        config = parse(verb, [arg for arg in rest if not (as_json and arg == "--json")])
+        if hasattr(config, "check"):  # before PyTorch is loaded
+            config.check()
+        said = VERBS[verb].run(config)
         if as_json:
             print(_json(said.result))
         elif said.text:
@@ -144,41 +168,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parse(kind: type[Any], verb: str, args: Sequence[str]) -> Any:
-    """Flags to a configuration; `--config FILE` gives the values that flags then override."""
-    import tyro
-    import yaml
+def parse(verb: str, args: Sequence[str]) -> Any:
+    """The configuration that a command's flags give.
 
-    from nacd.settings import from_dict
+    Raises:
+        UserError: a file that `--config` names cannot be used.
+        SystemExit: help was asked for, or a flag cannot be read; it has been said.
+    """
+    from nacd import flags
 
-    rest, default = list(args), None
-    for i, arg in enumerate(rest):
-        name, equals, value = arg.partition("=")
-        if name == "--config":
-            if not equals and i + 1 == len(rest):
-                raise UserError("--config: give a run.yaml after it.")
-            path = Path(value if equals else rest[i + 1])
-            del rest[i : i + (1 if equals else 2)]
-            if not path.is_file():
-                raise UserError(f"--config {path}: no such file.")
-            try:
-                values = yaml.safe_load(path.read_text(encoding="utf-8"))
-            except yaml.YAMLError as error:
-                raise UserError(f"--config {path}: not YAML: {error}") from error
-            if not isinstance(values, dict):
-                raise UserError(f"--config {path}: expected a mapping of settings, as in run.yaml.")
-            default = from_dict(kind, values, str(path))
-            break
-    options: dict[str, Any] = {} if default is None else {"default": default}
-    if verb in ABOUT:
-        options["description"] = ABOUT[verb]
-    return tyro.cli(
-        kind,
-        args=rest,
-        prog=f"nacd {verb}",
-        config=(tyro.conf.OmitArgPrefixes,),
-        **options,
-    )
+    entry = VERBS[verb]
+    kind = entry.kind()
+    about = entry.about or (kind.__doc__ or "")
+    if entry.usual and {"-h", "--help"} & set(args):
+        print(f"{textwrap.fill(about, 80)}\n\n  nacd {entry.example}\n")
+        flags.print_usual(kind, verb, entry.usual.split(), entry.required)
+        print(f"These are the usual flags; `nacd {verb} --help-all` shows all of them.")
+        raise SystemExit(0)
+    return flags.parse(kind, verb, args, description=about)
 
 
 def _json(result: Any) -> str:
@@ -198,107 +205,98 @@ def _json(result: Any) -> str:
     return json.dumps(plain(result), indent=2, default=str)
 
 
-def _distill(args: Sequence[str]) -> Said:
-    from nacd.config import DistillConfig
+def _distill(config: Any) -> Said:
     from nacd.distilling import distill, print_result
     from nacd.progress import Progress
 
     progress = Progress()
-    result = distill(_parse(DistillConfig, "distill", args), progress=progress)
+    result = distill(config, progress=progress)
     print_result(result, progress)
     return Said(result)
 
 
-def _select(args: Sequence[str]) -> Said:
+def _select(config: Any) -> Said:
     from nacd.progress import Progress
-    from nacd.selecting import SelectConfig, select
+    from nacd.selecting import select
 
     progress = Progress()
-    result = select(_parse(SelectConfig, "select", args), progress=progress)
+    result = select(config, progress=progress)
     progress.say(result.summary)
     progress.say(f"{len(result.rows)} rows: {result.dataset / 'train.jsonl'}")
     return Said(result)
 
 
-def _check(args: Sequence[str]) -> Said:
+def _check(config: Any) -> Said:
     from nacd.checking.check import check
-    from nacd.checking.config import CheckConfig
     from nacd.checking.said import print_checked
     from nacd.progress import Progress
 
     progress = Progress()
-    result = check(_parse(CheckConfig, "check", args), progress=progress)
+    result = check(config, progress=progress)
     print_checked(result, progress.say)
     return Said(result)
 
 
-def _demo(args: Sequence[str]) -> Said:
+def _demo(config: Any) -> Said:
     from nacd.demo import demo
-    from nacd.demo_config import DemoConfig
 
-    result = demo(_parse(DemoConfig, "demo", args))
-    return Said(result)
+    return Said(demo(config))
 
 
-def _compare(args: Sequence[str]) -> Said:
+def _compare(config: Any) -> Said:
     from nacd.comparison.compare import compare, print_comparison
-    from nacd.comparison.config import CompareConfig
     from nacd.progress import Progress
 
     progress = Progress()
-    result = compare(_parse(CompareConfig, "compare", args), progress=progress)
+    result = compare(config, progress=progress)
     print_comparison(result, progress.say)
     return Said(result, code=1 if result.faults else 0)
 
 
-def _experts(args: Sequence[str]) -> Said:
+def _experts(config: Any) -> Said:
     from nacd.commands import record_experts
-    from nacd.config import DistillConfig
     from nacd.progress import Progress
 
     progress = Progress()
-    config = _parse(DistillConfig, "experts", args)
     found = record_experts(config, progress=progress)
     for expert in found:
         progress.say(f"{expert.folder}: {len(expert.steps)} snapshots of {expert.total} steps")
     return Said([{"folder": e.folder, "steps": e.steps, "total": e.total} for e in found])
 
 
-def _doctor(args: Sequence[str]) -> Said:
+def _doctor(config: Any) -> Said:
     from nacd.commands import doctor
-    from nacd.config import DistillConfig
     from nacd.progress import Progress
 
-    diagnosis, planned = doctor(_parse(DistillConfig, "doctor", args), progress=Progress())
+    diagnosis, planned = doctor(config, progress=Progress())
     text = "\n\n".join(part.describe() for part in (diagnosis, planned) if part)
     return Said({"diagnosis": diagnosis, "estimate": planned}, text, 0 if planned else 1)
 
 
-def _report(args: Sequence[str]) -> Said:
-    from nacd.report.page import ReportConfig, write_report
+def _report(config: Any) -> Said:
+    from nacd.report.page import write_report
 
-    page = write_report(_parse(ReportConfig, "report", args))
+    page = write_report(config)
     return Said({"page": page}, str(page))
 
 
-def _runs(args: Sequence[str]) -> Said:
-    from nacd.runs import RunsConfig, runs_text
+def _runs(config: Any) -> Said:
+    from nacd.runs import runs_text
 
-    return Said(text=runs_text(_parse(RunsConfig, "runs", args)))
-
-
-def _show(args: Sequence[str]) -> Said:
-    from nacd.runs import ShowConfig, show_text
-
-    return Said(text=show_text(_parse(ShowConfig, "show", args)))
+    return Said(text=runs_text(config))
 
 
-def _train(args: Sequence[str]) -> Said:
+def _show(config: Any) -> Said:
+    from nacd.runs import show_text
+
+    return Said(text=show_text(config))
+
+
+def _train(config: Any) -> Said:
     from nacd.progress import Progress
-    from nacd.target import TrainConfig, fine_tune
+    from nacd.target import fine_tune
 
     progress = Progress()
-    config = _parse(TrainConfig, "train", args)
     result = fine_tune(config, progress)
     progress.say(
         f"{len(result.losses)} steps, loss {result.losses[0]:.3f} to {result.losses[-1]:.3f}; "
@@ -308,35 +306,87 @@ def _train(args: Sequence[str]) -> Said:
     return Said({name: getattr(result, name) for name in names})
 
 
-def _evaluate(args: Sequence[str]) -> Said:
+def _evaluate(config: Any) -> Said:
     from nacd.progress import Progress
-    from nacd.target import EvaluateConfig, evaluate
+    from nacd.target import evaluate
 
-    found = evaluate(_parse(EvaluateConfig, "evaluate", args), Progress())
+    found = evaluate(config, Progress())
     return Said(found, _json(found))
 
 
-def _push(args: Sequence[str]) -> Said:
-    from nacd.export.push import PushConfig, push
+def _push(config: Any) -> Said:
+    from nacd.export.push import push
 
-    text = push(_parse(PushConfig, "push", args))
+    text = push(config)
     return Said({"said": text}, text)
 
 
-VERBS: dict[str, Callable[[Sequence[str]], Said]] = {
-    "check": _check,
-    "demo": _demo,
-    "distill": _distill,
-    "select": _select,
-    "compare": _compare,
-    "experts": _experts,
-    "doctor": _doctor,
-    "report": _report,
-    "runs": _runs,
-    "show": _show,
-    "train": _train,
-    "push": _push,
-    "evaluate": _evaluate,
+_ROWS = "model data budget out heldout target max_tokens"
+_TRAINING = "learning_rate batch_size epochs"
+
+VERBS: dict[str, Verb] = {
+    "check": Verb(
+        _check,
+        "checking.config.CheckConfig",
+        f"{_ROWS} minutes methods tune device seed",
+        "check --model smollm2 --data mine.jsonl --budget 5% --minutes 10",
+    ),
+    "demo": Verb(_demo, "demo_config.DemoConfig"),
+    "distill": Verb(
+        _distill,
+        "config.DistillConfig",
+        f"{_ROWS} {_TRAINING} outer_steps compare device seed",
+        "distill --model smollm2 --data mine.jsonl --budget 5% --out runs/mine",
+    ),
+    "select": Verb(
+        _select,
+        "command_configs.SelectConfig",
+        f"method {_ROWS} dedup stratify group_column device seed",
+        "select --method rds+ --model smollm2 --data mine.jsonl --budget 5%",
+    ),
+    "compare": Verb(
+        _compare,
+        "comparison.config.CompareConfig",
+        "methods budgets model target_models data out heldout trainings runs "
+        f"{_TRAINING} device seed",
+        "compare --methods random rds+ full --budgets 2% 5% --data mine.jsonl",
+    ),
+    "experts": Verb(
+        _experts,
+        "config.DistillConfig",
+        "model data out heldout experts expert_rate expert_epochs expert_batch snapshot_every "
+        "expert_from device seed",
+        "experts --model smollm2 --data mine.jsonl --experts 2 --out runs/mine",
+        "`nacd experts`: record expert trajectories into --out; `nacd distill --objective "
+        "trajectory` with the same flags uses them.",
+    ),
+    "doctor": Verb(
+        _doctor,
+        "config.DistillConfig",
+        f"model data budget dtype max_tokens {_TRAINING} outer_steps window "
+        "gradient_checkpointing device",
+        "doctor --model smollm2 --data mine.jsonl --budget 5%",
+        "`nacd doctor`: which meta-gradient engine is right on this model and these rows, "
+        "and what the outer steps of `nacd distill` take with the same flags. It writes nothing.",
+    ),
+    "report": Verb(_report, "command_configs.ReportConfig"),
+    "runs": Verb(_runs, "command_configs.RunsConfig"),
+    "show": Verb(_show, "command_configs.ShowConfig"),
+    "train": Verb(
+        _train,
+        "command_configs.TrainConfig",
+        f"model data out max_tokens {_TRAINING} shuffle lora_rank gradient_checkpointing "
+        "device seed",
+        "train --model smollm2 --data runs/mine/dataset/train.jsonl --no-shuffle",
+    ),
+    "push": Verb(_push, "command_configs.PushConfig"),
+    "evaluate": Verb(
+        _evaluate,
+        "command_configs.EvaluateConfig",
+        "model adapter data tasks shots choices max_tokens out dtype device",
+        "evaluate --adapter runs/train/adapter --data heldout.jsonl",
+        required="",
+    ),
 }
 
 if __name__ == "__main__":

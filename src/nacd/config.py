@@ -4,26 +4,69 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from nacd.data import Answers, Encoded
+from tyro.conf import arg
+
+from nacd.budget import Budget, budget_text, parse_budget
+from nacd.budget import budget_rows as budget_rows
+from nacd.data.choices import Answers
+from nacd.data.given import name_of
 from nacd.errors import UserError
-from nacd.models import ModelConfig
 from nacd.recipe import Recipe
-from nacd.settings import check_values
+from nacd.renamed import old_names_too
+from nacd.settings import Folder, check_values, convert
 from nacd.tracking import check_tracker
 
+if TYPE_CHECKING:
+    from nacd.settings import Converted
+
+    Rows = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
+    Data = Converted[str, Rows]
+    OtherData = Converted[str | None, Rows | None]
+else:  # what flags take: from Python, rows may be given too
+    _NEEDED = arg(help_behavior_hint="(required; of `nacd evaluate` unless it has --tasks)")
+    Data, OtherData = Annotated[str, _NEEDED], str | None
+UNNAMED: Any = ""
+NONE: Any = None
 LADDER = ("zero-shot", "random", "seeds", "random-prompts", "soft", "text", "full")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model is loaded, how, and the LoRA that is put on it."""
+
+    model: str = "smollm2"
+    """Hub id, folder, GGUF file, or `smollm2` (SmolLM2-135M-Instruct out of a Python package)."""
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    """Number format of the frozen weights; LoRA's are never below float32."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention implementation, by its name in transformers."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the model runs; `auto` takes CUDA, then MPS, then the CPU."""
+    lora_rank: int = 8
+    """Rank of the LoRA update."""
+    lora_alpha: float = 16.0
+    """LoRA's numerator: the update is scaled by alpha / rank."""
+    lora_targets: tuple[str, ...] = ("all-linear",)
+    """Names of the modules that get LoRA (`q_proj v_proj`), or `all-linear`."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    micro_tokens: int = 0
+    """Most tokens that go through the model at once (a longer row goes alone); the gradient is the
+    whole batch's. 0: 384 on the CPU, 2048 elsewhere, less where memory is short."""
 
 
 @dataclass(frozen=True)
 class ReadConfig:
     """Which rows, and how they are read and rendered."""
 
-    data: str = ""
+    data: Data = UNNAMED
     """JSONL, JSON, CSV or Parquet file, a pattern of files (`'shards/*.jsonl'`), or a hub id
     (`owner/name`, `owner/name:config:split`)."""
     columns: tuple[str, ...] = ()
@@ -39,6 +82,12 @@ class ReadConfig:
     """`auto`, `chat`, `qa`, `alpaca`, `plain`, `verbatim`, or text with {prompt}, {response}."""
     max_tokens: int = 512
     """Longest row in tokens, prompt and response; longer ones are dropped and counted."""
+
+    def __post_init__(self) -> None:
+        """Name the data by its path or hub id; rows in memory are written to a file."""
+        for name in {"data", "target", "heldout"} & vars(self).keys():
+            setting = f"{type(self).__name__}({name}=...)"
+            convert(self, **{name: lambda given, setting=setting: name_of(given, setting)})
 
     def mapping(self) -> dict[str, str]:
         """`columns` as a mapping from our names to the file's.
@@ -62,9 +111,9 @@ class ReadConfig:
 class DataConfig(ReadConfig):
     """Which rows, how they are read and rendered, and what is held out."""
 
-    target: str | None = None
+    target: OtherData = NONE
     """File or hub id of target rows; without it, some rows of --data are set aside for them."""
-    heldout: str | None = None
+    heldout: OtherData = NONE
     """Held-out file or hub id (a third development, the rest report); else rows of --data."""
     target_rows: int = 64
     """Most rows set aside as target rows."""
@@ -148,6 +197,7 @@ class ExpertConfig:
         )
 
 
+@old_names_too
 @dataclass(frozen=True)
 class OuterLoopConfig:
     """How the pseudo-prompts are learned."""
@@ -188,13 +238,13 @@ class OuterLoopConfig:
     """Distance of the neighbour regulariser and of the nearest rows."""
     candidates: int = 16
     """`simplex`: candidate tokens a position: the seed's, neighbours, the model's guesses."""
-    seed_share: float = 0.6
-    """`simplex`: probability of the seed's token at the start."""
+    start_share: float = 0.6
+    """`simplex`: probability of the starting row's own token at the start."""
     cold: float = 0.15
     """`simplex`: softmax temperature at the end (1 at the start)."""
     check_every: int = 10
     """Outer steps between two looks at the development rows."""
-    check_seeds: int = 3
+    check_trainings: int = 3
     """Trainings averaged in such a look."""
 
 
@@ -249,26 +299,27 @@ IN_ORDER = Recipe(shuffle=False)
 """What learned rows are trained with: what a prompt is learned for hangs on when it is visited."""
 
 
+@old_names_too
 @dataclass(frozen=True)
 class DistillConfig:
     """`nacd distill`: from a data file to distilled text."""
 
-    out: Path = Path("runs/distill")
+    out: Folder = Folder(Path("runs/distill"))
     """Run folder; the same command again goes on where it stopped."""
-    budget: str = "5%"
+    budget: Budget = Budget("5%")
     """Size of the distilled set: rows (`112`), tokens (`20000t`) or a percentage (`5%`) of the
     training rows that are left once the held-out parts are set aside."""
     seed: int = 0
     """Seed of everything that is drawn."""
-    seeds_by: str = "random"
-    """How the seed rows are chosen: `random`, or a method of `nacd select`."""
+    start_by: str = "random"
+    """How the starting rows are chosen: `random`, or a method of `nacd select`."""
     compare: tuple[str, ...] = LADDER
     """Rows of the final table; `full` trains on all rows: leave it out if that is dear."""
-    draws: int = 3
-    """Trainings (seeds; draws for `random`) behind each row of the table."""
+    trainings: int = 3
+    """Trainings behind each row of the table, each of another seed (`random`: of other rows)."""
     tune_rates: tuple[float, ...] = ()
-    """Learning rates to try first (`5e-4 1e-3`) on development rows, training on the seeds (which
-    --seeds-by chooses before, at --learning-rate)."""
+    """Learning rates to try first (`5e-4 1e-3`) on development rows, training on the starting rows
+    (which --start-by chooses before, at --learning-rate)."""
     full_epochs: float = 1.0
     """Epochs of the table's `full` row (also shown at equal steps)."""
     track: str = ""
@@ -279,6 +330,10 @@ class DistillConfig:
     expert: ExpertConfig = field(default_factory=ExpertConfig)
     outer: OuterLoopConfig = field(default_factory=OuterLoopConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
+
+    def __post_init__(self) -> None:
+        """Keep a path and a text, however they were given."""
+        convert(self, out=Path, budget=budget_text)
 
     def check(self) -> None:
         """Refuse what cannot be run, before anything is loaded.
@@ -299,10 +354,10 @@ class DistillConfig:
             ("--segments", self.outer.segments, 1),
             ("--objective-rows", self.outer.objective_rows, 1),
             ("--check-every", self.outer.check_every, 1),
-            ("--check-seeds", self.outer.check_seeds, 1),
+            ("--check-trainings", self.outer.check_trainings, 1),
             ("--candidates", self.outer.candidates, 2),
             ("--window", self.outer.window, 0),
-            ("--draws", self.draws, 1),
+            ("--trainings", self.trainings, 1),
             ("--max-tokens", self.data.max_tokens, 2),
             ("--target-rows", self.data.target_rows, 0),
             ("--expert-start", self.outer.expert_start, 0),
@@ -320,8 +375,8 @@ class DistillConfig:
         ):
             if not 0 < value < math.inf:
                 raise UserError(f"{flag} {value}: must be above 0.")
-        if not 0 < self.outer.seed_share < 1:
-            raise UserError(f"--seed-share {self.outer.seed_share}: must lie between 0 and 1.")
+        if not 0 < self.outer.start_share < 1:
+            raise UserError(f"--start-share {self.outer.start_share}: must lie between 0 and 1.")
         if not 0 <= self.outer.trim < 1:
             raise UserError(f"--trim {self.outer.trim}: a share, at least 0 and below 1.")
         if not self.outer.cold > 0:
@@ -335,70 +390,3 @@ class DistillConfig:
                 "(for others: `nacd compare --methods`)."
             )
         parse_budget(self.budget)
-
-
-def parse_budget(text: str) -> tuple[Literal["rows", "share", "tokens"], float]:
-    """A budget's kind and number.
-
-    Raises:
-        UserError: not a budget, 0, or over 100 %.
-    """
-    kind: Literal["rows", "share", "tokens"] = "rows"
-    number = text.strip().lower()
-    if number.endswith("%"):
-        kind, number = "share", number[:-1]
-    else:
-        for ending in ("tokens", "tok", "t"):
-            if number.endswith(ending):
-                kind, number = "tokens", number[: -len(ending)]
-                break
-    form = "give rows (112), a percentage (5%) or tokens (20000t)"
-    try:
-        value = float(number)
-    except ValueError:
-        raise UserError(f"--budget {text}: not a number; {form}.") from None
-    if not 0 < value < math.inf or (kind != "share" and value != int(value)):
-        raise UserError(f"--budget {text}: must be a whole number above 0; {form}.")
-    if kind == "share" and value > 100:
-        raise UserError(f"--budget {text}: over 100 % of the rows; {form}.")
-    return kind, value
-
-
-def budget_rows(text: str, rows: list[Encoded], order: list[int]) -> list[int]:
-    """The first rows of `order` that the budget pays for.
-
-    Args:
-        text: the budget.
-        rows: all training rows.
-        order: row indices, best first.
-
-    Raises:
-        UserError: more rows or tokens than there are.
-    """
-    kind, value = parse_budget(text)
-    if kind == "tokens":
-        total, chosen = 0, []
-        for i in order:
-            if total + len(rows[i]) > value:
-                break
-            total += len(rows[i])
-            chosen.append(i)
-        if len(chosen) == len(order):
-            raise UserError(
-                f"--budget {text}: the {len(order)} training rows have {total} tokens in all; "
-                "nothing is left to distil. Give a smaller budget."
-            )
-        if not chosen:
-            raise UserError(
-                f"--budget {text}: the first row drawn has {len(rows[order[0]])} tokens already; "
-                "give a larger budget."
-            )
-        return chosen
-    count = round(value / 100 * len(order)) if kind == "share" else int(value)
-    if count > len(order):
-        raise UserError(
-            f"--budget {text}: {count} rows asked for, but there are {len(order)} training rows "
-            "(after target, development and report rows are set aside and long ones dropped); give "
-            "a smaller budget, or name files with --target and --heldout."
-        )
-    return order[: max(1, count)]

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from nacd.config import DataConfig, DistillConfig, OuterLoopConfig
-from nacd.models import ModelConfig
+from nacd.config import DataConfig, DistillConfig, ModelConfig, OuterLoopConfig
 from nacd.recipe import Recipe
+from nacd.settings import Folder, convert
 
 
 @dataclass(frozen=True)
 class DemoConfig:
     """A small distillation of the MMLU exemplars that lm-eval ships."""
 
-    out: Path = Path("runs/demo")
+    out: Folder = Folder(Path("runs/demo"))
     """Run folder; the same command again goes on where it stopped."""
     model: str = "smollm2"
     """Hub id, folder, GGUF file, or `smollm2`."""
@@ -23,6 +23,10 @@ class DemoConfig:
     seed: int = 0
     """Seed of everything that is drawn."""
 
+    def __post_init__(self) -> None:
+        """Keep a path, however it was given."""
+        convert(self, out=Path)
+
 
 def demo_config(config: DemoConfig) -> DistillConfig:
     """The demo as the flags of `nacd distill`."""
@@ -30,7 +34,7 @@ def demo_config(config: DemoConfig) -> DistillConfig:
         out=config.out,
         budget="16",
         seed=config.seed,
-        draws=2,
+        trainings=2,
         full_epochs=1.0,
         model=ModelConfig(model=config.model),
         data=DataConfig(
@@ -41,7 +45,7 @@ def demo_config(config: DemoConfig) -> DistillConfig:
             objective="target-loss",
             outer_steps=config.outer_steps,
             check_every=max(1, config.outer_steps // 2),
-            check_seeds=1,
+            check_trainings=1,
             engine="one-sided",
         ),
     )

@@ -117,9 +117,9 @@ def learn_text(
     progress = progress or Progress()
     config.check()
     config = replace(config, outer=decided(config.outer, config.data))
-    check_method(config.seeds_by, config.selection, "--seeds-by")
+    check_method(config.start_by, config.selection, "--start-by")
     splits = read_splits(config.data) if splits is None else splits
-    check_rows(config.seeds_by, config.selection, splits.train, splits.target, "--seeds-by")
+    check_rows(config.start_by, config.selection, splits.train, splits.target, "--start-by")
     folder = open_run(config, splits)
     clock = StageClock(folder.path / "stages.json", resolve_device(config.model.device))
     if prepared is None:
@@ -245,7 +245,7 @@ def _card(config: DistillConfig, outcome: Outcome) -> Card:
             "learnable positions": config.outer.learn,
             "exported outer step": outcome.learned.best_step,
             "seed": config.seed,
-            "seed rows chosen by": config.seeds_by,
+            "seed rows chosen by": config.start_by,
             "LoRA rank": config.model.lora_rank,
             "LoRA alpha": config.model.lora_alpha,
             "LoRA targets": " ".join(config.model.lora_targets),
@@ -295,7 +295,7 @@ def _table(config: DistillConfig, outcome: Outcome, progress: Progress) -> list[
             outcome.recipe,
             entries,
             prepared.report,
-            config.draws,
+            config.trainings,
             outcome.folder,
             progress,
         )

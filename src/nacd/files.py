@@ -11,13 +11,14 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from nacd.errors import UserError
+
+if TYPE_CHECKING:
+    import torch  # takes seconds: loaded by who writes or reads tensors
 
 
 @contextlib.contextmanager
@@ -156,6 +157,8 @@ def write_tensors(
     It goes there as one JSON entry: several would stand in another order each time, and the same
     tensors would not make the same bytes.
     """
+    from safetensors.torch import save_file
+
     cpu = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     with whole(path) as partial:
         header = {"nacd": json.dumps(dict(metadata), sort_keys=True)} if metadata else None

@@ -125,7 +125,7 @@ def make_projection(
                 "model's may be chosen (plain text that encodes to itself); give at most as many."
             )
         options = simplex_candidates(model, seeds.pseudo, config.candidates, allowed, model.table)
-        logits = simplex_logits(options, ids, config.seed_share)
+        logits = simplex_logits(options, ids, config.start_share)
         simplex = Simplex(logits, options, model.table, cold=config.cold)
         return simplex, config.step_size or 0.2
     kind = Nearest if config.projection == "nearest" else StraightThrough
@@ -246,7 +246,7 @@ class Distiller:
     def _nll(self, data: PseudoData, vectors: Tensor | None) -> float:
         recipe = replace(self.recipe, learning_rate=self.outer.learning_rate)
         scores = []
-        for seed in range(CHECK_SEED, CHECK_SEED + self.config.check_seeds):
+        for seed in range(CHECK_SEED, CHECK_SEED + self.config.check_trainings):
             theta = train_student(self.model, recipe, data, seed, vectors=vectors)
             scores.append(mean_nll(self.model, theta, self.prepared.development.rows))
         return math.fsum(scores) / len(scores)

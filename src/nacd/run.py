@@ -16,6 +16,7 @@ import yaml
 
 from nacd.errors import UserError
 from nacd.files import read_json, write_json, write_text
+from nacd.renamed import new_names
 
 EMPTY = {"run.yaml", "provenance.json", "stages.json", "memory.json"}
 """Files of a run that has made nothing yet."""
@@ -53,7 +54,7 @@ def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[
 
 
 def settings(path: Path) -> Mapping[str, Any]:
-    """A folder's `run.yaml`; empty where there is none, or where it is no mapping.
+    """A folder's `run.yaml`, by the names of now; empty where there is none or it is no mapping.
 
     Raises:
         UserError: it cannot be read as YAML; it is named.
@@ -68,7 +69,7 @@ def settings(path: Path) -> Mapping[str, Any]:
         raise UserError(
             f"{file}: damaged, not YAML ({why}); bring it back, or choose another --out."
         ) from error
-    return config if isinstance(config, dict) else {}
+    return new_names(config) if isinstance(config, dict) else {}
 
 
 class RunFolder:

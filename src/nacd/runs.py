@@ -10,17 +10,14 @@ import json
 import textwrap
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from nacd.checking.said import checked_lines
+from nacd.command_configs import RunsConfig, ShowConfig
 from nacd.comparison.table import lines as grid_lines
 from nacd.errors import UserError
 from nacd.files import finite
-from nacd.ladder import lines
 from nacd.report.folder import (
     Comparison,
     Run,
@@ -39,28 +36,6 @@ KINDS = (is_run, is_comparison, is_selection, is_check)
 WIDTH = 80
 DEPTH = 3
 """Folders below the given one that are looked into."""
-
-
-@dataclass(frozen=True)
-class RunsConfig:
-    """The run folders under a folder: state and result of each."""
-
-    folder: tyro.conf.Positional[Path] = Path("runs")
-    """Where to look."""
-    json: bool = False
-    """One JSON list instead of a table."""
-
-
-@dataclass(frozen=True)
-class ShowConfig:
-    """Figures and rows of one run: distilled, chosen, or the table of a comparison."""
-
-    run: tyro.conf.Positional[Path]
-    """Run folder: the --out of `nacd distill`, `select`, `compare` or `check`."""
-    rows: int = 5
-    """Most rows shown, the most changed ones; 0: none."""
-    json: bool = False
-    """One JSON object instead of text; --rows then takes them in order."""
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -255,6 +230,8 @@ def _show(run: Run, rows: Sequence[dict[str, Any]], most: int) -> Iterator[str]:
         yield ""
         yield from textwrap.wrap(run.results["verdict"], WIDTH)
         if run.results["table"]:
+            from nacd.ladder import lines  # PyTorch takes seconds, and a list of runs needs none
+
             yield ""
             yield from lines(run.results["table"])
     chosen = sorted(rows, key=lambda row: (-row["changed"], row["number"]))[: max(0, most)]

@@ -6,12 +6,13 @@ Same splits, same budget and same form of rows as `nacd distill`, so that the tw
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from nacd.config import IN_ORDER, DataConfig, DistillConfig, SelectionConfig, with_judge
+from nacd.command_configs import SelectConfig
+from nacd.config import ModelConfig, with_judge
 from nacd.data import Example, Splits, Template, hub_license
 from nacd.export import (
     Card,
@@ -25,41 +26,10 @@ from nacd.export import (
 from nacd.export.card import code
 from nacd.files import read_json, write_json
 from nacd.learn import draw
-from nacd.models import ModelConfig
 from nacd.prepare import Prepared, Say, prepare, read_splits
 from nacd.progress import Progress
-from nacd.recipe import Recipe
-from nacd.selection import METHODS, Task, check_method, check_rows, choose_once
+from nacd.selection import METHODS, Task, check_rows, choose_once
 from nacd.stages import open_run
-
-
-@dataclass(frozen=True)
-class SelectConfig:
-    """`nacd select`: choose real rows of a data file."""
-
-    out: Path = Path("runs/select")
-    """Run folder; the same command again goes on where it stopped."""
-    method: str = "rds+"
-    """`random`, `best-of`, `swaps`, `longest`, `kcenter`, `bm25`, `rds+`, `less` or
-    `trajectory`."""
-    budget: str = "5%"
-    """What is chosen: rows (`112`), a percentage (`5%`) or tokens (`20000t`)."""
-    seed: int = 0
-    """Seed of everything that is drawn."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    recipe: Recipe = field(default_factory=lambda: IN_ORDER)
-    selection: SelectionConfig = field(default_factory=SelectionConfig)
-
-    def check(self) -> None:
-        """Refuse what cannot be run, before anything is loaded.
-
-        Raises:
-            UserError: an unknown method, or a flag's value out of range; it is named.
-        """
-        check_method(self.method, self.selection)
-        shared = {name: getattr(self, name) for name in ("budget", "model", "data", "recipe")}
-        DistillConfig(**shared).check()
 
 
 @dataclass(frozen=True)

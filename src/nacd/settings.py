@@ -2,15 +2,50 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
+import os
 import re
-from collections.abc import Iterator, Mapping
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_origin, get_type_hints
 
 from nacd.errors import UserError
+from nacd.renamed import RENAMED, OldNameWarning, notice
 
 C = TypeVar("C")
+if TYPE_CHECKING:
+    Kept = TypeVar("Kept")
+    Given = TypeVar("Given")
+
+    class Converted(Generic[Kept, Given]):
+        """For type checkers: a field that is given one type and holds another."""
+
+        def __init__(self, default: Kept) -> None: ...
+
+        def __get__(self, config: Any, kind: Any) -> Kept:
+            """What the configuration holds."""
+            ...
+
+        def __set__(self, config: Any, value: Given) -> None:
+            """What it may be given."""
+            ...
+
+    Folder = Converted[Path, str | os.PathLike[str]]
+    OtherFolder = Converted[Path | None, str | os.PathLike[str] | None]
+else:  # what a flag is parsed as
+    Folder, OtherFolder = Path, Path | None
+
+
+def convert(config: Any, **how: Callable[[Any], Any]) -> None:
+    """Hold fields of a frozen configuration, unless they are None, in the form that they keep."""
+    for name, make in how.items():
+        if getattr(config, name) is not None:
+            object.__setattr__(config, name, make(getattr(config, name)))
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -59,6 +94,10 @@ def check_values(config: Any) -> None:
 def _fields(kind: Any, values: Mapping[str, Any], where: str) -> dict[str, Any]:
     hints = get_type_hints(kind)
     groups = {key: hint for key, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    renamed = RENAMED.get(kind.__name__, {})
+    for key in values.keys() & renamed.keys():
+        warnings.warn(notice(f"{where}: {key}", renamed[key]), OldNameWarning, stacklevel=3)
+    values = {renamed.get(key, key): value for key, value in values.items()}
     for key in values:
         if key in hints:
             continue
@@ -98,3 +137,27 @@ def _value(hint: Any, value: Any, named: str) -> Any:
 def _reasons(error: Any) -> Iterator[str]:
     for found in error.errors():
         yield re.sub(r", (got|unable) .*", "", found["msg"].replace("Input should be", "must be"))
+
+
+def docstrings(kind: type[Any]) -> dict[str, str]:
+    """The string below each field of a dataclass, those of its bases among them."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if dataclasses.is_dataclass(base):
+            found |= _own_docstrings(base)
+    return found
+
+
+def _own_docstrings(kind: type[Any]) -> dict[str, str]:
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for entry, below in pairwise(body.body):
+        if (
+            isinstance(entry, ast.AnnAssign)
+            and isinstance(entry.target, ast.Name)
+            and isinstance(below, ast.Expr)
+            and isinstance(below.value, ast.Constant)
+        ):
+            found[entry.target.id] = inspect.cleandoc(str(below.value.value))
+    return found

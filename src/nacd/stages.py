@@ -32,7 +32,7 @@ from nacd.selection.random import random_order
 from nacd.settings import to_dict
 from nacd.student import EXPERT_SEED, TUNING_SEED, digest_of, mean_nll, train_student, tune_rate
 
-FREE = ("out", "compare", "draws")
+FREE = ("out", "compare", "trainings")
 """Keys that may differ when a run goes on: they change no stage that is done."""
 SAID = ("data.license", "data.language", "track")
 """Keys that change nothing in any run but what is said of it."""
@@ -96,7 +96,7 @@ def check_trainings(config: DistillConfig, prepared: Prepared) -> None:
 def chosen_rows(
     config: DistillConfig, prepared: Prepared, folder: RunFolder, progress: Progress
 ) -> list[int]:
-    """The seed rows' indices, chosen once a run by --seeds-by, in a random order.
+    """The seed rows' indices, chosen once a run by --start-by, in a random order.
 
     The order of the rows may be the one they are trained in: it must not be a ranking's.
     """
@@ -109,8 +109,8 @@ def chosen_rows(
         progress,
         config.budget,
     )
-    rows = choose_once(folder, "seeds", task, config.seeds_by, "--seeds-by")["rows"]
-    if METHODS[config.seeds_by].orders:
+    rows = choose_once(folder, "seeds", task, config.start_by, "--start-by")["rows"]
+    if METHODS[config.start_by].orders:
         return rows
     return [rows[i] for i in random_order(len(rows), config.seed)]
 

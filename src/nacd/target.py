@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nacd.command_configs import EvaluateConfig, TrainConfig
 from nacd.config import ReadConfig
 from nacd.data import Example, encode_all, make_template, read_examples
 from nacd.errors import UserError
@@ -14,27 +15,11 @@ from nacd.export import made_in_order
 from nacd.files import write_json
 from nacd.finetune import TrainResult, train
 from nacd.microbatch import settle
-from nacd.models import ModelConfig, check_ids, load_model
+from nacd.models import check_ids, load_model
 from nacd.progress import Progress
-from nacd.recipe import Recipe
 from nacd.run import versions
 from nacd.settings import check_values, to_dict
 from nacd.tracking import check_tracker, tracking
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """`nacd train`: fine-tune a model on a data set with LoRA."""
-
-    out: Path = Path("runs/train")
-    """Folder that gets `adapter/` and `train.json`."""
-    seed: int = 0
-    """Seed of LoRA's initial values and, with --shuffle, of the rows' order."""
-    track: str = ""
-    """Send losses to a tracker too: `trackio`, `tensorboard` or `wandb`, offline; empty: none."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: ReadConfig = field(default_factory=ReadConfig)
-    recipe: Recipe = field(default_factory=Recipe)
 
 
 def fine_tune(config: TrainConfig, progress: Progress | None = None) -> TrainResult:
@@ -76,23 +61,6 @@ def fine_tune(config: TrainConfig, progress: Progress | None = None) -> TrainRes
             say=progress.say,
         )
     return result
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """`nacd evaluate`: held-out response NLL, and accuracy by lm-eval."""
-
-    adapter: Path | None = None
-    """Folder of a LoRA adapter on --model, put on it by peft with its own rank, alpha and targets;
-    without it, the model as it is."""
-    tasks: tuple[str, ...] = ()
-    """Tasks of lm-eval by name (they come from the hub)."""
-    shots: int | None = None
-    """Solved questions before each question of --tasks; by default the task's own number."""
-    out: Path | None = None
-    """File that gets the figures as JSON, beside standard output."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: ReadConfig = field(default_factory=ReadConfig)
 
 
 def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ def grid(model: Path, data: Path, out: Path, **changes: object) -> CompareConfig
         out=out,
         methods=("zero-shot", "random", "seeds", "text", "full"),
         budgets=("4",),
-        seeds=2,
+        trainings=2,
         model=ModelConfig(model=str(model), lora_rank=2),
         data=DataConfig(data=str(data), target_rows=6),
         recipe=Recipe(batch_size=2, epochs=2, learning_rate=5e-3, shuffle=False),

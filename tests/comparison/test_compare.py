@@ -72,7 +72,7 @@ def test_the_grid_and_its_resuming(
     assert "NACD text" in page
 
     before = {p: p.stat().st_mtime_ns for p in config.out.glob("cells/**/result.json")}
-    wider = replace(config, seeds=3, methods=(*config.methods, "random-prompts"))
+    wider = replace(config, trainings=3, methods=(*config.methods, "random-prompts"))
     again = compare(wider, progress=QUIET)
     assert all(p.stat().st_mtime_ns == t for p, t in before.items()), "no cell is made twice"
     assert {row["trainings"] for row in again.table if row["method"] == "seeds"} == {3}
@@ -127,7 +127,7 @@ def test_a_table_is_there_from_the_first_row_on(
 
     left = 1  # one more seed is asked for, and killed again: the whole table stays until then
     with pytest.raises(KeyboardInterrupt):
-        compare(replace(config, seeds=3), progress=QUIET)
+        compare(replace(config, trainings=3), progress=QUIET)
     assert "longest" in show_text(ShowConfig(config.out))
 
 
@@ -174,7 +174,10 @@ def test_a_finished_run_is_compared_without_distilling_anew(
 @pytest.mark.slow
 def test_every_row_of_the_table(tiny_folder: Folder, rows: Path, tmp_path: Path) -> None:
     config = grid(
-        tiny_folder("llama"), rows, tmp_path / "grid", methods=ROWS, seeds=1, accuracy=("seeds",)
+        *(tiny_folder("llama"), rows, tmp_path / "grid"),
+        methods=ROWS,
+        trainings=1,
+        accuracy=("seeds",),
     )
     result = compare(config, progress=QUIET)
     found = {row["method"]: row for row in result.table}
@@ -192,7 +195,7 @@ def test_what_is_asked_for_later_may_fail_for_one_cell_alone(
     other = tmp_path / "other.jsonl"
     other.write_text(rows.read_text())
     config = grid(tiny_folder("llama"), rows, tmp_path / "grid", methods=("zero-shot", "random"))
-    config = replace(config, seeds=1, elsewhere=str(other))
+    config = replace(config, trainings=1, elsewhere=str(other))
     first = {row["method"]: row["elsewhere_nll"] for row in compare(config, progress=QUIET).table}
     other.write_text(rows.read_text().replace("colour", "kind of food"))
     second = {row["method"]: row["elsewhere_nll"] for row in compare(config, progress=QUIET).table}
@@ -415,16 +418,16 @@ def test_text_equal_to_the_seeds_is_not_trained_twice(
     [
         ({"methods": ("magic",)}, "--methods magic: unknown; the rows are zero-shot"),
         ({"accuracy": ("magic",)}, "--accuracy magic: unknown"),
-        ({"seeds": 0}, "--seeds 0: must be at least 1"),
+        ({"trainings": 0}, "--trainings 0: must be at least 1"),
         ({"budgets": ("200%",)}, "--budget 200%: over 100 %"),
         ({"methods": ()}, "--methods: name at least one row"),
-        ({"seeds_by": "magic"}, "--seeds-by magic: unknown"),
+        ({"start_by": "magic"}, "--start-by magic: unknown"),
         ({"methods": ("text", "seeds", "text")}, "--methods: text is named twice; name it once"),
         ({"budgets": ("4", "4")}, "--budgets: 4 is named twice"),
         ({"runs": ("a", "a")}, "--runs: a is named twice"),
         ({"target_models": ("b", "b")}, "--target-models: b is named twice (--model is a target"),
-        ({"seeds": 5, "distillations": 2}, "--seeds 5 with 2 distillations: each is trained on"),
-        ({"seeds": 2, "distillations": 3}, "give --seeds 3."),
+        ({"trainings": 5, "distillations": 2}, "--trainings 5 with 2 distillations: each is"),
+        ({"trainings": 2, "distillations": 3}, "give --trainings 3."),
     ],
 )
 def test_wrong_input(tmp_path: Path, changes: dict[str, object], message: str) -> None:
@@ -469,7 +472,8 @@ def test_the_command(
         "methods: [zero-shot, random]\nbudgets: ['4']\ntune_rates: [1e-3, 2e-3]\n"
         f"data: {{data: {rows}, target_rows: 6}}\nrecipe: {{batch_size: 2}}\n"
     )
-    flags = f"--config {file} --model {tiny_folder('llama')} --seeds 2 --out {tmp_path / 'grid'}"
+    model, grid_folder = tiny_folder("llama"), tmp_path / "grid"
+    flags = f"--config {file} --model {model} --trainings 2 --out {grid_folder}"
     assert main(["compare", *flags.split(), "--json"]) == 0
     out, shown = capsys.readouterr()
     assert [row["method"] for row in json.loads(out)["table"]] == ["zero-shot", "random"]
@@ -477,7 +481,7 @@ def test_the_command(
     assert "learning rate 0.00" in shown
     assert "zero-shot" in shown
     assert "results.parquet" in shown
-    assert main(["compare", *flags.split(), "--seeds", "3"]) == 0
+    assert main(["compare", *flags.split(), "--trainings", "3"]) == 0
     shown = capsys.readouterr().err
     assert "the grid: 4 trainings, 3 of them done; about" in shown
     assert "tuning" not in shown.split("to go")[1].split("training and measuring")[0]

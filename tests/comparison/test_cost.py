@@ -34,7 +34,7 @@ def test_the_forecast_counts_every_stage(tiny_folder: Folder, rows: Path, tmp_pa
     assert plain.training["other"] == pytest.approx(2 * plain.training[config.model.model])
     distilling = plain.before["distilling, budget 4"]
     assert of(distillations=3).before["distilling, budget 4"] == pytest.approx(3 * distilling)
-    assert of(seeds_by="less").before["distilling, budget 4"] == pytest.approx(
+    assert of(start_by="less").before["distilling, budget 4"] == pytest.approx(
         distilling + of(methods=("less",)).before["choosing by less, budget 4"]
     )
     tuned = of(tune_rates=(1e-3, 2e-3)).before
@@ -58,7 +58,7 @@ def test_the_forecast_leaves_out_what_is_there(
     tiny_folder: Folder, rows: Path, tmp_path: Path
 ) -> None:
     config = grid(tiny_folder("llama"), rows, tmp_path / "grid")
-    config = replace(config, methods=("less", "text"), tune_rates=(1e-3,), seeds=2)
+    config = replace(config, methods=("less", "text"), tune_rates=(1e-3,), trainings=2)
     source = prepare(config.model, config.data)
     name = config.model.model
     folder = RunFolder(tmp_path / "grid")

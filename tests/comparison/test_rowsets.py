@@ -98,7 +98,7 @@ def test_trainings_take_the_distillations_in_turn(
         assert own.tokens_changed == (0.1 * (1 + seed % 2) if learned else 0.0)
         assert own.boundaries_kept == (1.0 if learned else None)
         assert found.training(other, seed).learning_rate is None, "learned for the source alone"
-    assert (found.draws, found.trainings, found.source_only) == (2, config.seeds, False)
+    assert (found.draws, found.trainings, found.source_only) == (2, config.trainings, False)
     # of both distillations the mean time; the time to tune is everybody's
     assert found.choosing_seconds == (2.0 + 150.0 if learned else 2.0)
     assert found.choosing_flops == (7.0 + 15.0 if learned else 7.0), "and operations"
@@ -139,7 +139,7 @@ def test_the_operations_of_learning(
     found.prepared, found.engine = prepared, "first-order"
     found.seeds.rows = (row,) * 4
     found.recipe = Recipe(batch_size=2, epochs=3)
-    outer = OuterLoopConfig(objective=objective, segments=2, objective_rows=7, check_seeds=5)
+    outer = OuterLoopConfig(objective=objective, segments=2, objective_rows=7, check_trainings=5)
     expert = ExpertConfig(experts=2, expert_batch=8, expert_epochs=1)
     found.config = DistillConfig(outer=outer, expert=expert)
     found.learned.metrics = [

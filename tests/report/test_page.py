@@ -211,23 +211,23 @@ def test_experts_are_drawn_where_there_are_some(tmp_path: Path) -> None:
     ],
 )
 def test_the_command_repeats_the_run(tmp_path: Path, config: DistillConfig) -> None:
-    from nacd.cli import _parse  # pyright: ignore[reportPrivateUsage]
+    from nacd.cli import parse
 
     run = read_run(make_run(tmp_path / "run", config=config))
     program, verb, *flags = shlex.split(command(run))
     assert (program, verb) == ("nacd", "distill")
     out = Path(f"{tmp_path / 'run'}-again")
-    assert _parse(DistillConfig, "distill", flags) == replace(config, out=out)
+    assert parse("distill", flags) == replace(config, out=out)
 
 
 def test_the_demo_is_repeated_as_the_demo(tmp_path: Path) -> None:
-    from nacd.cli import _parse  # pyright: ignore[reportPrivateUsage]
+    from nacd.cli import parse
 
     demo = DemoConfig(out=Path(f"{tmp_path / 'run'}-again"), outer_steps=3, seed=2)
     run = read_run(make_run(tmp_path / "run", config=demo_config(demo)))
     program, verb, *flags = shlex.split(command(run))
     assert (program, verb) == ("nacd", "demo")
-    assert _parse(DemoConfig, "demo", flags) == demo
+    assert parse("demo", flags) == demo
 
 
 def test_a_setting_that_no_longer_exists_is_left_out(tmp_path: Path) -> None:

@@ -311,8 +311,8 @@ def test_wrong_settings_are_named(method: str, config: dict[str, Any], message: 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bm25s", None)
     monkeypatch.setitem(sys.modules, "datasketch", None)
-    with pytest.raises(UserError, match=r"--seeds-by bm25: needs the package bm25s.*'nacd\[select"):
-        check_method("bm25", SelectionConfig(), "--seeds-by")
+    with pytest.raises(UserError, match=r"--start-by bm25: needs the package bm25s.*'nacd\[select"):
+        check_method("bm25", SelectionConfig(), "--start-by")
     with pytest.raises(UserError, match=r"--dedup 0\.8: needs the package datasketch"):
         check_method("random", SelectionConfig(dedup=0.8))
     check_method("random", SelectionConfig())

@@ -1,4 +1,4 @@
-"""`nacd select` and `nacd distill --seeds-by`, from the command line to the files."""
+"""`nacd select` and `nacd distill --start-by`, from the command line to the files."""
 
 from __future__ import annotations
 
@@ -240,13 +240,13 @@ def test_select_replays_from_its_yaml_and_from_python(
     assert selection.choose is choice.choose
 
 
-# distill --seeds-by
+# distill --start-by
 
 
 def distilling(model: Path, data: Path, out: Path, *more: str) -> list[str]:
     return (
         f"distill --model {model} --data {data} --out {out} --budget 3 --lora-rank 2 "
-        "--batch-size 2 --outer-steps 2 --check-every 2 --draws 1 --compare seeds text "
+        "--batch-size 2 --outer-steps 2 --check-every 2 --trainings 1 --compare seeds text "
         "--target-rows 4 --engine exact --template alpaca"
     ).split() + list(more)
 
@@ -256,11 +256,11 @@ def seeds_of(out: Path) -> list[str]:
     return [json.loads(line)["seed_digest"] for line in lines]
 
 
-def test_seeds_by_a_method(
+def test_starting_rows_by_a_method(
     data: Path, tiny_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_folder("gpt2")
-    args = distilling(model, data, tmp_path / "run", "--seeds-by", "kcenter")
+    args = distilling(model, data, tmp_path / "run", "--start-by", "kcenter")
     assert main(args) == 0
     kept = json.loads((tmp_path / "run" / "seeds.json").read_text())
     assert kept["method"] == "kcenter"
@@ -282,7 +282,7 @@ def test_random_seeds_are_those_of_old(data: Path, tiny_folder: Folder, tmp_path
     model = tiny_folder("gpt2")
     assert main(distilling(model, data, tmp_path / "run", "--seed", "4")) == 0
     settings = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
-    assert settings["seeds_by"] == "random"
+    assert settings["start_by"] == "random"
     prepared = prepare(
         nacd.ModelConfig(model=str(model)),
         DataConfig(data=str(data), target_rows=4, template="alpaca"),
@@ -290,21 +290,21 @@ def test_random_seeds_are_those_of_old(data: Path, tiny_folder: Folder, tmp_path
     order = np.random.default_rng((4, 17)).permutation(len(prepared.train))
     expected = [prepared.train.examples[i].digest for i in order[:3]]
     assert seeds_of(tmp_path / "run") == expected
-    assert DistillConfig().seeds_by == "random"
+    assert DistillConfig().start_by == "random"
 
 
 @pytest.mark.parametrize(
     ("more", "part"),
     [
         (
-            ["--seeds-by", "best"],
-            "--seeds-by best: unknown; the methods are random, best-of, longest",
+            ["--start-by", "best"],
+            "--start-by best: unknown; the methods are random, best-of, longest",
         ),
         (
-            ["--seeds-by", "rds+", "--target-rows", "0", "--objective", "trajectory"],
-            "--seeds-by rds+: needs target rows",
+            ["--start-by", "rds+", "--target-rows", "0", "--objective", "trajectory"],
+            "--start-by rds+: needs target rows",
         ),
-        (["--seeds-by", "longest", "--stratify"], "--stratify: no row has a group"),
+        (["--start-by", "longest", "--stratify"], "--stratify: no row has a group"),
     ],
 )
 def test_wrong_seeds_are_named(

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nacd.config import DataConfig, DistillConfig, SelectionConfig, parse_budget
+from nacd.budget import Budget, budget_text, parse_budget
+from nacd.config import DataConfig, DistillConfig, ModelConfig, SelectionConfig
 from nacd.errors import UserError
-from nacd.models import ModelConfig
 from nacd.recipe import Recipe
 from nacd.selection import check_method
+from nacd.settings import Folder, convert
 
 FREE = ("out", "minutes", "methods", "alike")
 """Keys that may differ when a check goes on: they add trainings, and change none."""
@@ -23,9 +24,9 @@ SWAPPING = 0.4
 class CheckConfig:
     """`nacd check`: how many rows does this data set need, and does a choice beat random ones?"""
 
-    out: Path = Path("runs/check")
+    out: Folder = Folder(Path("runs/check"))
     """Folder of the check; the same command again goes on where it stopped."""
-    budget: str = "5%"
+    budget: Budget = Budget("5%")
     """Size of the small set: rows (`112`), a percentage (`5%`) or tokens (`20000t`)."""
     minutes: float = 10.0
     """Time for all of it, earlier calls included; more of it later adds trainings."""
@@ -40,6 +41,10 @@ class CheckConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     recipe: Recipe = field(default_factory=Recipe)
+
+    def __post_init__(self) -> None:
+        """Keep a path and a text, however they were given."""
+        convert(self, out=Path, budget=budget_text)
 
     def check(self) -> None:
         """Refuse what cannot be run, before anything is loaded.

@@ -5,19 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from nacd.budget import Budgets, budget_text, parse_budget
 from nacd.config import (
     IN_ORDER,
     DataConfig,
     DistillConfig,
     ExpertConfig,
+    ModelConfig,
     OuterLoopConfig,
     SelectionConfig,
-    parse_budget,
 )
 from nacd.errors import UserError
-from nacd.models import ModelConfig
 from nacd.recipe import Recipe
+from nacd.renamed import old_names_too
 from nacd.selection import METHODS, check_method
+from nacd.settings import Folder, convert
 
 LEARNED = ("soft", "text", "text-shuffled")
 """Rows of the table that a distillation learned."""
@@ -36,8 +38,8 @@ FREE = (
     "methods",
     "budgets",
     "target_models",
-    "seeds",
-    "full_seeds",
+    "trainings",
+    "full_trainings",
     "accuracy",
     "elsewhere",
     "runs",
@@ -46,25 +48,27 @@ FREE = (
 are refused once there are rows of a distillation.)"""
 
 
+@old_names_too
 @dataclass(frozen=True)
 class CompareConfig:
     """`nacd compare`: who trains a model best with how many rows."""
 
-    out: Path = Path("runs/compare")
+    out: Folder = Folder(Path("runs/compare"))
     """Folder of the comparison; the same command again goes on where it stopped."""
     methods: tuple[str, ...] = ("zero-shot", "random", "less", "seeds", "text", "full")
     """Rows of the table: `zero-shot`, `full`, a method of `nacd select`; of a distillation `seeds`,
     `seeds-shuffled`, `random-prompts`, `other-prompts`, `soft`, `text`, `text-shuffled`."""
-    budgets: tuple[str, ...] = ("5%",)
+    budgets: Budgets = Budgets(("5%",))
     """Sizes of the small sets: rows (`112`), percentages (`5%`) or tokens (`20000t`)."""
     target_models: tuple[str, ...] = ()
     """Further models to train, beside --model: hub ids, folders or GGUF files."""
-    seeds: int = 5
-    """Trainings (seeds; draws for `random`) behind each row; a multiple of the distillations."""
+    trainings: int = 5
+    """Trainings behind each row, each of another seed (`random`: of other rows); a multiple of the
+    distillations."""
     distillations: int = 1
-    """Distillations, each from seed rows of its own; the trainings take them in turn."""
-    seeds_by: str = "random"
-    """How the seed rows of a distillation are chosen."""
+    """Distillations, each from starting rows of its own; the trainings take them in turn."""
+    start_by: str = "random"
+    """How the starting rows of a distillation are chosen."""
     runs: tuple[str, ...] = ()
     """Run folders of `nacd distill` to take seeds and text from, instead of distilling anew."""
     accuracy: tuple[str, ...] = ()
@@ -72,10 +76,10 @@ class CompareConfig:
     elsewhere: str = ""
     """Other data (file or hub id): its response NLL shows what a training harms; empty: none."""
     tune_rates: tuple[float, ...] = ()
-    """Learning rates to try for each model and budget, on development rows, with seed rows."""
+    """Learning rates to try for each model and budget, on development rows, with starting rows."""
     full_epochs: float = 1.0
     """Epochs of the row `full` (also shown at equal steps)."""
-    full_seeds: int = 1
+    full_trainings: int = 1
     """Trainings behind the row `full`."""
     seed: int = 0
     """Seed of everything that is drawn."""
@@ -87,6 +91,10 @@ class CompareConfig:
     expert: ExpertConfig = field(default_factory=ExpertConfig)
     outer: OuterLoopConfig = field(default_factory=OuterLoopConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
+
+    def __post_init__(self) -> None:
+        """Keep a path and texts, however they were given."""
+        convert(self, out=Path, budgets=lambda given: (*map(budget_text, given),))
 
     def check(self) -> None:
         """Refuse what cannot be run, before anything is loaded.
@@ -117,23 +125,23 @@ class CompareConfig:
         for budget in self.budgets:
             parse_budget(budget)
         for flag, value in (
-            ("--seeds", self.seeds),
-            ("--full-seeds", self.full_seeds),
+            ("--trainings", self.trainings),
+            ("--full-trainings", self.full_trainings),
             ("--distillations", self.distillations),
         ):
             if value < 1:
                 raise UserError(f"{flag} {value}: must be at least 1.")
         draws = len(self.runs) or self.distillations
-        if self.seeds % draws and any(name in DISTILLED for name in self.methods):
-            less, more = self.seeds // draws * draws, (self.seeds // draws + 1) * draws
+        if self.trainings % draws and any(name in DISTILLED for name in self.methods):
+            less, more = self.trainings // draws * draws, (self.trainings // draws + 1) * draws
             raise UserError(
-                f"--seeds {self.seeds} with {draws} distillations: each is trained on equally "
-                f"often; give --seeds {f'{less} or {more}' if less else more}."
+                f"--trainings {self.trainings} with {draws} distillations: each is trained on "
+                f"equally often; give --trainings {f'{less} or {more}' if less else more}."
             )
         for name in self.methods:
             if name in METHODS:
                 check_method(name, self.selection, "--methods")
-        check_method(self.seeds_by, self.selection, "--seeds-by")
+        check_method(self.start_by, self.selection, "--start-by")
         shared = {"tune_rates": self.tune_rates, "full_epochs": self.full_epochs}
         replace(self.distillation(self.budgets[0], 0), **shared).check()
 
@@ -143,7 +151,7 @@ class CompareConfig:
             out=self.out / "distilled" / f"{budget}-{number}",
             budget=budget,
             seed=self.seed + number,
-            seeds_by=self.seeds_by,
+            start_by=self.start_by,
             compare=(),
             track=self.track,
             model=self.model,

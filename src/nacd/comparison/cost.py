@@ -131,13 +131,13 @@ def forecast(
             for method in config.methods:
                 if method == "soft" and name != source_name:
                     continue
-                kinds = [(method, config.seeds, work.one)]
+                kinds = [(method, config.trainings, work.one)]
                 if method == "zero-shot":
                     kinds = [(method, 1, 0.0)]
                 if method == "full":
                     kinds = [
-                        ("full-equal-steps", config.seeds, work.one),
-                        (method, config.full_seeds, config.full_epochs * tokens),
+                        ("full-equal-steps", config.trainings, work.one),
+                        (method, config.full_trainings, config.full_epochs * tokens),
                     ]
                 for row, count, one in kinds:
                     trainings += count
@@ -221,8 +221,8 @@ class _Work:
         }[outer.objective]
         looks = 1 + math.ceil(outer.outer_steps / outer.check_every)
         loop = outer.outer_steps * outer.segments * (inner + judged)
-        looking = looks * 2 * outer.check_seeds * self.look
-        return self.choosing(self.config.seeds_by) + self._experts() + loop + looking
+        looking = looks * 2 * outer.check_trainings * self.look
+        return self.choosing(self.config.start_by) + self._experts() + loop + looking
 
     def _experts(self) -> float:
         expert = self.config.expert

@@ -127,7 +127,7 @@ def _failed(config: CompareConfig, method: str, found: Failure) -> RowSet:
     def none(_: Prepared, __: int) -> Training:
         raise UserError(found.why)
 
-    return RowSet(method, none, config.seeds, failed=found)
+    return RowSet(method, none, config.trainings, failed=found)
 
 
 def _plain(
@@ -149,7 +149,7 @@ def _plain(
             rows = draw(source.train, budget, 10_000 + 100 * config.seed + seed)
             return Training(_encoded([examples[i] for i in rows], target))
 
-        return [RowSet(method, drawn, config.seeds, 0.0, 0.0)]
+        return [RowSet(method, drawn, config.trainings, 0.0, 0.0)]
     if method == "full":
         steps = recipe.total_steps(len(draw(source.train, budget, config.seed)))
 
@@ -159,8 +159,8 @@ def _plain(
 
         equal = partial(full, steps=steps)
         return [
-            RowSet("full-equal-steps", equal, config.seeds),
-            RowSet("full", full, config.full_seeds),
+            RowSet("full-equal-steps", equal, config.trainings),
+            RowSet("full", full, config.full_trainings),
         ]
     place = folder.path / "choosing" / budget / method
     progress.say(f"budget {budget}: choosing by {method}")
@@ -172,7 +172,7 @@ def _plain(
     def training(target: Prepared, _: int) -> Training:
         return Training(_encoded(chosen, target), in_order=METHODS[method].orders)
 
-    return [RowSet(method, training, config.seeds, found["seconds"], found["flops"])]
+    return [RowSet(method, training, config.trainings, found["seconds"], found["flops"])]
 
 
 def _distilled(
@@ -305,7 +305,7 @@ def _of_distillation(
     return RowSet(
         method,
         training,
-        config.seeds,
+        config.trainings,
         statistics.fmean(_seconds(outcome, learned) for outcome in outcomes),
         statistics.fmean(
             _chosen(outcome)["flops"] + (_learning_flops(outcome) if learned else 0.0)
@@ -355,7 +355,7 @@ def _learning_flops(outcome: Outcome) -> float:
     looks = sum("development_text" in row for row in metrics)
     # soft prompts and text, each trained and then read without a gradient
     read = sum(len(row) for row in prepared.development.rows) / 2
-    looking = looks * 2 * outer.check_seeds * (total * batch + read)
+    looking = looks * 2 * outer.check_trainings * (total * batch + read)
     passes = recording + done * outer.segments * segment + looking
     return 2 * forward_flops(prepared.model, passes)
 

@@ -10,11 +10,14 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from nacd.data.example import Encoded
+
+if TYPE_CHECKING:
+    import torch  # takes seconds: loaded by who makes a batch
 
 _CHUNK = 8
 """Batches that are sorted by length together while training: enough to save most of the padding."""
@@ -118,6 +121,8 @@ def collate(
     Raises:
         ValueError: no row, or a row of `slots` is not as long as its row.
     """
+    import torch
+
     if not rows:
         raise ValueError("collate needs at least one row")
     shape = (len(rows), max(len(row) for row in rows))

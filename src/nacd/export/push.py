@@ -16,29 +16,13 @@ from huggingface_hub.errors import (  # httpx or httpx2, as it has it
     OfflineModeIsEnabled,
 )
 from huggingface_hub.utils import validate_repo_id
-from tyro.conf import Positional
 
+from nacd.command_configs import PushConfig
 from nacd.errors import UserError
 from nacd.export.card import header_of, with_license
 from nacd.export.dataset import lines_name
 from nacd.export.trainers import TRAINED
 from nacd.files import write_text
-
-
-@dataclass(frozen=True)
-class PushConfig:
-    """`nacd push`: upload a run's data set to the Hugging Face hub."""
-
-    run: Positional[Path]
-    """Run folder of `nacd distill` or `nacd select`, or a data set folder."""
-    to: str = ""
-    """Name on the hub, with its owner: `owner/name`."""
-    license: str = ""
-    """Licence of the rows by the hub's name (`apache-2.0`), where the card does not say it."""
-    public: bool = False
-    """Make it public, if it is new; otherwise only its owner sees it."""
-    yes: bool = False
-    """Do it; without this, only list what would be uploaded."""
 
 
 @dataclass(frozen=True)

@@ -294,7 +294,7 @@ def setup(run: Run) -> list[tuple[str, str]]:
 
 
 def _chosen(run: Run) -> str:
-    method = run.setting("seeds_by", "random")
+    method = run.setting("start_by", "random")
     return "drawn at random" if method == "random" else f"chosen by {method}"
 
 

@@ -12,7 +12,6 @@ A comparison and a check have templates and contexts of their own, see `nacd.rep
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
@@ -21,9 +20,9 @@ from typing import Any
 
 import jinja2
 import plotly.offline
-import tyro
 from markupsafe import Markup
 
+from nacd.command_configs import ReportConfig
 from nacd.files import write_text
 from nacd.report import charts, facts, trajectory
 from nacd.report.check import check_context, interval, unbroken
@@ -35,16 +34,6 @@ from nacd.report.rungs import rungs
 
 LEAST = 0.1
 """Seconds of the shortest stage that is shown."""
-
-
-@dataclass(frozen=True)
-class ReportConfig:
-    """One self-contained HTML page of a run."""
-
-    run: tyro.conf.Positional[Path]
-    """Run folder: the --out of `nacd distill`, `nacd compare` or `nacd check`."""
-    out: Path | None = None
-    """Where the page goes; without it, `report.html` in the run folder."""
 
 
 def write_report(config: ReportConfig) -> Path:

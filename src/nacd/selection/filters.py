@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from nacd.config import SelectionConfig
 from nacd.data import Example
-from nacd.prepare import Part
 from nacd.selection.words import words
+
+if TYPE_CHECKING:
+    from nacd.prepare import Part
 
 PERMUTATIONS = 128
 """Hashes of a MinHash signature."""

@@ -11,17 +11,18 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from nacd.config import SelectionConfig
 from nacd.data import Encoded
-from nacd.experts.store import describe_model, describe_rows
-from nacd.models import LoraModel
-from nacd.prepare import Prepared
 from nacd.progress import Progress
 from nacd.recipe import Recipe
+
+if TYPE_CHECKING:  # PyTorch takes seconds: flags are checked without it
+    from nacd.models import LoraModel
+    from nacd.prepare import Prepared
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Task:
 
     def tokens_digest(self) -> str:
         """Of the model's description and of all ids and labels, for the same purpose."""
+        from nacd.experts.store import describe_model, describe_rows
+
         parts = (self.prepared.train, self.prepared.target)
         rows = [describe_rows(part.rows, ())["tokens"] for part in parts]
         text = json.dumps([describe_model(self.prepared.model), rows])
