@@ -74,14 +74,11 @@ def print_usual(kind: type[Any], verb: str, names: Sequence[str], required: str)
         hint, default, about = known[name]
         given = [inner for inner in get_args(hint) if inner is not type(None)]
         optional = len(given) == 1 and hint == given[0] | None
+        unset = "(optional)" if default in (None, "", ()) else None  # None: the default
         how = tyro.conf.arg(
             help=" ".join(about.split()),
             metavar=given[0].__name__.upper() if optional else None,
-            help_behavior_hint="(required)"
-            if name == required
-            else "(optional)"
-            if default in (None, "", ())
-            else None,
+            help_behavior_hint="(required)" if name == required else unset,
         )
         fields.append((name, Annotated[hint, how], dataclasses.field(default=default)))
     usual = dataclasses.make_dataclass("Usual", fields)
