@@ -29,6 +29,8 @@ from nacd.models import ModelConfig
 from nacd.prepare import Prepared, Say, prepare, read_splits
 from nacd.progress import Progress
 from nacd.recipe import Recipe
+from nacd.report.chosen import record_chosen
+from nacd.report.page import ReportConfig, write_report
 from nacd.selection import METHODS, Task, check_method, check_rows, choose_once
 from nacd.stages import open_run
 
@@ -153,6 +155,8 @@ def select(
             "template": prepared.template.describe(),
         },
     )
+    record_chosen(folder.path, prepared, rows)
+    write_report(ReportConfig(folder.path))
     return result
 
 
