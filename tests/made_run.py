@@ -85,7 +85,7 @@ def make_run(
         ],
     )
     table = [entry(folder, method, i, trainings) for i, method in enumerate(METHODS)]
-    verdict = f"NACD text beats its untouched seeds by -0.010 ±0.004 ({texts[0]})."
+    verdict = f"Take the distilled rows: test NLL is 0.010 (-0.004 to 0.024) lower ({texts[0]})."
     dump(
         folder / "results.json",
         {"verdict": verdict, "table": table, "tokens_changed": 0.1, "sizes": sizes},

@@ -76,7 +76,7 @@ def test_a_run_is_shown_with_its_most_changed_rows(runs: Path) -> None:
         "row 1 of 3"
     )
     assert "row 2 of 3" not in shown
-    assert "  seed  3 Why is the sky blue?\n  text  3 Why is the sky blue? anew\n" in shown
+    assert "  start 3 Why is the sky blue?\n  text  3 Why is the sky blue? anew\n" in shown
     assert "row 1 of" not in show_text(ShowConfig(runs / "first", rows=0))
 
 
@@ -91,7 +91,7 @@ def test_a_run_as_json(runs: Path) -> None:
 def test_an_older_run_is_shown_without_seeds(tmp_path: Path) -> None:
     shown = show_text(ShowConfig(make_run(tmp_path / "run", beside_seeds=False)))
     assert "  text  Question: What is ice? Answer:" in shown
-    assert "  seed" not in shown
+    assert "  start" not in shown
     assert "an older version made this folder" in shown
 
 

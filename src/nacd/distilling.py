@@ -420,7 +420,7 @@ def judge(
     own = {name: read_difference(kept) for name, kept in held.get("text", {}).items()}
     rivals = [Rival(called(name), found) for name, found in own.items() if found is not None]
     plain, shuffled = own.get("seeds"), own.get("seeds-shuffled")
-    if plain and shuffled and plain.mean <= shuffled.mean:  # their own order is no unlucky one
+    if plain and shuffled and plain.mean >= shuffled.mean:  # their own order is no unlucky one
         rivals = rivals[:-1]
     if not rivals:
         diverged = [row["label"] for row in table if row["report_nll"] is None]

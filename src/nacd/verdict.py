@@ -54,7 +54,7 @@ def read_difference(kept: Mapping[str, Any] | None) -> Difference | None:
     if not kept:
         return None
     rows = kept.get("over_questions")
-    figures = kept.get("figures", kept["pairs"])
+    figures = kept["figures"] if "figures" in kept else kept["pairs"]
     return Difference(kept["mean"], kept["over_trainings"], rows and (rows[0], rows[1]), figures)
 
 

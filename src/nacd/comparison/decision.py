@@ -97,7 +97,7 @@ def decisions(table: Sequence[Row]) -> Iterator[tuple[str, str, str]]:
         said = decision(made) if made else "Nothing could be trained."
         if len(groups) > 1:
             size = f"{budget} of the rows" if budget.endswith("%") else f"{budget} rows"
-            said = f"{Path(target).name}, {size}: {said[0].lower()}{said[1:]}"
+            said = f"With {size} for {Path(target).name}, {said[0].lower()}{said[1:]}"
         yield target, budget, said
 
 

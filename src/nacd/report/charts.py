@@ -102,6 +102,7 @@ def differences(points: Sequence[Point], id: str = "ladder") -> Chart:
     lowest, highest = min(means) - reach, max(means) + reach
     ends = [e for p in points if p.near for e in (p.low, p.high, *p.singles) if e is not None]
     ends = [min(max(end, lowest), highest) for end in ends] + means
+    ends += [p.mean for p in points if lowest <= p.mean <= highest]
     room = 0.06 * (max(ends) - min(ends)) or 0.005
     low, high = min(ends) - room, max(ends) + room
     inside = [p for p in points if low <= p.mean <= high]
@@ -120,7 +121,7 @@ def differences(points: Sequence[Point], id: str = "ladder") -> Chart:
     zero = {"x0": 0, "x1": 0, "y0": 0, "y1": 1, "xref": "x", "yref": "paper", "layer": "below"}
     layout: dict[str, Any] = {
         "xaxis": {
-            "title": {"text": f"test NLL minus that of {reference} ({NATS})"},
+            "title": {"text": NATS},
             "range": [low, high],
             "tickformat": "+" + _ticks(high - low),
             "nticks": 6,
@@ -139,9 +140,9 @@ def differences(points: Sequence[Point], id: str = "ladder") -> Chart:
     return Chart(
         id,
         f"Test NLL minus that of {reference}",
-        "Further left is better. Dots are means over trainings with the same seed, bars their "
-        "95 % intervals, ticks the single trainings; what lies far off stands at the edge as a "
-        "number.",
+        "Further left is better. Dots are means over trainings, bars their 95 % intervals"
+        + ", ticks the single trainings" * any(len(p.singles) > 1 for p in inside)
+        + "; what lies far off stands at the edge as a number.",
         data,
         layout,
         height=86 + 34 * len(points),
@@ -179,7 +180,7 @@ def _at_the_edge(point: Point, right: bool) -> dict[str, Any]:
         "x": 1 if right else 0,
         "xanchor": "right" if right else "left",
         "y": point.label,
-        "text": f"{figure} →" if right else f"← {figure}",
+        "text": f"{figure} →" if right else f"\N{NO-BREAK SPACE}← {figure}",
         "showarrow": False,
         "font": {"color": "$muted"},
     }

@@ -128,12 +128,13 @@ def interval(difference: Mapping[str, Any]) -> str:
 
 def unbroken(text: str) -> Markup:
     """A sentence as markup, escaped, in which a flag and its value stay on one line."""
-    return Markup(re.sub(r"--[a-z]+( \d+)?", r'<span class="flag">\g<0></span>', str(escape(text))))
+    flags = r'<span class="flag">\g<0></span>'
+    return Markup(re.sub(r"--[a-z-]+( \d+)?", flags, str(escape(text))))
 
 
 def commands(text: str) -> Markup:
-    """A sentence as markup, escaped, in which what stands between backticks is code."""
-    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))
+    """The same, with what stands in backticks as code."""
+    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(unbroken(text))))
 
 
 def curve(found: Mapping[str, Any]) -> Chart | None:

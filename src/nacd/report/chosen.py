@@ -63,17 +63,15 @@ def record_chosen(folder: Path, prepared: Prepared, rows: Sequence[int]) -> None
 def headline(results: Mapping[str, Any], config: Mapping[str, Any], of: int) -> str:
     """What to do with the chosen rows: nothing has been trained on them yet."""
     method, rows = str(config["method"]), len(results["rows"])
-    data = shlex.quote(str(config["data"]["data"]))
-    check = f"nacd check --data {data} --budget {rows}"
     if method == "random":
         return (
             f"Train on these {rows:,} random rows of {of:,}: whether a choice, or more rows, would "
-            f"do better has not been measured (`{check}` does)."
+            f"do better has not been measured (`nacd check --budget {rows}` on the same data does)."
         )
-    name = LABELS.get(method, method)
     return (
-        f"Compare before you train: whether these {rows:,} of {of:,} rows, chosen by {name}, beat "
-        f"random rows has not been measured (`{check} --methods {method}` does)."
+        f"Compare before you train: whether these {rows:,} of {of:,} rows, chosen by "
+        f"{LABELS.get(method, method)}, beat random rows has not been measured (`nacd check "
+        f"--budget {rows} --methods {method}` on the same data does)."
     )
 
 
@@ -166,7 +164,7 @@ def _lead(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
 
     method = str(config["method"])
     entry = METHODS.get(method)
-    about = f"{LABELS.get(method, method)}: {entry.about}. " if entry else ""
+    about = f"{entry.about[0].upper()}{entry.about[1:]}. " if entry else ""
     in_order = entry is not None and entry.orders
     return (
         f"{about}Real rows of {Path(str(config['data']['data'])).name}, word for word, "
