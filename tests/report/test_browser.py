@@ -98,7 +98,7 @@ def test_charts_are_drawn(opened: Page) -> None:
     names = "[...document.querySelectorAll('#chart-ladder .ytick text')].map((t) => t.textContent)"
     assert set(opened.ask(names)) >= {"row seeds", "row text"}
     titles = opened.ask("[...document.querySelectorAll('.ytitle')].map((t) => t.textContent)")
-    assert titles.count("nats per token") >= 2
+    assert titles.count("nats per token") >= 1
 
 
 def test_intervals_and_changed_tokens_are_to_be_seen(opened: Page) -> None:
