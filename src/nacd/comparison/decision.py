@@ -81,10 +81,11 @@ def decision(rows: Sequence[Row]) -> str:
     name = (
         called(lowest) if lowest not in UNREAL or lowest == "text" else LABELS.get(lowest, lowest)
     )
+    missing = "random" if "random" not in trained else "rds+"
     return (
         f"Nothing to decide by: {name} end lowest, at test NLL "
-        f"{trained[lowest]['report_nll']:.3f}, but no choice of rows was held against random rows "
-        "(--methods random)."
+        f"{trained[lowest]['report_nll']:.3f}; name other rows to hold them against "
+        f"(--methods {missing}, say)."
     )
 
 
