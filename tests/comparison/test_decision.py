@@ -10,7 +10,7 @@ from scipy import stats
 from test_table import cell
 
 from nacd.comparison.decision import decided_lines, decision, warnings
-from nacd.comparison.table import summarise
+from nacd.comparison.table import best_real, summarise
 
 ORDER = ("zero-shot", "random", "longest", "bm25", "rds+", "seeds", "text", "text-shuffled", "full")
 ROWS = np.random.default_rng(0).normal(6, 1, 60)
@@ -71,6 +71,12 @@ def test_what_to_do(means: dict[str, float], start: str, part: str) -> None:
     said = decision(table(5, **means))
     assert said.startswith(start)
     assert part in said
+
+
+def test_only_real_rows_are_a_real_choice() -> None:
+    figures = {"text-last": 1.0, "full": 1.0, "soft": 1.0, "zero-shot": 1.0, "random-prompts": 1.0}
+    assert best_real(figures) == ""
+    assert best_real(figures | {"random": 2.0, "swaps": 1.5, "bm25": None}) == "swaps"
 
 
 def test_two_trainings_decide_nothing() -> None:

@@ -26,6 +26,7 @@ LABELS = {
     "other-prompts": "others' prompts",
     "soft": "NACD soft",
     "text": "NACD text",
+    "text-last": "NACD text, last look",
     "text-shuffled": "NACD text, shuffled",
     "full-equal-steps": "full, equal steps",
 }

@@ -26,6 +26,7 @@ UNREAL = (
     "other-prompts",
     "soft",
     "text",
+    "text-last",
     "text-shuffled",
     "full-equal-steps",
     "full",

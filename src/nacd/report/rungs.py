@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nacd.comparison.decision import LABELS
 from nacd.intervals import t_interval
 from nacd.report.folder import Run
 from nacd.verdict import Difference, read_difference
@@ -69,7 +70,7 @@ def rungs(run: Run) -> list[Rung]:
         found.append(
             Rung(
                 method=method,
-                label=row.get("label", method),
+                label=row.get("label", LABELS.get(method, method)),
                 values=values,
                 mean=means[method],
                 half=t_interval(values),
