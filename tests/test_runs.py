@@ -70,7 +70,7 @@ def test_no_runs(tmp_path: Path) -> None:
 def test_a_run_is_shown_with_its_most_changed_rows(runs: Path) -> None:
     shown = show_text(ShowConfig(runs / "first", rows=2))
     assert max(map(len, shown.splitlines()[1:])) <= 80
-    assert "40 train, 8 target, 9 development, 20 report rows" in shown
+    assert "40 training, 8 target, 9 validation, 20 test rows" in shown
     assert "row text" in shown
     assert shown.index("row 3 of 3, 30.0% of tokens changed, distance 0.0167") < shown.index(
         "row 1 of 3"

@@ -279,7 +279,8 @@ def _show(run: Run, rows: Sequence[dict[str, Any]], most: int) -> Iterator[str]:
     yield _fit(f"{run.setting('model.model')}, {run.setting('data.data')}", WIDTH)
     if run.results is not None:
         sizes = run.results["sizes"]
-        yield ", ".join(f"{count} {name}" for name, count in sizes.items()) + " rows"
+        parts = (f"{count} {facts.SPLITS.get(name, name)}" for name, count in sizes.items())
+        yield ", ".join(parts) + " rows"
         yield ""
         yield from textwrap.wrap(run.results["verdict"], WIDTH)
         if run.results["table"]:

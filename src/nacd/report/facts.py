@@ -150,7 +150,7 @@ def tiles(run: Run, rungs: Sequence[Rung]) -> list[Tile]:
     if run.stages is not None:
         spent = {stage["name"]: stage["seconds"] for stage in run.stages["stages"]}
         table = sum(spent.get(name, 0.0) for name in ("measuring", TABLE))
-        remark = f"and its table {duration(table)}" if table else "all stages together"
+        remark = "without its table" if table else "all stages together"
         found.append(("Distilling took", duration(sum(spent.values()) - table), remark))
     return found
 
