@@ -16,6 +16,7 @@ from nacd.comparison.table import summarise, write_parquet
 from nacd.config import DataConfig, DistillConfig, OuterLoopConfig
 from nacd.models import ModelConfig
 from nacd.recipe import Recipe
+from nacd.selecting import SelectConfig
 from nacd.settings import to_dict
 
 METHODS = ("zero-shot", "random", "seeds", "soft", "text", "full")
@@ -85,7 +86,7 @@ def make_run(
         ],
     )
     table = [entry(folder, method, i, trainings) for i, method in enumerate(METHODS)]
-    verdict = f"NACD text beats its untouched seeds by -0.010 ±0.004 ({texts[0]})."
+    verdict = f"Take the distilled rows: test NLL is 0.010 (-0.004 to 0.024) lower ({texts[0]})."
     dump(
         folder / "results.json",
         {"verdict": verdict, "table": table, "tokens_changed": 0.1, "sizes": sizes},
@@ -218,6 +219,49 @@ def make_check(folder: Path, name: str = "model") -> Path:
     return folder
 
 
+def make_selection(folder: Path, name: str = "model", method: str = "rds+") -> Path:
+    """Write the folder of chosen rows whose data, model, texts and groups have this name."""
+    rows = [
+        {
+            "prompt": f"Question: {name} {number}\nAnswer:" if number % 2 else [
+                {"role": "system", "content": name}, {"role": "user", "content": f"ask {name}"}
+            ],
+            "completion": f" {name}" if number % 2 else [{"role": "assistant", "content": name}],
+            "seed_row": f"folder/{name}:{number}",
+            "seed_digest": "0" * 64,
+            "tokens_changed": 0,
+        }
+        for number in range(1, 13)
+    ]  # fmt: skip
+    config = SelectConfig(
+        out=folder, method=method, budget="12", data=DataConfig(data=name),
+        model=ModelConfig(model=name),
+    )  # fmt: skip
+    write(folder / "run.yaml", yaml.safe_dump(to_dict(config)))
+    lines(folder / "dataset" / "train.jsonl", rows)
+    dump(
+        folder / "results.json",
+        {
+            "method": method,
+            "budget": "12",
+            "rows": [
+                {"source": row["seed_row"], "digest": "0", "tokens": 20 + place, "score": -place}
+                for place, row in enumerate(rows)
+            ],
+            "tokens": 306,
+            "seconds": 95.0,
+            "flops": 1.5e12,
+            "sizes": {"train": 200, "target": 8, "development": 9, "report": 20},
+            "template": {"name": name},
+            "measured": [["Lowest validation NLL", name]],
+        },
+    )
+    about = {"of": 200, "of_tokens": 8000, "width": 20, "lengths": [[20, 180], [0, 12]]}
+    groups = [[f"{name} {place}", 12 if place == 0 else 0, 10] for place in range(20)]
+    dump(folder / "about_rows.json", about | {"groups": groups})
+    return folder
+
+
 def row(number: int, text: str) -> dict[str, Any]:
     changed = number % 2
     return {
@@ -257,7 +301,7 @@ def entry(folder: Path, method: str, number: int, trainings: int) -> dict[str, A
         {
             "method": method,
             "seed": seed,
-            "report_nll": base + 0.01 * seed,
+            "report_nll": base + 0.01 * ((seed + (method == "text")) % 3),
             "rows": 0 if method == "zero-shot" else 3,
             "tokens": 30,
             "steps": 0 if method == "zero-shot" else 6,

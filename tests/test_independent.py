@@ -99,7 +99,7 @@ def test_entries_train_on_what_they_say() -> None:
     assert prompts is not None
     assert [len(row) for row in prompts.rows] == [4] * 4, "random tokens where tokens are learned"
     assert [row.ids[1:] for row in prompts.rows] == [(11, 2, 3)] * 4
-    assert found["random-prompts"].label == "seeds, random prefix"
+    assert found["random-prompts"].label == "random prefix"
     assert found["soft"].label == "NACD soft, at the start", "nothing was learned"
 
 

@@ -165,7 +165,7 @@ def test_a_prefix_that_learned_nothing_leaves_the_real_rows(
         assert row["prompt"] == [{"role": "user", "content": own.prompt}]
         assert row["completion"] == [{"role": "assistant", "content": own.response}]
         assert row["tokens_changed"] == 0.0
-    assert "the exported rows are the seeds" in result.verdict
+    assert "exported rows are the starting rows" in result.verdict
     assert "These rows are the seeds." in (result.dataset / "README.md").read_text()
 
     model = load_model(run.model)

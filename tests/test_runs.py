@@ -70,13 +70,13 @@ def test_no_runs(tmp_path: Path) -> None:
 def test_a_run_is_shown_with_its_most_changed_rows(runs: Path) -> None:
     shown = show_text(ShowConfig(runs / "first", rows=2))
     assert max(map(len, shown.splitlines()[1:])) <= 80
-    assert "40 train, 8 target, 9 development, 20 report rows" in shown
+    assert "40 training, 8 target, 9 validation, 20 test rows" in shown
     assert "row text" in shown
     assert shown.index("row 3 of 3, 30.0% of tokens changed, distance 0.0167") < shown.index(
         "row 1 of 3"
     )
     assert "row 2 of 3" not in shown
-    assert "  seed  3 Why is the sky blue?\n  text  3 Why is the sky blue? anew\n" in shown
+    assert "  start 3 Why is the sky blue?\n  text  3 Why is the sky blue? anew\n" in shown
     assert "row 1 of" not in show_text(ShowConfig(runs / "first", rows=0))
 
 
@@ -91,7 +91,7 @@ def test_a_run_as_json(runs: Path) -> None:
 def test_an_older_run_is_shown_without_seeds(tmp_path: Path) -> None:
     shown = show_text(ShowConfig(make_run(tmp_path / "run", beside_seeds=False)))
     assert "  text  Question: What is ice? Answer:" in shown
-    assert "  seed" not in shown
+    assert "  start" not in shown
     assert "an older version made this folder" in shown
 
 

@@ -27,7 +27,7 @@ USAGE = """usage: nacd COMMAND [flags]      (nacd COMMAND --help shows the usual
   doctor     which engine is right for this model, and what a run costs
   report     one self-contained HTML page of a run
   runs       the run folders there are, with state and result
-  show       figures and distilled rows of one run
+  show       figures and rows of one run: distilled, chosen or recommended
   train      fine-tune a model on a data set (TRL's SFTTrainer, LoRA)
   push       upload a run's data set to the hub (a dry run without --yes)
   evaluate   held-out response NLL, and multiple-choice accuracy (lm-eval)
@@ -217,12 +217,14 @@ def _distill(config: Any) -> Said:
 
 def _select(config: Any) -> Said:
     from nacd.progress import Progress
+    from nacd.report.chosen import chosen_lines
     from nacd.selecting import select
 
     progress = Progress()
     result = select(config, progress=progress)
     progress.say(result.summary)
-    progress.say(f"{len(result.rows)} rows: {result.dataset / 'train.jsonl'}")
+    for line in chosen_lines(result.folder):
+        progress.say(line)
     return Said(result)
 
 

@@ -103,7 +103,7 @@ class ReportConfig:
     """One self-contained HTML page of a run."""
 
     run: Positional[Path]
-    """Run folder: the --out of `nacd distill`, `nacd compare` or `nacd check`."""
+    """Run folder: the --out of `nacd distill`, `select`, `compare` or `check`."""
     out: Path | None = None
     """Where the page goes; without it, `report.html` in the run folder."""
 
@@ -120,12 +120,12 @@ class RunsConfig:
 
 @dataclass(frozen=True)
 class ShowConfig:
-    """Figures and rows of one run: distilled, chosen, or the table of a comparison."""
+    """Figures and rows of one run: distilled, chosen or recommended, or a comparison's table."""
 
     run: Positional[Path]
     """Run folder: the --out of `nacd distill`, `select`, `compare` or `check`."""
-    rows: int = 5
-    """Most rows shown, the most changed ones; 0: none."""
+    rows: int = 10
+    """Most rows shown: the first ones, of a distillation the most changed; 0: none."""
     json: bool = False
     """One JSON object instead of text; --rows then takes them in order."""
 

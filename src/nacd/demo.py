@@ -24,9 +24,9 @@ def demo(config: DemoConfig, progress: Progress | None = None) -> Distilled:
     examples = [e for e in mmlu_exemplars("cloze") if words(e) <= MAX_WORDS]
     splits = split_by_hash(examples, target=32, development=0.15, report=0.3)
     result = distill(demo_config(config), splits=splits, progress=progress)
-    print_result(result, progress)
     progress.say(
-        "This is a small run on one draw of seeds: it shows that the pipeline works, not that "
-        "distilling pays. docs/results.md has the experiments."
+        "This was a small run on one draw of starting rows: it shows that the pipeline works, not "
+        "that distilling pays. docs/results.md has the experiments."
     )
+    print_result(result, progress)
     return result

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from nacd.clock import StageClock
+from nacd.comparison.decision import called
+from nacd.comparison.table import Cell, difference
 from nacd.config import DistillConfig, decided
 from nacd.data import Splits, hub_license
 from nacd.distillation.pseudo import PseudoData
@@ -27,15 +30,17 @@ from nacd.export import (
     write_trainers,
 )
 from nacd.files import read_json, write_json
-from nacd.intervals import FEW
 from nacd.ladder import climb, entries_for, lines
 from nacd.learn import Distiller, Learned, Seeds, draw, make_seeds, refuse_without_rows
 from nacd.models import resolve_device
 from nacd.prepare import Prepared, prepare, read_splits
 from nacd.progress import Progress
 from nacd.recipe import Recipe
+from nacd.report import facts
+from nacd.report.folder import read_run
 from nacd.report.page import ReportConfig, write_report
 from nacd.report.record import write_records
+from nacd.report.rungs import rungs
 from nacd.run import RunFolder
 from nacd.selection import check_method, check_rows
 from nacd.settings import to_dict
@@ -49,6 +54,7 @@ from nacd.stages import (
 )
 from nacd.student import plain
 from nacd.tracking import tracking
+from nacd.verdict import Rival, decide, read_difference
 
 
 @dataclass(frozen=True)
@@ -205,12 +211,15 @@ def distill(
     table = _table(config, outcome, progress) if config.compare else []
     if table:
         export(folder, prepared, seeds, text, learned, replace(card, results=_shown(table)))
-    verdict = judge(table, outcome.changed, learned)
+    tokens = [row.response_tokens for row in prepared.report.rows]
+    held = differences(table, read_run(folder.path).cells, tokens)
+    verdict = judge(table, outcome.changed, learned, held)
     write_json(
         folder.path / "results.json",
         {
             "verdict": verdict,
             "table": table,
+            "differences": held,
             "tokens_changed": outcome.changed,
             "sizes": prepared.sizes,
             "template": prepared.template.describe(),
@@ -361,61 +370,83 @@ def _shown(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return shown
 
 
-def judge(table: Sequence[dict[str, Any]], changed: float, learned: Learned) -> str:
-    """The outcome in plain words: what the table shows, and no more."""
+def differences(
+    table: Sequence[dict[str, Any]], cells: Mapping[str, Sequence[Cell]], tokens: Sequence[int]
+) -> dict[str, dict[str, Any]]:
+    """Every row of the table minus random rows and the starting rows, as `nacd compare` has them.
+
+    Args:
+        table: its rows; one of which a training diverged has no difference.
+        cells: the trainings of each, in the order of their seeds.
+        tokens: response tokens of every test row.
+    """
+    made = {
+        row["method"]: [
+            {**cell, "row_tokens": tokens} for cell in cells[row["method"]][: row["trainings"]]
+        ]
+        for row in table
+        if row["report_nll"] is not None and row["method"] in cells
+    }
+    return {
+        method: {
+            rival: difference(own, made[rival])
+            for rival in ("random", "seeds", "seeds-shuffled")
+            if rival in made and rival != method
+        }
+        for method, own in made.items()
+        if method != "zero-shot"
+    }
+
+
+def judge(
+    table: Sequence[dict[str, Any]],
+    changed: float,
+    learned: Learned,
+    held: Mapping[str, Mapping[str, Any]],
+) -> str:
+    """What to do with the distilled rows, against what, and the figures: one sentence.
+
+    Args:
+        table: its rows.
+        changed: share of the learnable tokens that were changed.
+        learned: what the outer loop left.
+        held: as `differences` gives it.
+    """
     if learned.best_step == 0 or changed == 0.0:
         return (
-            "No distilled text was better than the untouched seeds on the development rows, so "
-            "the exported rows are the seeds."
+            "The exported rows are the starting rows, word for word: no distilled text was better "
+            "than them on the validation rows."
         )
-    diverged = [row["label"] for row in table if row["report_nll"] is None]
-    known = {row["method"]: row for row in table if row["report_nll"] is not None}
-    text = known.get("text")
-    if text is None or "minus_seeds" not in text:
+    own = {name: read_difference(kept) for name, kept in held.get("text", {}).items()}
+    rivals = [Rival(called(name), found) for name, found in own.items() if found is not None]
+    plain, shuffled = own.get("seeds"), own.get("seeds-shuffled")
+    if plain and shuffled and plain.mean >= shuffled.mean:  # their own order is no unlucky one
+        rivals = rivals[:-1]
+    if not rivals:
+        diverged = [row["label"] for row in table if row["report_nll"] is None]
         why = f" (trainings diverged: {', '.join(diverged)})" if diverged else ""
         return (
-            f"The text of outer step {learned.best_step} was best on the development rows "
-            f"({changed:.1%} of learnable tokens changed); it was not compared with its seeds on "
-            f"report rows{why}."
+            f"Compare the distilled rows before you use them: the text of outer step "
+            f"{learned.best_step} was best on the validation rows ({changed:.1%} of learnable "
+            f"tokens changed), but was held against no real rows on test rows{why}."
         )
-    difference = text["minus_seeds"]
-    spread = text.get("minus_seeds_95")
-    change = f"{abs(difference):.3f} nats per token"
-    if spread is None:
-        return f"One training a row: NACD text minus seeds is {difference:+.3f}; too few to judge."
-    if text["trainings"] < FEW:
-        return (
-            f"{text['trainings']} trainings a row: NACD text minus seeds is {difference:+.3f} "
-            f"(95 % interval ±{spread:.3f}); too few to judge."
-        )
-    if difference + spread < 0:
-        beaten = f"NACD text beats its untouched seeds by {change} (95 % interval ±{spread:.3f})."
-        random = known.get("random")
-        if random and text["report_nll"] > random["report_nll"] - (random["sd"] or 0.0):
-            beaten += f" But random rows do about as well ({random['report_nll']:.3f})."
-        shuffled = known.get("seeds-shuffled")
-        if shuffled is None or text["report_nll"] < shuffled["report_nll"]:
-            return beaten
-        return (
-            f"{beaten} The seeds, shuffled, reach {shuffled['report_nll']:.3f}: their order in the "
-            "file is an unlucky one, and nothing is gained."
-        )
-    if difference - spread > 0:
-        return f"NACD text is worse than its untouched seeds by {change} (±{spread:.3f})."
-    return (
-        f"NACD text and its untouched seeds cannot be told apart here ({difference:+.3f} "
-        f"±{spread:.3f} nats per token)."
-    )
+    return decide(called("text"), rivals, "give --draws 5")
 
 
 def print_result(result: Distilled, progress: Progress) -> None:
-    """The table and the paths, for the end of a run."""
+    """The table, what weakens it, the paths, and what to do, for the end of a run."""
     if result.table:
         progress.say("")
         progress.say("Held-out response NLL per token (nats; lower is better)")
         for line in lines(result.table):
             progress.say(line)
         progress.say("")
-    progress.say(result.verdict)
+        run = read_run(result.folder)
+        for title, text in facts.warnings(run, rungs(run)):
+            for line in wrap(f"{title} {text}", 80):
+                progress.say(line)
+        progress.say("")
     progress.say(f"{result.rows} rows: {result.dataset / 'train.jsonl'}")
     progress.say(f"report: {result.report}")
+    for line in wrap(result.verdict, 80):
+        progress.say(line)

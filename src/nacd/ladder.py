@@ -230,11 +230,11 @@ def entries_for(
     rows = {
         "zero-shot": [Entry("zero-shot", "zero-shot", lambda _: None)],
         "random": [Entry("random", "random rows", draws, recipe=shuffled)],
-        "seeds": [Entry("seeds", "seeds untouched", lambda _: seeds, changed=0.0)],
+        "seeds": [Entry("seeds", "starting rows", lambda _: seeds, changed=0.0)],
         "random-prompts": [
             Entry(
                 "random-prompts",
-                f"seeds, random {where}",
+                f"random {where}",
                 lambda seed: random_prompts(learnable, allowed, seed),
                 changed=1.0,
             )
@@ -281,7 +281,11 @@ def entries_for(
     if not recipe.shuffle:
         rows["seeds"].append(
             Entry(
-                "seeds-shuffled", "seeds, shuffled", lambda _: seeds, changed=0.0, recipe=shuffled
+                "seeds-shuffled",
+                "starting rows, shuffled",
+                lambda _: seeds,
+                changed=0.0,
+                recipe=shuffled,
             )
         )
         rows["text"].append(

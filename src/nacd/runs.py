@@ -15,9 +15,11 @@ from typing import Any
 
 from nacd.checking.said import checked_lines
 from nacd.command_configs import RunsConfig, ShowConfig
-from nacd.comparison.table import lines as grid_lines
+from nacd.comparison.decision import comparison_lines, decided_lines
 from nacd.errors import UserError
 from nacd.files import finite
+from nacd.report import facts
+from nacd.report.chosen import chosen_headline, chosen_rows
 from nacd.report.folder import (
     Comparison,
     Run,
@@ -31,6 +33,7 @@ from nacd.report.folder import (
     read_selection,
 )
 from nacd.report.rows import all_rows
+from nacd.report.rungs import rungs
 
 KINDS = (is_run, is_comparison, is_selection, is_check)
 WIDTH = 80
@@ -180,9 +183,9 @@ def show_text(config: ShowConfig) -> str:
     if is_comparison(config.run):
         return _show_comparison(read_comparison(config.run), config.json)
     if is_check(config.run):
-        return _show_check(config.run, config.json)
+        return _show_check(config.run, config)
     if is_selection(config.run):
-        return _show_selection(selection_summary(config.run), config)
+        return _show_selection(config.run, config)
     run = read_run(config.run)
     rows = all_rows(run)
     if config.json:
@@ -196,29 +199,54 @@ def _show_comparison(found: Comparison, as_json: bool) -> str:
     values = comparison_summary(found)
     if as_json:
         return _as_text(values)
-    head = [f"{found.path}: {found.state}", _fit(f"{values['model']}, {values['data']}", WIDTH)]
-    return "\n".join(head + (["", *grid_lines(values["table"])] if values["table"] else []))
-
-
-def _show_check(path: Path, as_json: bool) -> str:
-    values = check_summary(path)
-    if as_json:
-        return json.dumps(values, indent=2)
-    head = [f"{path}: {values['state']}", _fit(f"{values['model']}, {values['data']}", WIDTH)]
-    results = read_check(path)[1]
-    return "\n".join(head + ([] if results is None else checked_lines(results)))
-
-
-def _show_selection(values: dict[str, Any], config: ShowConfig) -> str:
-    kept = values["rows"][: max(0, config.rows)]
-    if config.json:
-        return _as_text(values | {"rows": kept})
-    out = [f"{values['run']}: {values['state']}"]
-    out.append(_fit(f"{values['model']}, {values['data']}", WIDTH))
-    for row in kept:
-        score = "" if row["score"] is None else f"{row['score']:.4g}"
-        out.append(_fit(f"{score:>10} {row['tokens']:>5} tokens  {visible(row['source'])}", WIDTH))
+    out = [f"{found.path}: {found.state}", _fit(f"{values['model']}, {values['data']}", WIDTH)]
+    if found.results is not None and values["table"]:
+        out += ["", *decided_lines(values["table"]), ""]
+        out += comparison_lines(values["table"], found.results["sizes"], found.config)
     return "\n".join(out)
+
+
+def _show_check(path: Path, config: ShowConfig) -> str:
+    values, results = check_summary(path), read_check(path)[1]
+    made = results["datasets"].get("dataset") if results else None
+    rows = chosen_rows(path)[: max(0, config.rows)] if made else []
+    if config.json:
+        return _as_text(values | {"rows": [*map(_row_as_json, rows)]})
+    out = [f"{path}: {values['state']}", _fit(f"{values['model']}, {values['data']}", WIDTH)]
+    out += [] if results is None else checked_lines(results)
+    if made and rows:
+        what = f"{made['rows']:,} rows, chosen by {made['by']}"
+        out.append(f"{what}: the first {len(rows)} of dataset/train.jsonl")
+    return "\n".join([*out, *_texts(rows)])
+
+
+def _show_selection(path: Path, config: ShowConfig) -> str:
+    values = selection_summary(path)
+    rows = chosen_rows(path) if values["rows"] else []
+    of, rows = len(rows), rows[: max(0, config.rows)]
+    if config.json:
+        return _as_text(values | {"rows": [*map(_row_as_json, rows)]})
+    out = [f"{path}: {values['state']}", _fit(f"{values['model']}, {values['data']}", WIDTH)]
+    if of:
+        out += ["", *textwrap.wrap(chosen_headline(path).replace("`", ""), WIDTH)]
+    if rows:
+        out += ["", f"the first {len(rows)} of {of:,} rows, all in dataset/train.jsonl"]
+    return "\n".join([*out, *_texts(rows)])
+
+
+def _texts(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Real rows, each with its place, its source and its text."""
+    for row in rows:
+        score = "" if row["score"] is None else f", score {row['score']:.4g}"
+        tokens = "" if row["tokens"] is None else f", {row['tokens']} tokens"
+        yield ""
+        yield _fit(f"row {row['number']}{tokens}{score}, from {visible(row['source'])}", WIDTH)
+        yield from _paragraph("text", row["prompt"])
+        yield from _paragraph("reply", row["response"])
+
+
+def _row_as_json(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in ("bytes", "number")}
 
 
 def _show(run: Run, rows: Sequence[dict[str, Any]], most: int) -> Iterator[str]:
@@ -226,7 +254,8 @@ def _show(run: Run, rows: Sequence[dict[str, Any]], most: int) -> Iterator[str]:
     yield _fit(f"{run.setting('model.model')}, {run.setting('data.data')}", WIDTH)
     if run.results is not None:
         sizes = run.results["sizes"]
-        yield ", ".join(f"{count} {name}" for name, count in sizes.items()) + " rows"
+        parts = (f"{count} {facts.SPLITS.get(name, name)}" for name, count in sizes.items())
+        yield ", ".join(parts) + " rows"
         yield ""
         yield from textwrap.wrap(run.results["verdict"], WIDTH)
         if run.results["table"]:
@@ -234,6 +263,9 @@ def _show(run: Run, rows: Sequence[dict[str, Any]], most: int) -> Iterator[str]:
 
             yield ""
             yield from lines(run.results["table"])
+            yield ""
+            for title, text in facts.warnings(run, rungs(run)):
+                yield from textwrap.wrap(f"{title} {text}", WIDTH)
     chosen = sorted(rows, key=lambda row: (-row["changed"], row["number"]))[: max(0, most)]
     for row in chosen:
         distance = "" if row["distance"] is None else f", distance {row['distance']:.3g}"
@@ -244,13 +276,13 @@ def _show(run: Run, rows: Sequence[dict[str, Any]], most: int) -> Iterator[str]:
             WIDTH,
         )
         if row["seed"] is not None:
-            yield from _paragraph("seed", _joined(row["seed"]))
+            yield from _paragraph("start", _joined(row["seed"]))
         if row["distilled"] is not None:
             yield from _paragraph("text", _joined(row["distilled"]))
         yield from _paragraph("reply", row["response"])
     if chosen and rows and not run.rows:
         yield ""
-        yield "(an older version made this folder: the seeds' texts are not in it)"
+        yield "(an older version made this folder: the starting rows' texts are not in it)"
 
 
 def _as_text(value: Any) -> str:

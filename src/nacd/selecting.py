@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from nacd.command_configs import SelectConfig
+from nacd.command_configs import ReportConfig, SelectConfig
 from nacd.config import ModelConfig, with_judge
 from nacd.data import Example, Splits, Template, hub_license
 from nacd.export import (
@@ -28,6 +28,8 @@ from nacd.files import read_json, write_json
 from nacd.learn import draw
 from nacd.prepare import Prepared, Say, prepare, read_splits
 from nacd.progress import Progress
+from nacd.report.chosen import record_chosen
+from nacd.report.page import write_report
 from nacd.selection import METHODS, Task, check_rows, choose_once
 from nacd.stages import open_run
 
@@ -129,6 +131,8 @@ def select(
             "template": prepared.template.describe(),
         },
     )
+    record_chosen(folder.path, prepared, rows)
+    write_report(ReportConfig(folder.path))
     return result
 
 

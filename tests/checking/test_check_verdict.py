@@ -14,9 +14,9 @@ from nacd.checking.verdict import (
     difference,
     half_of,
     judge,
-    word,
 )
 from nacd.intervals import difference_interval, question_bootstrap, t_interval
+from nacd.verdict import word
 
 ROWS = 200
 TOKENS = np.ones(ROWS, dtype=np.int64)

@@ -490,7 +490,8 @@ def test_the_command(
     assert main(["show", str(tmp_path / "grid")]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert max(map(len, shown[1:])) <= 80
-    assert [line.split()[0] for line in shown[-2:]] == ["zero-shot", "random"]
+    names = [line[:17].strip() for line in shown]
+    assert [name for name in names if name in ("zero-shot", "random")] == ["zero-shot", "random"]
 
     general = tmp_path / "general.jsonl"
     general.write_text('{"prompt": "Say the word ", "completion": "blue"}\n' * 3)

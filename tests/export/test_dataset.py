@@ -230,6 +230,12 @@ def test_card_says_what_the_rows_are() -> None:
     assert "(`role`, `content`)" in render_learned_card(CARD, CHAT)
 
 
+def test_a_card_says_once_that_the_packaged_model_is_a_4_bit_copy() -> None:
+    card = render_learned_card(replace(CARD, model="smollm2"), RAW)
+    assert card.count("4-bit copy: GGUF, dequantised") == card.count("4-bit") == 1
+    assert "4-bit" not in render_learned_card(CARD, RAW)
+
+
 def test_card_names_untouched_seeds() -> None:
     text = render_learned_card(CARD, RAW[1:])
     assert "These rows are the seeds" in text

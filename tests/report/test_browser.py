@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from browser import Page, browse, find_chromium
 
-from made_run import HOSTILE, add_expert, make_check, make_comparison, make_run
+from made_run import HOSTILE, add_expert, make_check, make_comparison, make_run, make_selection
 from nacd.config import DataConfig, DistillConfig, OuterLoopConfig
 from nacd.report.page import ReportConfig, write_report
 
@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.skipif(find_chromium() is None, reason="no Chromium is installed"),
 ]
 DRAWN = "document.documentElement.dataset.drawn"
-CHARTS = 8
+CHARTS = 5
 VISIBLE = "[...document.querySelectorAll('.row')].filter((r) => r.getClientRects().length)"
 
 
@@ -98,7 +98,7 @@ def test_charts_are_drawn(opened: Page) -> None:
     names = "[...document.querySelectorAll('#chart-ladder .ytick text')].map((t) => t.textContent)"
     assert set(opened.ask(names)) >= {"row seeds", "row text"}
     titles = opened.ask("[...document.querySelectorAll('.ytitle')].map((t) => t.textContent)")
-    assert titles.count("nats per token") >= 3
+    assert titles.count("nats per token") >= 1
 
 
 def test_intervals_and_changed_tokens_are_to_be_seen(opened: Page) -> None:
@@ -138,9 +138,10 @@ def test_rows_are_sorted_and_unchanged_ones_hidden(opened: Page) -> None:
             "document.getElementById('sort').dispatchEvent(new Event('change'))"
         )
 
+    assert order() == [13, 11, 9, 7, 5, 3, 1, 2, 4, 6, 8, 10, 12], "the most changed first"
+    sort("number")
     assert order() == list(range(1, 14))
     sort("changed")
-    assert order() == [13, 11, 9, 7, 5, 3, 1, 2, 4, 6, 8, 10, 12]
     opened.ask("document.getElementById('only').click()")
     assert order() == [13, 11, 9, 7, 5, 3, 1]
     sort("distance")
@@ -191,7 +192,7 @@ def test_a_check_of_hostile_names(page: Page, tmp_path: Path, name: str) -> None
     file = write_report(ReportConfig(make_check(tmp_path / "run", name)))
     page.size(390, 800, mobile=True)
     page.open(file, DRAWN)
-    assert page.ask(DRAWN) == "1"
+    assert page.ask(DRAWN) == "2"
     assert page.ask("window.taken") is None
     assert page.complaints == []
     assert [url for url in page.requests if url != file.as_uri()] == []
@@ -206,6 +207,45 @@ def test_a_check_of_hostile_names(page: Page, tmp_path: Path, name: str) -> None
     assert name != "RDS+" or page.ask(f"{scrolled}.length") == 0, "no table is wider than that"
     ticks = "[...document.querySelectorAll('#chart-curve .xtick text')].map((t) => t.textContent)"
     assert page.ask(ticks) == ["26", "105", "2,108"]
+
+
+@pytest.mark.parametrize("name", ["mine", HOSTILE[1], "unbroken" * 60])
+def test_chosen_rows_of_hostile_names(page: Page, tmp_path: Path, name: str) -> None:
+    """Drawn, quiet, sorted and searched, whole on a narrow screen."""
+    page.requests.clear()
+    page.complaints.clear()
+    file = write_report(ReportConfig(make_selection(tmp_path / "run", name)))
+    page.size(390, 800, mobile=True)
+    page.open(file, DRAWN)
+    assert page.ask(DRAWN) == "1"
+    assert page.ask("window.taken") is None
+    assert page.complaints == []
+    assert [url for url in page.requests if url != file.as_uri()] == []
+    fits(page, 390)
+    order = f"{VISIBLE}.map((r) => Number(r.dataset.number))"
+    assert page.ask(order) == list(range(1, 13))
+    page.ask(
+        "document.getElementById('sort').value = 'tokens';"
+        "document.getElementById('sort').dispatchEvent(new Event('change'))"
+    )
+    assert page.ask(order) == list(range(12, 0, -1))
+    page.ask(
+        "document.getElementById('search').value = 'user:';"
+        "document.getElementById('search').dispatchEvent(new Event('input'))"
+    )
+    assert page.ask(f"{VISIBLE}.length") == 6
+
+
+def test_a_table_scrolls_in_its_own_box(page: Page, tmp_path: Path) -> None:
+    file = write_report(ReportConfig(make_run(tmp_path / "run")))
+    page.size(390, 800, mobile=True)
+    page.open(file, DRAWN)
+    box = "document.querySelector('#ladder .scroll')"
+    assert page.ask(f"{box}.scrollWidth > {box}.clientWidth")
+    fits(page, 390)
+    page.ask(f"{box}.scrollLeft = 999")
+    assert page.ask(f"{box}.scrollLeft") > 0
+    assert page.ask("document.documentElement.scrollLeft") == 0
 
 
 def test_charts_follow_the_window(opened: Page) -> None:

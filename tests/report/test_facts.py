@@ -10,48 +10,51 @@ import pytest
 
 from made_run import make_run
 from nacd.report import charts, facts
+from nacd.report.charts import Point
 from nacd.report.folder import read_run
 from nacd.report.page import ReportConfig, write_report
 from nacd.report.rungs import rungs
+from nacd.verdict import Difference
+
+
+def told(mean: float) -> Difference:
+    return Difference(mean, 0.05, (mean - 0.05, mean + 0.05), 5)
 
 
 @pytest.mark.parametrize(
-    ("means", "told"),
+    ("text", "shuffled", "bound"),
     [
-        # the text clearly below random rows; shuffled, clearly below the seeds shuffled
-        ({"random": 2.5, "text": 2.3, "seeds-shuffled": 2.45, "text-shuffled": 2.3}, set()),
-        ({"random": 2.3, "text": 2.4}, {"Random rows do as well."}),
-        ({"random": 2.42, "text": 2.40}, {"Random rows do as well."}),  # within the intervals
-        (
-            {"random": 2.5, "text": 2.3, "seeds-shuffled": 2.33, "text-shuffled": 2.32},
-            {"Bound to their order."},
-        ),
-        # nothing gained in their own order either: nothing to be bound to it
-        ({"random": 2.5, "text": 2.37, "seeds-shuffled": 2.33, "text-shuffled": 2.32}, set()),
+        (-0.1, -0.1, False),
+        (-0.1, -0.02, True),  # in another order nothing is known to be gained
+        (-0.02, -0.02, False),  # nothing gained in their own order either
     ],
 )
-def test_a_gain_is_held_against_random_rows_and_another_order(
-    means: dict[str, float], told: set[str], tmp_path: Path
+def test_a_gain_is_held_against_another_order(
+    text: float, shuffled: float, bound: bool, tmp_path: Path
 ) -> None:
     run = read_run(make_run(tmp_path / "run"))
     base = rungs(run)[0]
     table = [
-        replace(
-            base,
-            method=name,
-            mean=mean,
-            half=0.04,
-            values=(mean,) * 5,
-            minus_seeds=mean - 2.4,
-            minus_seeds_half=0.05,
-        )
-        for name, mean in means.items()
+        replace(base, method="text", minus={"seeds": told(text)}),
+        replace(base, method="text-shuffled", minus={"seeds-shuffled": told(shuffled)}),
+        replace(base, method="seeds-shuffled", minus={}),
     ]
-    known = {"Random rows do as well.", "Bound to their order."}
     said = dict(facts.warnings(run, table))
-    assert said.keys() & known == told
-    for name in told:
-        assert "\N{PLUS-MINUS SIGN} 0.040" in said[name]
+    assert ("Bound to their order." in said) == bound
+    assert "In the order of the file alone." not in said
+
+
+def test_the_chart_is_made_for_what_decides() -> None:
+    """A difference of 0.01 is to be seen whatever else is in the table."""
+    near = [Point("random rows", 0.0, near=True), Point("text", -0.01, -0.9, 0.9, near=True)]
+    far = [Point("full", -1.5), Point("random prompts", 0.8, 0.7, 0.9), Point("LESS", 0.015)]
+    chart = charts.differences([*near, *far])
+    low, high = chart.layout["xaxis"]["range"]
+    assert 0.01 / (high - low) > 1 / 8
+    drawn = {trace["y"][0] for trace in chart.data[1:]}
+    assert drawn == {"random rows", "text", "LESS"}
+    edges = {note["text"].strip() for note in chart.layout["annotations"]}
+    assert edges == {"\N{LEFTWARDS ARROW} \N{MINUS SIGN}1.500", "+0.800 \N{RIGHTWARDS ARROW}"}
 
 
 def test_a_page_bears_trainings_that_diverged(tmp_path: Path) -> None:
@@ -69,9 +72,9 @@ def test_a_page_bears_trainings_that_diverged(tmp_path: Path) -> None:
     run = read_run(folder)
     ladder = rungs(run)
     assert {"text", "seeds"} & {rung.method for rung in ladder} == set()
-    assert all(rung.minus_seeds is None for rung in ladder)
+    assert all("seeds" not in rung.minus for rung in ladder)
     assert "row text" in dict(facts.warnings(run, ladder))["Training diverged."]
-    assert "Soft-to-text gap" not in [name for name, _, _ in facts.tiles(run, ladder)]
+    assert not [name for name, _, _ in facts.tiles(run, ladder) if name.startswith("Against")]
     page = write_report(ReportConfig(folder)).read_text()
     assert "Training diverged." in page
     (folder / "results.json").unlink()  # killed while the table was made

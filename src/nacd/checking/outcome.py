@@ -10,20 +10,20 @@ from typing import Any
 
 import numpy as np
 
+from nacd import cautions
 from nacd.checking.plan import TRIES, Costs, Goal, still_asked
 from nacd.checking.trainings import Trainings
 from nacd.checking.verdict import (
-    Difference,
     Measured,
     Measurements,
     Verdict,
     difference,
     half_of,
     name_of,
-    word,
 )
 from nacd.overlap import overlapping, row_text
 from nacd.tuning import FEW_ROWS, TunedRecipe
+from nacd.verdict import Difference, word
 
 PARTS = (
     ("train", "training"),
@@ -34,8 +34,6 @@ PARTS = (
 """The splits, by the names that people know."""
 MINUTES = (2, 3, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 240, 360, 480, 720, 1440)
 """Times that are advised."""
-FEW_TEST = 100
-"""Test rows below which a reader is warned."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,7 @@ class Outcome:
                 "low": against.low if known else None,
                 "high": against.high if known else None,
                 "over_trainings": against.over_trainings,
-                "over_rows": list(against.over_rows),
+                "over_rows": list(against.over_rows or ()),
                 "word": told,
             },
         }
@@ -194,11 +192,7 @@ class Outcome:
 
     def _of_rows(self, measured: Measurements) -> Iterator[tuple[str, str]]:
         prepared = self.trainings.prepared
-        if len(measured.tokens) < FEW_TEST:
-            yield (
-                f"Only {len(measured.tokens)} test rows.",
-                "Others could put the sets in another order.",
-            )
+        yield from cautions.of_test_rows(len(measured.tokens))
         if len(prepared.development) < FEW_ROWS:
             yield (
                 f"Only {len(prepared.development)} validation rows.",
@@ -247,8 +241,4 @@ class Outcome:
             )
         if diverged := sum(result["diverged"] for result in self.trainings.done()):
             yield f"Trainings that diverged: {diverged}.", "They have no figure."
-        if self.trainings.config.model.model == "smollm2":
-            yield (
-                "The packaged model is a 4-bit copy.",
-                "Its figures are not those of the original weights.",
-            )
+        yield from cautions.of_model(self.trainings.config.model.model)

@@ -61,23 +61,29 @@ def table_lines(table: Sequence[Mapping[str, Any]], budget: int) -> list[str]:
 
 
 def print_checked(result: Checked, say: Callable[[str], None]) -> None:
-    """The end of a check."""
+    """The end of a check: its table, its files and, last, what to do."""
     results = json.loads((result.folder / "results.json").read_text(encoding="utf-8"))
-    for line in checked_lines(results):
+    for line in measured_lines(results):
         say(line)
     if result.dataset is not None:
         for name, made in results["datasets"].items():
             file = result.folder / name / "train.jsonl"
             say(f"{made['rows']:,} rows, chosen by {made['by']}: {file}")
     say(f"report: {result.report}")
+    for part in (results["detail"], results["verdict"]):
+        for line in textwrap.wrap(part, WIDTH):
+            say(line)
 
 
 def checked_lines(results: Mapping[str, Any]) -> list[str]:
-    """The verdict, the table and what to mind."""
-    lines = ["", *textwrap.wrap(results["verdict"], WIDTH)]
-    if results["detail"]:
-        lines += textwrap.wrap(results["detail"], WIDTH)
-    lines += ["", "Test NLL per response token (nats; lower is better)"]
+    """What to do, the table and what to mind, for who looks at a check again."""
+    said = [*textwrap.wrap(results["verdict"], WIDTH), *textwrap.wrap(results["detail"], WIDTH)]
+    return ["", *said, *measured_lines(results)]
+
+
+def measured_lines(results: Mapping[str, Any]) -> list[str]:
+    """The table and what to mind."""
+    lines = ["", "Test NLL per response token (nats; lower is better)"]
     lines += [*table_lines(results["table"], results["budget_rows"]), ""]
     for name, text in results["warnings"]:
         lines += textwrap.wrap(f"{name} {text}", WIDTH)

@@ -33,6 +33,7 @@ import numpy as np
 
 from nacd.checking.plan import Question
 from nacd.intervals import FEW, difference_interval, question_bootstrap, t_interval
+from nacd.verdict import Difference, span, turned
 
 FEW_TEST = 30
 """Test rows below which nothing is claimed."""
@@ -59,29 +60,6 @@ class Measured:
     def mean(self) -> float:
         """Test NLL, the mean over trainings."""
         return statistics.fmean(self.values)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One set's test NLL minus another's."""
-
-    mean: float
-    over_trainings: float | None
-    """Half the interval over trainings; None: too few of them for one."""
-    over_rows: tuple[float, float]
-    """The interval over test rows."""
-
-    @property
-    def low(self) -> float:
-        """The lower end of the wider interval."""
-        half = math.inf if self.over_trainings is None else self.over_trainings
-        return min(self.mean - half, self.over_rows[0])
-
-    @property
-    def high(self) -> float:
-        """The upper end of the wider interval."""
-        half = math.inf if self.over_trainings is None else self.over_trainings
-        return max(self.mean + half, self.over_rows[1])
 
 
 def difference(
@@ -349,37 +327,17 @@ def _lacking(d: Difference, target: float, question: Question = "choices") -> La
     """What makes both intervals shorter than `target`, by the law of the square root."""
     if d.over_trainings is None:
         return Lacking("trainings", 1.0, question)
-    rows = max(d.mean - d.over_rows[0], d.over_rows[1] - d.mean)
+    low, high = d.over_rows or (d.mean, d.mean)
+    rows = max(d.mean - low, high - d.mean)
     what = "test rows" if rows > d.over_trainings else "trainings"
     longer = max(rows, d.over_trainings)
     factor = max(1.0, (longer / target) ** 2) if target > 0 else math.inf
     return Lacking(what, factor, question)
 
 
-def turned(d: Difference) -> Difference:
-    """The other set's minus the one's."""
-    low, high = d.over_rows
-    return Difference(-d.mean, d.over_trainings, (-high, -low))
-
-
-def span(d: Difference) -> str:
-    """A difference and its interval: `0.050 (0.021 to 0.083)`, with true minuses."""
-    interval = "no interval" if d.over_trainings is None else f"{d.low:.3f} to {d.high:.3f}"
-    return f"{d.mean:.3f} ({interval})".replace("-", "\N{MINUS SIGN}")
-
-
 def name_of(method: str) -> str:
     """A method by the name that people know."""
     return NAMES.get(method, method)
-
-
-def word(d: Difference) -> str:
-    """A difference in a word: better, worse, cannot be told, or too few trainings for one."""
-    if d.over_trainings is None:
-        return "too few"
-    if d.high < 0:
-        return "better"
-    return "worse" if d.low > 0 else "cannot be told"
 
 
 def half_of(own: Measured, base: Measured | None) -> float | None:

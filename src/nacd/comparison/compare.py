@@ -20,21 +20,22 @@ from typing import Any
 
 from nacd.comparison.config import DISTILLED, FREE, CompareConfig
 from nacd.comparison.cost import forecast, seconds_per_token
+from nacd.comparison.decision import comparison_lines, decided_lines
 from nacd.comparison.failures import Failure, failure, keep_failure
 from nacd.comparison.grid import Grid, Keep, cell_folder, folder_name
 from nacd.comparison.kept import Kept
 from nacd.comparison.rowsets import RowSet, check_runs, rowsets, tuning_data
-from nacd.comparison.table import lines
 from nacd.config import decided
 from nacd.data import Encoded, Example, Splits, encode_all, make_template, read_examples
 from nacd.errors import UserError
+from nacd.files import read_json
 from nacd.learn import draw
 from nacd.models import check_ids
 from nacd.overlap import overlapping, row_text
 from nacd.prepare import Prepared, prepare, read_splits
 from nacd.progress import Progress
 from nacd.recipe import Recipe
-from nacd.run import RunFolder
+from nacd.run import RunFolder, settings
 from nacd.stages import open_run, tuned
 
 
@@ -267,10 +268,11 @@ def _recipe(
 
 
 def print_comparison(result: Compared, say: Callable[[str], None]) -> None:
-    """The table and the paths."""
+    """The table, what weakens it, the paths, and, last, what to do."""
     say("")
     say("Held-out response NLL per token (nats; lower is better; not comparable across models)")
-    for line in lines(result.table):
+    config, sizes = settings(result.folder), read_json(result.folder / "results.json")["sizes"]
+    for line in comparison_lines(result.table, sizes, config):
         say(line)
     if result.faults:
         say("")
@@ -281,3 +283,5 @@ def print_comparison(result: Compared, say: Callable[[str], None]) -> None:
     say("")
     say(f"cells: {result.folder / 'results.parquet'}")
     say(f"report: {result.report}")
+    for line in decided_lines(result.table):
+        say(line)

@@ -14,11 +14,27 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from nacd.files import whole
-from nacd.intervals import FEW, question_bootstrap, t_interval
+from nacd.intervals import question_bootstrap, t_interval
 from nacd.units import operations
+from nacd.verdict import Word, read_difference, word
 
 RIVALS = ("seeds", "random", "less")
 """Rows that every other row is held against."""
+UNREAL = (
+    "zero-shot",
+    "random-prompts",
+    "other-prompts",
+    "soft",
+    "text",
+    "text-last",
+    "text-shuffled",
+    "full-equal-steps",
+    "full",
+)
+"""Rows that are no choice of as many real rows."""
+STARTING = ("seeds", "seeds-shuffled")
+"""The real rows that distilling begins with."""
+LEVEL = 0.95
 Cell = Mapping[str, Any]
 
 
@@ -72,13 +88,42 @@ def _row(
     harms = [cell["elsewhere"] for cell in cells if cell.get("elsewhere")]
     row["elsewhere_nll"] = statistics.fmean(harm["nll"] for harm in harms) if harms else None
     row["elsewhere"] = harms[0]["data"] if harms else None
-    for rival in RIVALS:
-        if rival != method and rival in rows:
-            row[f"minus_{rival}"] = difference(cells, rows[rival])
+    row |= _held(method, cells, rows)
     for start in ("zero-shot", "random"):
         row[f"recovered_from_{start}"] = _recovered(row["report_nll"], rows, start)
     row["repaid_after"] = _repaid(row, [c for c in rows.get("full", ()) if "failed" not in c])
     return row
+
+
+def _held(method: str, cells: Sequence[Cell], rows: Mapping[str, Sequence[Cell]]) -> dict[str, Any]:
+    """Differences from the rivals, and from the best real choice of rows.
+
+    Of m sets of which the best would be taken, each has its interval against random rows at
+    1 - 0.05 / m, so that all of them hold together.
+    """
+    taken = [m for m in rows if m not in (*UNREAL, *STARTING, "random") or m == "text"]
+    found: dict[str, Any] = {}
+    for rival in RIVALS:
+        if rival != method and rival in rows:
+            together = rival == "random" and method in taken
+            level = 1 - (1 - LEVEL) / len(taken) if together else LEVEL
+            found[f"minus_{rival}"] = difference(cells, rows[rival], level)
+    best = best_real({m: _nll(own) for m, own in rows.items()})
+    if best not in ("", method):
+        found |= {"best": best, "minus_best": difference(cells, rows[best])}
+    return found
+
+
+def best_real(figures: Mapping[str, float | None]) -> str:
+    """The choice of real rows with the lowest figure (None: has none); empty: there is none."""
+    known = {m: x for m, x in figures.items() if m not in UNREAL and x is not None}
+    return min(known, key=lambda method: known[method], default="")
+
+
+def _nll(cells: Sequence[Cell]) -> float | None:
+    """Mean test NLL of a row's cells; None: all of them failed."""
+    known = [cell["report_nll"] for cell in cells if "failed" not in cell]
+    return statistics.fmean(known) if known else None
 
 
 def _about(cell: Cell) -> dict[str, Any]:
@@ -98,8 +143,15 @@ def _repaid(row: Mapping[str, Any], full: Sequence[Cell]) -> int | None:
     return math.ceil(row["choosing_seconds"] / saved) if saved > 0 else None
 
 
-def difference(cells: Sequence[Cell], rival: Sequence[Cell]) -> dict[str, Any] | None:
+def difference(
+    cells: Sequence[Cell], rival: Sequence[Cell], level: float = LEVEL
+) -> dict[str, Any] | None:
     """The paired difference between two rows: training seeds in common, question by question.
+
+    Args:
+        cells: trainings of the one row.
+        rival: trainings of the other.
+        level: of the intervals.
 
     Returns:
         `mean`; `over_trainings`, half the width of its t-interval, or None, over `figures` (the
@@ -114,10 +166,11 @@ def difference(cells: Sequence[Cell], rival: Sequence[Cell]) -> dict[str, Any] |
     draws = [(a.get("draw"), b.get("draw")) for a, b in pairs]
     figures = by_draw(values, draws)
     by_question = np.mean([np.subtract(a["row_nll"], b["row_nll"]) for a, b in pairs], axis=0)
-    low, high = question_bootstrap(by_question, np.asarray(pairs[0][0]["row_tokens"]))
+    tokens = np.asarray(pairs[0][0]["row_tokens"])
+    low, high = question_bootstrap(by_question, tokens, level=level)
     return {
         "mean": statistics.fmean(values),
-        "over_trainings": t_interval(figures),
+        "over_trainings": t_interval(figures, level),
         "figures": len(figures),
         "over_questions": [low, high],
         "pairs": len(pairs),
@@ -142,36 +195,26 @@ def by_draw(values: Sequence[float], draws: Sequence[object]) -> list[float]:
 def _recovered(nll: float, rows: Mapping[str, Sequence[Cell]], start: str) -> float | None:
     """Share of the gap from `start` to the full data that a row closes."""
 
-    def mean(name: str) -> float | None:
-        known = [c["report_nll"] for c in rows.get(name, ()) if "failed" not in c]
-        return statistics.fmean(known) if known else None
-
-    low, high = mean(start), mean("full")
+    low, high = _nll(rows.get(start, ())), _nll(rows.get("full", ()))
     if low is None or high is None or not low > high:
         return None
     return (low - nll) / (low - high)
 
 
-def verdict(row: Mapping[str, Any], rival: str) -> str:
-    """One row against one rival in a word: better, worse, or cannot be told.
+def verdict(row: Mapping[str, Any], rival: str) -> Word:
+    """One row against one rival in a word, by the rule of `nacd.verdict`."""
+    found = read_difference(row.get(f"minus_{rival}"))
+    return "too few" if found is None else word(found)
 
-    Better or worse only where both intervals, over trainings and over questions, exclude 0, and of
-    three trainings or more.
+
+def lines(summary: Sequence[Mapping[str, Any]], rival: str = "") -> list[str]:
+    """The table of every target and budget, at most 80 columns wide.
+
+    Args:
+        summary: its rows.
+        rival: what the others are held against; empty: random rows, or else the starting rows.
     """
-    found = row.get(f"minus_{rival}")
-    if not found or found.get("figures", found["pairs"]) < FEW:
-        return "too few"
-    mean, spread = found["mean"], found["over_trainings"]
-    low, high = found["over_questions"]
-    if mean + spread < 0 and high < 0:
-        return "better"
-    if mean - spread > 0 and low > 0:
-        return "worse"
-    return "cannot be told"
-
-
-def lines(summary: Sequence[Mapping[str, Any]], rival: str = "seeds") -> list[str]:
-    """The table of every target and budget, at most 80 columns wide."""
+    rival = rival or ("random" if any("minus_random" in row for row in summary) else "seeds")
     out: list[str] = []
     last = None
     for row in summary:

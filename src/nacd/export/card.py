@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 from huggingface_hub import DatasetCardData
 
+from nacd.cautions import PACKAGED
 from nacd.export.dataset import DatasetRow, rows_name
 from nacd.export.readers import read_otherwise
 from nacd.recipe import Recipe
@@ -191,7 +192,7 @@ def made_table(card: Card) -> str:
     made: dict[str, Any] = {
         "source data": code(card.data),
         "its training rows": card.data_rows,
-        "model": code(card.model),
+        "model": code(card.model) + _copy(card.model),
         "template": code(json.dumps(dict(card.template), ensure_ascii=False)),
         **({} if card.projection == "none" else {"projection": card.projection}),
         **card.settings,
@@ -201,6 +202,10 @@ def made_table(card: Card) -> str:
     versions = card.provenance.get("versions", {"nacd": version("nacd")})
     made["made with"] = ", ".join(f"{name} {number}" for name, number in versions.items())
     return table([{"setting": name, "value": value} for name, value in made.items()])
+
+
+def _copy(model: str) -> str:
+    return " (a 4-bit copy: GGUF, dequantised)" if model == PACKAGED else ""
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -48,110 +48,142 @@ def thinned(points: Sequence[tuple[int, float | None]]) -> Sequence[tuple[int, f
     return points if every <= 1 else [*points[:-1:every], points[-1]]
 
 
-def ladder(rungs: Sequence[Rung]) -> Chart:
-    """Report NLL of every method: its trainings as points, their mean, and its interval.
+@dataclass(frozen=True)
+class Point:
+    """A set of rows in the chart of differences."""
 
-    A zero-shot figure far from the others would squeeze them: it stands at the edge as a number.
+    label: str
+    mean: float
+    """Its figure minus the reference's; 0 for the reference."""
+    low: float | None = None
+    """The interval's ends; None: there is none."""
+    high: float | None = None
+    singles: tuple[float, ...] = ()
+    """The same of every training."""
+    own: bool = False
+    """Whether it is what the page is about."""
+    near: bool = False
+    """Whether the axis is made for it: sets far off it stand at the edge as numbers."""
+
+
+def ladder(rungs: Sequence[Rung], best: str = "") -> Chart | None:
+    """Every row of the results table minus random rows, or else minus the starting rows.
+
+    Args:
+        rungs: the rows; the model without training is left to the table.
+        best: the best real choice of rows.
+
+    Returns:
+        None where there is nothing to hold a row against.
     """
-    ends = [
-        end
-        for rung in rungs
-        if rung.method != "zero-shot"
-        for end in (*rung.values, rung.mean - (rung.half or 0.0), rung.mean + (rung.half or 0.0))
-    ]
-    low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
-    room = 0.08 * (high - low) or 0.05
-    beyond = [r for r in rungs if r.method == "zero-shot" and ends and r.mean > high + 6 * room]
-    inside = [rung for rung in rungs if rung not in beyond]
-    if inside:
-        low, high = min(low, *(r.mean for r in inside)), max(high, *(r.mean for r in inside))
-    seeds = next((rung.mean for rung in rungs if rung.method == "seeds"), None)
-    learned = [rung.method in ("text", "text-last", "text-shuffled", "soft") for rung in inside]
-    colours = ["$accent" if own else "$baseline" for own in learned]
+    known = {rung.method: rung for rung in rungs if rung.method != "zero-shot"}
+    reference = next((m for m in ("random", "seeds", *known) if m in known), "")
+    near = {"random", "seeds", "seeds-shuffled", "text", "text-shuffled", best}
+    points = [Point(known[reference].label, 0.0, near=True)] if reference else []
+    for method, rung in known.items():
+        held = rung.minus.get(reference)
+        if held is None:
+            continue
+        ends = (None, None) if held.over_trainings is None else (held.low, held.high)
+        own = method in ("text", "text-last", "text-shuffled", "soft")
+        points.append(Point(rung.label, held.mean, *ends, rung.singles, own, method in near))
+    return differences(points) if len(points) > 1 else None
+
+
+def differences(points: Sequence[Point], id: str = "ladder") -> Chart:
+    """Differences from the first of the points, on an axis made for those that are near it.
+
+    The axis is at most five times as long as what lies between their means, so that these are to be
+    told apart whatever the intervals; bars that are longer run off it.
+    """
+    reference = points[0].label
+    means = [0.0, *(p.mean for p in points if p.near)]
+    reach = 2 * max(max(means) - min(means), 0.005)
+    lowest, highest = min(means) - reach, max(means) + reach
+    ends = [e for p in points if p.near for e in (p.low, p.high, *p.singles) if e is not None]
+    ends = [min(max(end, lowest), highest) for end in ends] + means
+    ends += [p.mean for p in points if lowest <= p.mean <= highest]
+    room = 0.06 * (max(ends) - min(ends)) or 0.005
+    low, high = min(ends) - room, max(ends) + room
+    inside = [p for p in points if low <= p.mean <= high]
     data: list[dict[str, Any]] = [
         {
             "type": "scatter",
             "mode": "markers",
-            "x": [value for rung in inside for value in rung.values if len(rung.values) > 1],
-            "y": [rung.label for rung in inside for _ in rung.values if len(rung.values) > 1],
+            "x": [value for p in inside for value in p.singles if len(p.singles) > 1],
+            "y": [p.label for p in inside for _ in p.singles if len(p.singles) > 1],
             "marker": {"symbol": "line-ns-open", "size": 9, "color": "$muted"},
             "opacity": 0.7,
-            "hovertemplate": "one training: %{x:.3f}<extra></extra>",
+            "hovertemplate": "one training: %{x:+.3f}<extra></extra>",
         },
-        *(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "x": [rung.mean],
-                "y": [rung.label],
-                "marker": {"size": 10, "color": colour},
-                "error_x": {
-                    "type": "data",
-                    "array": [rung.half or 0.0],
-                    "visible": rung.half is not None,
-                    "color": colour,
-                    "thickness": 2,
-                    "width": 0,
-                },
-                "hovertemplate": f"%{{y}}: %{{x:.3f}}{_half(rung.half)}<extra></extra>",
-            }
-            for rung, colour in zip(inside, colours, strict=True)
-        ),
+        *map(_dot, inside),
     ]
+    zero = {"x0": 0, "x1": 0, "y0": 0, "y1": 1, "xref": "x", "yref": "paper", "layer": "below"}
     layout: dict[str, Any] = {
         "xaxis": {
-            "title": {"text": f"report NLL ({NATS})"},
-            "range": [low - room, high + room],
-            "tickformat": _ticks(high - low),
+            "title": {"text": NATS},
+            "range": [low, high],
+            "tickformat": "+" + _ticks(high - low),
             "nticks": 6,
         },
         "yaxis": {
             "categoryorder": "array",
-            "categoryarray": [rung.label for rung in reversed(rungs)],
-            "range": [-0.6, len(rungs) - 0.4],
+            "categoryarray": [p.label for p in reversed(points)],
+            "range": [-0.6, len(points) - 0.4],
             "showgrid": False,
         },
-        "shapes": []
-        if seeds is None
-        else [
-            {
-                "type": "line",
-                "xref": "x",
-                "yref": "paper",
-                "x0": seeds,
-                "x1": seeds,
-                "y0": 0,
-                "y1": 1,
-                "line": {"color": "$baseline", "width": 1, "dash": "dot"},
-                "layer": "below",
-            }
+        "shapes": [
+            zero | {"type": "line", "line": {"color": "$baseline", "width": 1, "dash": "dot"}}
         ],
-        "annotations": [
-            {
-                "xref": "paper",
-                "x": 1,
-                "xanchor": "right",
-                "y": rung.label,
-                "text": f"{rung.mean:.2f} →",
-                "showarrow": False,
-                "font": {"color": "$muted"},
-            }
-            for rung in beyond
-        ],
+        "annotations": [_at_the_edge(p, right=p.mean > high) for p in points if p not in inside],
     }
     return Chart(
-        "ladder",
-        "Report NLL by method",
-        "Dots are means over trainings, bars their 95 % t-intervals, ticks the single trainings; "
-        "the dotted line is the untouched seeds.",
+        id,
+        f"Test NLL minus that of {reference}",
+        "Further left is better. Dots are means over trainings, bars their 95 % intervals"
+        + ", ticks the single trainings" * any(len(p.singles) > 1 for p in inside)
+        + "; what lies far off stands at the edge as a number.",
         data,
         layout,
-        height=96 + 34 * len(rungs),
+        height=86 + 34 * len(points),
     )
 
 
-def _half(half: float | None) -> str:
-    return " (one training)" if half is None else f" ± {half:.3f}"
+def _dot(point: Point) -> dict[str, Any]:
+    colour = "$accent" if point.own else "$baseline"
+    low, high = (point.mean, point.mean) if point.low is None else (point.low, point.high)
+    interval = "" if point.low is None else f" ({low:+.3f} to {high:+.3f})"
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [point.mean],
+        "y": [point.label],
+        "marker": {"size": 10, "color": colour},
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": [(high or 0.0) - point.mean],
+            "arrayminus": [point.mean - low],
+            "visible": point.low is not None,
+            "color": colour,
+            "thickness": 2,
+            "width": 0,
+        },
+        "hovertemplate": f"%{{y}}: %{{x:+.3f}}{interval}<extra></extra>",
+    }
+
+
+def _at_the_edge(point: Point, right: bool) -> dict[str, Any]:
+    figure = f"{point.mean:+.3f}".replace("-", "\N{MINUS SIGN}")
+    return {
+        "xref": "paper",
+        "x": 1 if right else 0,
+        "xanchor": "right" if right else "left",
+        "y": point.label,
+        "text": f"{figure} →" if right else f"\N{NO-BREAK SPACE}← {figure}",
+        "showarrow": False,
+        "font": {"color": "$muted"},
+    }
 
 
 def _ticks(span: float) -> str:
@@ -165,14 +197,12 @@ def curves(run: Run) -> list[Chart]:
     judges = "other training" if run.setting("outer.objective") == "train-loss" else "target"
     cosine = run.setting("outer.metric") == "cosine"
     exported = None if run.learned is None else run.learned.get("exported_step")
-    rate = [row["learning_rate"] for row in run.metrics if "learning_rate" in row]
-    fixed = "It was kept fixed." if len(set(rate)) == 1 else "It was learned, too."
     shown = [
         _curve(
             run,
             "development",
-            "Development loss",
-            f"Response NLL on development rows after a training, {NATS}.",
+            "Validation loss",
+            f"Response NLL on validation rows after a training, {NATS}.",
             {"development_soft": "soft prompts", "development_text": "their text"},
             NATS,
             exported,
@@ -201,7 +231,7 @@ def curves(run: Run) -> list[Chart]:
             run,
             "changed",
             "Tokens changed",
-            "Share of the learnable tokens that are not the seeds' any more.",
+            "Share of the learnable tokens that are not the starting rows' any more.",
             {"tokens_changed": "tokens changed"},
             "share of tokens",
             exported,
@@ -221,7 +251,7 @@ def curves(run: Run) -> list[Chart]:
             run,
             "rate",
             "Learning rate",
-            f"Of the student's training. {fixed}",
+            "Of the student's training: it was learned, too.",
             {"learning_rate": "learning rate"},
             "peak learning rate",
         ),
@@ -239,7 +269,7 @@ def _curve(
     exported: int | None = None,
     percent: bool = False,
 ) -> Chart | None:
-    """One small chart over outer steps; None where the metrics have nothing of it."""
+    """One small chart over outer steps; None where the metrics have nothing but a constant."""
     data = []
     for (key, label), colour in zip(
         keys.items(), ("$second", "$accent")[-len(keys) :], strict=True
@@ -264,15 +294,15 @@ def _curve(
         )
     if not data:
         return None
-    values = [value for trace in data for value in trace["y"] if value is not None]
-    span = max(values) - min(values) if values else 0.0
-    flat = bool(values) and span <= 1e-9 * abs(max(values))
+    curves = [[value for value in trace["y"] if value is not None] for trace in data]
+    if all(max(own) - min(own) <= 1e-9 * abs(max(own)) for own in curves):
+        return None  # a constant is no curve
+    span = max(map(max, curves)) - min(map(min, curves))
     layout: dict[str, Any] = {
         "xaxis": {"title": {"text": "outer step"}, "rangemode": "tozero"},
         "yaxis": {"title": {"text": unit}, "nticks": 5}
         | ({"tickformat": ".0%", "rangemode": "tozero"} if percent else {})
-        | ({"tickformat": _ticks(span)} if unit == NATS else {})
-        | ({"range": [0, 2 * values[0] or 1]} if flat else {}),
+        | ({"tickformat": _ticks(span)} if unit == NATS else {}),
         "showlegend": len(data) > 1,
         "shapes": _vertical(exported) if exported else [],
         "annotations": _beside(exported, "exported", run.metrics[-1]["outer_step"])

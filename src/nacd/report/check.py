@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 
 from nacd.errors import UserError
 from nacd.recipe import Recipe
-from nacd.report.charts import NATS, Chart
+from nacd.report.charts import NATS, Chart, Point, differences
 from nacd.report.facts import duration, number, percent, recipe_text, signed
 from nacd.run import settings
 from nacd.settings import from_dict
@@ -35,7 +35,7 @@ def check_context(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}: this check has no result yet; run its command again.")
     found = json.loads(file.read_text(encoding="utf-8"))
     config = settings(folder)
-    drawn = curve(found)
+    drawn, beside = curve(found), choices(found)
     return {
         "title": f"{folder.resolve().name}: NACD check",
         "name": folder.resolve().name,
@@ -44,6 +44,7 @@ def check_context(folder: Path) -> dict[str, Any]:
         "lead": _lead(found, config),
         "tiles": _tiles(found),
         "curve": drawn,
+        "choices": beside,
         "table": found["table"],
         "budget": found["budget_rows"],
         "margin": found["margin"],
@@ -57,7 +58,7 @@ def check_context(folder: Path) -> dict[str, Any]:
         "command": shlex.join(
             ["nacd", "check", "--config", str(folder / "run.yaml"), "--out", f"{folder}-again"]
         ),
-        "figures": [drawn.figure()] if drawn else [],
+        "figures": [chart.figure() for chart in (beside, drawn) if chart],
     }
 
 
@@ -127,7 +128,13 @@ def interval(difference: Mapping[str, Any]) -> str:
 
 def unbroken(text: str) -> Markup:
     """A sentence as markup, escaped, in which a flag and its value stay on one line."""
-    return Markup(re.sub(r"--[a-z]+ \d+", r'<span class="flag">\g<0></span>', str(escape(text))))
+    flags = r'<span class="flag">\g<0></span>'
+    return Markup(re.sub(r"--[a-z-]+( \d+)?", flags, str(escape(text))))
+
+
+def commands(text: str) -> Markup:
+    """The same, with what stands in backticks as code."""
+    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(unbroken(text))))
 
 
 def curve(found: Mapping[str, Any]) -> Chart | None:
@@ -183,6 +190,22 @@ def curve(found: Mapping[str, Any]) -> Chart | None:
         layout,
         height=380,
     )
+
+
+def choices(found: Mapping[str, Any]) -> Chart | None:
+    """The choices and all rows minus as many random rows; None: no choice was measured."""
+    rows = [row for row in found["table"] if row["minus_random"] and row["set"] != "zero-shot"]
+    own = [row for row in rows if row["set"] != "random"]
+    if not own:
+        return None
+    best = min(own, key=lambda row: row["nll"])
+    points = [Point(f"{number(found['budget_rows'])} random rows", 0.0, near=True)]
+    for row in (*own, *(row for row in rows if row["rows"] == found["total_rows"])):
+        held = row["minus_random"]
+        name = row["name"].rpartition(" by ")[2] if row in own else f"all {number(row['rows'])}"
+        points.append(Point(name, held["mean"], held["low"], held["high"], own=row is best,
+                            near=row is best))  # fmt: skip
+    return differences(points, "choices")
 
 
 def _ends(row: Mapping[str, Any]) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""The page of a comparison: the ladder of every target model and budget, and what choosing cost."""
+"""The page of a comparison: the table of every target model and budget, and what choosing cost."""
 
 from __future__ import annotations
 
@@ -10,38 +10,16 @@ from typing import Any
 
 from pyarrow import parquet
 
-from nacd.comparison.table import RIVALS, notes, verdict
+from nacd.comparison.decision import LABELS, called, decisions, warnings
+from nacd.comparison.table import best_real, notes
 from nacd.errors import UserError
 from nacd.files import read_json
-from nacd.report import charts
+from nacd.report import charts, facts
 from nacd.report.charts import Chart
-from nacd.report.facts import signed
 from nacd.report.rungs import Rung
 from nacd.run import settings
-
-LABELS = {
-    "random": "random rows",
-    "best-of": "best of draws",
-    "longest": "longest responses",
-    "kcenter": "k-center",
-    "bm25": "BM25",
-    "rds+": "RDS+",
-    "less": "LESS",
-    "seeds": "seeds untouched",
-    "seeds-shuffled": "seeds, shuffled",
-    "random-prompts": "seeds, random prompts",
-    "other-prompts": "seeds, others' prompts",
-    "soft": "NACD soft",
-    "text": "NACD text",
-    "text-shuffled": "NACD text, shuffled",
-    "full-equal-steps": "full, equal steps",
-}
-WORDS = {
-    "better": "is better than",
-    "worse": "is worse than",
-    "too few": "has too few trainings to be judged against",
-}
-RIVAL_NAMES = {"seeds": "its untouched seeds", "random": "random rows", "less": "LESS"}
+from nacd.units import operations
+from nacd.verdict import read_difference
 
 
 @dataclass(frozen=True)
@@ -55,9 +33,10 @@ class Block:
     rows: Sequence[tuple[Rung, Mapping[str, Any]]]
     failed: list[tuple[str, str]]
     """Rows of the table that have no figure, and why."""
-    rivals: list[str]
-    """Rows that the others are held against here, beside the seeds."""
+    rivals: list[tuple[str, str]]
+    """What the rows are held against here: key and name."""
     sentence: str
+    """What to do."""
     elsewhere: str | None
     """Name of other data that the models were measured on."""
     notes: list[str]
@@ -85,11 +64,15 @@ def comparison_context(folder: Path) -> dict[str, Any]:
     config = settings(folder)
     overlap = folder / "overlap.json"
     blocks = [*_blocks(table, values)]
+    first = [row for row in table if row["target"] == table[0]["target"]
+             and row["budget"] == table[0]["budget"]]  # fmt: skip
     return {
         "title": f"{folder.resolve().name}: NACD comparison",
         "name": folder.resolve().name,
         "headline": blocks[0].sentence if blocks else "Nothing was compared.",
+        "tiles": _tiles(first, found["sizes"]),
         "blocks": blocks,
+        "warnings": [*warnings(table, found["sizes"], config)],
         "sizes": found["sizes"],
         "trainings": found.get("trainings", {"done": 0, "of": 0}),
         "data": Path(config["data"]["data"]).name,
@@ -104,33 +87,42 @@ def comparison_context(folder: Path) -> dict[str, Any]:
 def _blocks(
     table: list[dict[str, Any]], values: Mapping[tuple[str, str, str], list[float]]
 ) -> Iterator[Block]:
-    groups = dict.fromkeys((row["target"], row["budget"]) for row in table)
-    for number, (target, budget) in enumerate(groups):
+    for number, (target, budget, said) in enumerate(decisions(table)):
         own = [row for row in table if (row["target"], row["budget"]) == (target, budget)]
         made = [row for row in own if "report_nll" in row]
         rows = [(_rung(row, values[target, budget, row["method"]]), row) for row in made]
-        chart = (
-            replace(charts.ladder([r for r, _ in rows]), id=f"ladder-{number}") if rows else None
-        )
+        best = best_real({row["method"]: row["report_nll"] for row in made})
+        chart = charts.ladder([rung for rung, _ in rows], best)
         yield Block(
             target=Path(target).name,
             budget=budget,
-            chart=chart,
+            chart=chart and replace(chart, id=f"ladder-{number}"),
             rows=rows,
             failed=[
                 (LABELS.get(str(row["method"]), str(row["method"])), row["why"])
                 for row in own
                 if "failed" in row
             ],
-            rivals=[r for r in RIVALS[1:] if any(row["method"] == r for row in made)],
-            sentence=_sentence(Path(target).name, budget, made),
+            rivals=_rivals(made, best),
+            sentence=said,
             elsewhere=next((Path(row["elsewhere"]).name for row in made if row["elsewhere"]), None),
             notes=[note[0].upper() + note[1:] + "." for note in notes(made, LABELS)],
         )
 
 
+def _rivals(made: Sequence[Mapping[str, Any]], best: str) -> list[tuple[str, str]]:
+    """The columns of differences: random rows, the best real choice, the starting rows."""
+    held = {key for row in made for key in row if key.startswith("minus_") and row[key]}
+    names = {"random": LABELS["random"], "best": LABELS.get(best, best), "seeds": LABELS["seeds"]}
+    same = best in names
+    return [(k, n) for k, n in names.items() if f"minus_{k}" in held and not (same and k == "best")]
+
+
 def _rung(row: Mapping[str, Any], values: list[float]) -> Rung:
-    against, method = row.get("minus_seeds") or {}, str(row["method"])
+    method = str(row["method"])
+    held = {
+        rival: read_difference(row.get(f"minus_{rival}")) for rival in ("random", "best", "seeds")
+    }
     return Rung(
         method=method,
         label=LABELS.get(method, method),
@@ -141,28 +133,34 @@ def _rung(row: Mapping[str, Any], values: list[float]) -> Rung:
         tokens=row["tokens"],
         steps=row["steps"],
         changed=row["tokens_changed"],
-        minus_seeds=against.get("mean"),
-        minus_seeds_half=against.get("over_trainings"),
+        minus={rival: found for rival, found in held.items() if found},
+        singles=(),
         seconds=row["training_seconds"],
         closed=row["recovered_from_zero-shot"],
     )
 
 
-def _sentence(target: str, budget: str, rows: list[dict[str, Any]]) -> str:
-    """NACD text against its rivals, in one sentence; without it, the best row."""
-    size = f"{budget} of the rows" if budget.endswith("%") else f"{budget} rows"
-    if not rows:
-        return f"{target}, {size}: nothing could be trained."
-    text = next((row for row in rows if row["method"] == "text"), None)
-    if text is None:
-        best = min(rows, key=lambda row: row["report_nll"])
-        name = LABELS.get(best["method"], best["method"])
-        return f"{target}, {size}: {name} has the lowest report NLL, {best['report_nll']:.3f}."
-    parts = []
-    for rival in RIVALS:
-        found = text.get(f"minus_{rival}")
-        if found:
-            word = WORDS.get(verdict(text, rival), "cannot be told from")
-            figures = signed(found["mean"], found["over_trainings"])
-            parts.append(f"{word} {RIVAL_NAMES[rival]} ({figures})")
-    return f"{target}, {size}: NACD text {', '.join(parts) or 'was compared with nothing'}."
+def _tiles(rows: Sequence[Mapping[str, Any]], sizes: Mapping[str, int]) -> list[facts.Tile]:
+    """The few figures at the top, of the first target and budget: those of the distilled rows.
+
+    Without these, of the best choice.
+    """
+    known = {str(row["method"]): row for row in rows if "report_nll" in row}
+    real = best_real({method: row["report_nll"] for method, row in known.items()})
+    own = "text" if "text" in known else real
+    if not own or own == "random":
+        return []
+    row = known[own]
+    held = {name: read_difference(row.get(f"minus_{name}")) for name in ("random", "best", "seeds")}
+    tiles = [facts.against("random rows", held["random"])]
+    if held["best"] and row["best"] != "random":
+        tiles.append(facts.against(f"the best real rows: {called(row['best'])}", held["best"]))
+    elif held["seeds"]:
+        tiles.append(facts.against(called("seeds"), held["seeds"]))
+    full = known.get("full", {}).get("tokens")
+    tiles.append(facts.saved(row["rows"], sizes["train"], row["tokens"], full))
+    if row["choosing_seconds"] is not None:
+        done = "Distilling took" if own == "text" else "Choosing took"
+        work = operations(row["choosing_flops"]) if row["choosing_flops"] else ""
+        tiles.append((done, facts.duration(row["choosing_seconds"]), work))
+    return tiles

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nacd import cautions
+from nacd.comparison.decision import called
+from nacd.comparison.table import best_real
 from nacd.recipe import Recipe
 from nacd.report.folder import Run
 from nacd.report.rungs import Rung, diverged
+from nacd.verdict import Difference, word
 
-FEW_TRAININGS = 5
-"""Trainings a row below which an interval is called wide."""
-FEW_REPORT_ROWS = 100
+Tile = tuple[str, str, str]
+"""A figure at the top: name, value, remark."""
 
 
 def number(value: float) -> str:
@@ -26,6 +28,11 @@ def signed(value: float, half: float | None) -> str:
     """A difference and half its interval: `+0.001 ± 0.062`, with a true minus."""
     text = f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
     return text if half is None else f"{text} ± {half:.3f}"
+
+
+def ends(held: Difference) -> str:
+    """A difference's interval: `-0.08 to -0.02`, with true minuses."""
+    return f"{held.low:+.3f} to {held.high:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
 def percent(share: float, decimals: int = 1) -> str:
@@ -60,7 +67,7 @@ def recipe_of(run: Run) -> Recipe:
     return Recipe(**known)
 
 
-_SPLITS = {"train": "training"}
+SPLITS = {"train": "training", "development": "validation", "report": "test"}
 _RECIPE = set(Recipe.__dataclass_fields__)
 
 
@@ -94,8 +101,10 @@ def lead(run: Run, rungs: Sequence[Rung]) -> str:
         what += f" of {name}."
     goal = GOALS.get(run.setting("outer.objective"), GOALS["target-loss"])
     steps = f"{recipe.total_steps(rows)} steps of " if rows else ""
+    changed = None if run.results is None else run.results["tokens_changed"]
+    share = "" if changed is None else f", {percent(changed)} of whose learnable tokens changed,"
     return (
-        f"{what} Responses are the seed rows' own; prompts were learned on "
+        f"{what} Responses are the starting rows' own; prompts{share} were learned on "
         f"{run.setting('model.model')} by {goal}, for a recipe of {steps}"
         f"{'AdamW' if recipe.optimizer == 'adamw' else 'SGD'} at learning rate "
         f"{recipe.learning_rate:g}, {recipe.batch_size} rows a step, "
@@ -103,33 +112,51 @@ def lead(run: Run, rungs: Sequence[Rung]) -> str:
     )
 
 
-def last_look(run: Run) -> Mapping[str, Any] | None:
-    """The look at the development rows that the export comes from; the last, if unknown."""
-    looks = [row for row in run.metrics if "development_text" in row]
-    step = None if run.learned is None else run.learned.get("exported_step")
-    return next((row for row in looks if row["outer_step"] == step), looks[-1] if looks else None)
+def against(name: str, held: Difference | None) -> Tile:
+    """The tile of a difference: its figure, its interval, and what it comes to."""
+    if held is None:
+        return f"Against {name}", "not measured", ""
+    if held.over_trainings is None:
+        return f"Against {name}", signed(held.mean, None), "one training: no interval"
+    said = {"too few": "too few trainings to tell"}.get(word(held), word(held))
+    return f"Against {name}", signed(held.mean, None), f"{ends(held)}: {said}"
 
 
-def tiles(run: Run, rungs: Sequence[Rung]) -> list[tuple[str, str, str]]:
-    """The few figures that stand at the top: name, value, remark."""
+def saved(rows: int, of_rows: int | None, tokens: int | None, of_tokens: int | None) -> Tile:
+    """The tile of what is trained on, and how much less that is than all rows."""
+    value = number(rows) + (f" of {number(of_rows)}" if of_rows else "")
+    remark = f"{number(tokens)} tokens" if tokens else ""
+    if tokens and of_tokens and of_tokens > tokens:
+        remark += f", {percent(1 - tokens / of_tokens, 0)} saved"
+    elif of_rows and of_rows > rows:
+        remark += f"{', ' * bool(remark)}{percent(1 - rows / of_rows, 0)} of the rows saved"
+    return "Rows to train on", value, remark
+
+
+def tiles(run: Run, rungs: Sequence[Rung]) -> list[Tile]:
+    """The few figures that stand at the top: against what, how much is saved, what it cost."""
     known = {rung.method: rung for rung in rungs}
-    found = []
-    text, seeds = known.get("text"), known.get("seeds")
-    if text is not None:
-        beside = f"untouched seeds {seeds.mean:.3f}" if seeds else "nats per token"
-        found.append(("Report NLL of the text", f"{text.mean:.3f}", beside))
-        if text.minus_seeds is not None:
-            half = text.minus_seeds_half
-            remark = "one training: no interval" if half is None else f"± {half:.3f} (95 %)"
-            found.append(("Against its seeds", signed(text.minus_seeds, None), remark))
-    if run.results is not None:
-        share = run.results["tokens_changed"]
-        found.append(("Tokens changed", percent(share), "of those that may be learned"))
-    look = last_look(run)
-    if look is not None and look["soft_to_text_gap"] is not None:
-        gap = signed(look["soft_to_text_gap"], None)
-        found.append(("Soft-to-text gap", gap, "development rows, nats per token"))
+    found: list[Tile] = []
+    if text := known.get("text"):
+        best = best_real({method: rung.mean for method, rung in known.items()})
+        real = "seeds" if best in ("", "random") else best
+        found.append(against("random rows", text.minus.get("random")))
+        what = "the best real rows: " if real == best else ""
+        found.append(against(f"{what}{called(real)}", text.minus.get(real)))
+    rows, tokens, source = size(run, rungs)
+    if rows:
+        full = known.get("full")
+        found.append(saved(rows, source, tokens, full.tokens if full else None))
+    if run.stages is not None:
+        spent = {stage["name"]: stage["seconds"] for stage in run.stages["stages"]}
+        table = sum(spent.get(name, 0.0) for name in ("measuring", TABLE))
+        remark = "without its table" if table else "all stages together"
+        found.append(("Distilling took", duration(sum(spent.values()) - table), remark))
     return found
+
+
+TABLE = "training and measuring the table"
+"""The stage after distilling."""
 
 
 def warnings(run: Run, rungs: Sequence[Rung]) -> Iterator[tuple[str, str]]:
@@ -137,7 +164,7 @@ def warnings(run: Run, rungs: Sequence[Rung]) -> Iterator[tuple[str, str]]:
     results = run.results
     if results is not None and results["tokens_changed"] == 0:
         yield (
-            "These rows are the seeds.",
+            "These rows are the starting rows.",
             "No token was changed: whatever the rows do, choosing them did it.",
         )
     if run.learned is not None and run.learned.get("stopped"):
@@ -148,35 +175,21 @@ def warnings(run: Run, rungs: Sequence[Rung]) -> Iterator[tuple[str, str]]:
             f"Not every training of these rows came to a figure: {', '.join(lost.values())}.",
         )
     known = {rung.method: rung for rung in rungs}
-    if {"text", "random"} <= known.keys() and not _below(known["text"], known["random"]):
-        yield (
-            "Random rows do as well.",
-            f"Random draws of the same size reach {_figure(known['random'])}, the distilled text "
-            f"{_figure(known['text'])} nats per token: no difference that chance could not make.",
-        )
     text, seeds = known.get("text-shuffled"), known.get("seeds-shuffled")
-    if text and seeds and _gained(known.get("text")) and not _below(text, seeds):
+    if text and seeds and _better(known.get("text"), "seeds") and not _better(text, seeds.method):
         yield (
             "Bound to their order.",
-            f"Shuffled, the rows reach {_figure(text)} and their seeds {_figure(seeds)}: what was "
-            "learned holds in the order of the file.",
+            f"Shuffled, the rows reach {_figure(text)} and their starting rows {_figure(seeds)}: "
+            "what was learned holds in the order of the file.",
         )
-    few = [len(rung.values) for rung in rungs if rung.method in ("text", "seeds")]
-    if few and min(few) < FEW_TRAININGS:
-        count = min(few)
-        yield (
-            "One training a row." if count == 1 else f"Only {count} trainings a row.",
-            "There is no interval: nothing can be said of chance."
-            if count == 1
-            else "The intervals are wide. They cover LoRA's initial values (and shuffles), not "
-            "the choice of seed rows or of report rows.",
-        )
-    report = None if results is None else results["sizes"]["report"]
-    if report is not None and report < FEW_REPORT_ROWS:
-        yield (
-            f"Only {report} report rows.",
-            "Other report rows could put the ladder in another order.",
-        )
+    shuffle = recipe_of(run).shuffle
+    yield from cautions.of_order(known, shuffle)
+    few = [len(rung.values) for rung in rungs if rung.method in ("text", "seeds", "random")]
+    if few:
+        yield from cautions.of_trainings(min(few))
+    if results is not None:
+        yield from cautions.of_test_rows(results["sizes"]["report"])
+    yield from cautions.of_model(str(run.setting("model.model")))
     dropped = _dropped(run)
     if dropped:
         yield (
@@ -201,16 +214,9 @@ def warnings(run: Run, rungs: Sequence[Rung]) -> Iterator[tuple[str, str]]:
             )
 
 
-def _gained(rung: Rung | None) -> bool:
-    """Whether a row is below the seeds in the order they share, by more than its interval."""
-    if rung is None or rung.minus_seeds is None:
-        return False
-    return rung.minus_seeds + (rung.minus_seeds_half or 0.0) < 0
-
-
-def _below(rung: Rung, other: Rung) -> bool:
-    """Whether the difference of two means is larger than their intervals together."""
-    return other.mean - rung.mean > math.hypot(rung.half or 0.0, other.half or 0.0)
+def _better(rung: Rung | None, rival: str) -> bool:
+    held = None if rung is None else rung.minus.get(rival)
+    return held is not None and word(held) == "better"
 
 
 def _figure(rung: Rung) -> str:
@@ -225,12 +231,12 @@ def _dropped(run: Run) -> str:
     for name, text in run.provenance.get("data", {}).items():
         read, used = int(str(text).split()[0]), run.results["sizes"].get(name)
         if used is not None and used < read:
-            parts.append(f"{number(read - used)} of {number(read)} {_SPLITS.get(name, name)} rows")
+            parts.append(f"{number(read - used)} of {number(read)} {SPLITS.get(name, name)} rows")
     return ", ".join(parts)
 
 
 def overlap(run: Run) -> list[str]:
-    """Overlap of training, target and report rows, in sentences."""
+    """Overlap of training, target and test rows, in sentences."""
     found = run.overlap
     if found is None:
         return ["Not checked: this run was made before overlap was. Run its command again."]
@@ -245,7 +251,7 @@ def overlap(run: Run) -> list[str]:
 
 def _overlap_sentence(what: str, found: Mapping[str, Any], part: Mapping[str, Any]) -> str:
     runs = f"{found['words']} words in a row"
-    report = f"{number(found['report_rows'])} report rows"
+    report = f"{number(found['report_rows'])} test rows"
     if not part["overlapping"]:
         return f"None of the {number(part['rows'])} {what} shares {runs} with any of the {report}."
     source, other = (Path(name).name for name in part["shown"][0])
@@ -253,7 +259,7 @@ def _overlap_sentence(what: str, found: Mapping[str, Any], part: Mapping[str, An
         f"{number(part['overlapping'])} of the {number(part['rows'])} {what} "
         f"share{'s' * (part['overlapping'] == 1)} {runs} (a shorter row: all of its words) with "
         f"{number(part['report_overlapping'])} of the {report}, the first of them {source} with "
-        f"{other}. Figures on these report rows may be too good."
+        f"{other}. Figures on these test rows may be too good."
     )
 
 
@@ -261,12 +267,12 @@ def setup(run: Run) -> list[tuple[str, str]]:
     """Settings that a reader asks for, by name."""
     recipe = recipe_of(run)
     sizes = {} if run.results is None else run.results["sizes"]
-    parts = [f"{number(count)} {_SPLITS.get(name, name)}" for name, count in sizes.items()]
+    parts = [f"{number(count)} {SPLITS.get(name, name)}" for name, count in sizes.items()]
     beta = run.setting("outer.beta", 0.0)
     rows = [
         ("Data", str(run.setting("data.data"))),
         ("Rows", ", ".join(parts)),
-        ("Seed rows", f"{_chosen(run)}, seed {run.setting('seed')}"),
+        ("Starting rows", f"{_chosen(run)}, seed {run.setting('seed')}"),
         ("Model", f"{run.setting('model.model')}, {run.setting('model.dtype')}"),
         (
             "LoRA",

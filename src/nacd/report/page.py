@@ -5,8 +5,8 @@ file: style, script, figures, and plotly.js, which draws them. The page's own po
 Content-Security-Policy in its head) forbids the browser every request. Text of data rows is data:
 the templates escape it, and figures, which alone travel as JSON, hold none of it.
 
-A comparison and a check have templates and contexts of their own, see `nacd.report.comparison` and
-`nacd.report.check`.
+A comparison, a check and a choice of rows have templates and contexts of their own, see
+`nacd.report.comparison`, `nacd.report.check` and `nacd.report.chosen`.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ import plotly.offline
 from markupsafe import Markup
 
 from nacd.command_configs import ReportConfig
+from nacd.comparison.decision import LABELS, called
 from nacd.files import write_text
 from nacd.report import charts, facts, trajectory
-from nacd.report.check import check_context, interval, unbroken
+from nacd.report.check import check_context, commands, interval, unbroken
+from nacd.report.chosen import chosen_context
 from nacd.report.comparison import comparison_context
-from nacd.report.folder import Run, is_check, is_comparison, read_run
+from nacd.report.folder import Run, is_check, is_comparison, is_selection, read_run
 from nacd.report.repeat import command
 from nacd.report.rows import shown_rows
 from nacd.report.rungs import rungs
+from nacd.verdict import RULE
 
 LEAST = 0.1
 """Seconds of the shortest stage that is shown."""
@@ -50,6 +53,8 @@ def write_report(config: ReportConfig) -> Path:
         page = render("compare.html.jinja", comparison_context(config.run))
     elif is_check(config.run):
         page = render("check.html.jinja", check_context(config.run))
+    elif is_selection(config.run):
+        page = render("select.html.jinja", chosen_context(config.run))
     else:
         page = render("distill.html.jinja", context(read_run(config.run)))
     write_text(path, page)
@@ -59,7 +64,7 @@ def write_report(config: ReportConfig) -> Path:
 def context(run: Run) -> dict[str, Any]:
     """Everything that the page of a distillation shows."""
     ladder = rungs(run)
-    drawn = [charts.ladder(ladder)] if ladder else []
+    drawn = charts.ladder(ladder)
     curves = charts.curves(run)
     experts = trajectory.chart(run)
     rows, left_out = shown_rows(run)
@@ -70,7 +75,12 @@ def context(run: Run) -> dict[str, Any]:
         "lead": facts.lead(run, ladder),
         "tiles": facts.tiles(run, ladder),
         "rungs": ladder,
-        "ladder": drawn[0] if drawn else None,
+        "rivals": [
+            (key, name)
+            for key, name in (("random", called("random")), ("seeds", LABELS["seeds"]))
+            if any(key in rung.minus for rung in ladder)
+        ],
+        "ladder": drawn,
         "curves": curves,
         "experts": experts,
         "segments": trajectory.describe(trajectory.matched(run), len(run.experts)),
@@ -82,7 +92,7 @@ def context(run: Run) -> dict[str, Any]:
         "stages": stages(run),
         "setup": facts.setup(run),
         "command": command(run),
-        "figures": [c.figure() for c in (*drawn, *curves, *([experts] if experts else []))],
+        "figures": [c.figure() for c in (drawn, *curves, experts) if c],
     }
 
 
@@ -118,6 +128,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
         "script": _asset("page.js"),
         "plotly": _plotly(),
         "version": version("nacd"),
+        "rule": RULE,
     }
     text = _environment().get_template(template).render(inside | dict(values))
     return text.encode("utf-8", "replace").decode("utf-8")
@@ -139,7 +150,9 @@ def _environment() -> jinja2.Environment:
         "distance": facts.distance,
         "duration": facts.duration,
         "interval": interval,
+        "ends": facts.ends,
         "unbroken": unbroken,
+        "commands": commands,
         "gigabytes": lambda size: f"{size / 1e9:.2f} GB",
     }
     return environment

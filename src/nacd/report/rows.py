@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ _MARK = 11
 
 
 def all_rows(run: Run) -> list[dict[str, Any]]:
-    """The distilled rows, in the data set's order: with their seeds, where the folder keeps those.
+    """The distilled rows, in the data set's order, beside their starting rows where these are kept.
 
     A row has `number`, `source`, `seed` and `distilled` (pieces with marks; `seed` None where it is
     not kept, `distilled` None where it is the seed), `response`, `changed` (a share), `count` and
@@ -30,18 +31,31 @@ def all_rows(run: Run) -> list[dict[str, Any]]:
 
 
 def shown_rows(run: Run) -> tuple[list[dict[str, Any]], int]:
-    """The rows to show, in the data set's order, and how many are left out for want of room.
-
-    Where there is not room for all, the most changed ones are shown.
-    """
+    """The rows to show, the most changed first, and how many are left out for want of room."""
     rows = all_rows(run)
+    return within_room(sorted(rows, key=lambda row: (-row["changed"], row["number"])))
+
+
+def within_room(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
+    """As many of the first rows as a page has room for, and how many are left out."""
     kept, used = [], 0
-    for row in sorted(rows, key=lambda row: -row["changed"]):
+    for row in rows:
         used += row["bytes"]
         if used > ROOM:
             break
         kept.append(row)
-    return sorted(kept, key=lambda row: row["number"]), len(rows) - len(kept)
+    return kept, len(rows) - len(kept)
+
+
+def written(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A real row of an exported data set: `source`, `prompt`, `response`, and `bytes` on a page."""
+    prompt, response = _turns(row["prompt"]), _plain(row["completion"])
+    return {
+        "source": Path(row["seed_row"]).name,
+        "prompt": prompt,
+        "response": response,
+        "bytes": _FRAME + _bytes(row["seed_row"]) + _bytes(prompt) + _bytes(response),
+    }
 
 
 def _beside_seed(row: dict[str, Any]) -> dict[str, Any]:
@@ -84,6 +98,13 @@ def _alone(number: int, row: dict[str, Any]) -> dict[str, Any]:
 def _plain(text: str | list[dict[str, str]]) -> str:
     """An exported prompt or completion as text: a template's, or the last message's."""
     return text.strip() if isinstance(text, str) else text[-1]["content"]
+
+
+def _turns(text: str | list[dict[str, str]]) -> str:
+    """An exported prompt as text; of several turns, each with its role."""
+    if isinstance(text, str) or len(text) == 1:
+        return _plain(text)
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in text)
 
 
 def _bytes(text: str) -> int:

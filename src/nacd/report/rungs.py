@@ -6,22 +6,26 @@ The t-interval is of the mean over training seeds; one training has none.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nacd.comparison.decision import LABELS
 from nacd.intervals import t_interval
 from nacd.report.folder import Run
+from nacd.verdict import Difference, read_difference
+
+RIVALS = ("random", "seeds", "seeds-shuffled")
 
 
 @dataclass(frozen=True)
 class Rung:
-    """One row of the ladder."""
+    """One row of the results table."""
 
     method: str
     label: str
     values: tuple[float, ...]
-    """Report NLL of every training, nats per token."""
+    """Test NLL of every training, nats per token."""
     mean: float
     half: float | None
     """Half the 95 % interval; None: one training."""
@@ -29,11 +33,11 @@ class Rung:
     tokens: int
     steps: int
     changed: float | None
-    """Share of the learnable tokens that differ from the seeds'."""
-    minus_seeds: float | None
-    """Mean paired difference from the untouched seeds."""
-    minus_seeds_half: float | None
-    """Half its 95 % interval."""
+    """Share of the learnable tokens that differ from the starting rows'."""
+    minus: Mapping[str, Difference]
+    """Its paired differences by rival: `random`, `seeds`, `seeds-shuffled`, or `best`."""
+    singles: tuple[float, ...]
+    """The same of every training, from random rows, or else from the starting rows."""
     seconds: float
     """Mean seconds of a training."""
     closed: float | None
@@ -41,7 +45,7 @@ class Rung:
 
 
 def rungs(run: Run) -> list[Rung]:
-    """The ladder in the table's order; before a run has ended, what has been measured so far.
+    """The results table in its order; before a run has ended, what has been measured so far.
 
     A row of which a training diverged has no place in it; see `diverged`.
     """
@@ -50,19 +54,23 @@ def rungs(run: Run) -> list[Rung]:
     known = {row["method"]: row for row in table if row["method"] not in lost}
     order = [*known, *(m for m in run.cells if m not in known and m not in lost)]
     means = {m: _mean(run.cells.get(m, []), known.get(m)) for m in order}
-    seeds = [] if "seeds" in lost else run.cells.get("seeds", [])
+    rivals = {m: run.cells[m] for m in RIVALS if m in run.cells and m not in lost}
+    kept = {} if run.results is None else run.results.get("differences", {})
     found = []
     for method in order:
         cells, row = run.cells.get(method, []), known.get(method, {})
         count = row.get("trainings", len(cells))
         values = tuple(cell["report_nll"] for cell in cells[:count]) or (means[method],)
         first = cells[0] if cells else row
-        pairs = [a - b["report_nll"] for a, b in zip(values, seeds, strict=False)]
-        paired = bool(pairs) and bool(cells) and method not in ("seeds", "zero-shot")
+        against = {
+            rival: [a - b["report_nll"] for a, b in zip(values, others, strict=False)]
+            for rival, others in rivals.items()
+            if cells and method not in (rival, "zero-shot")
+        }
         found.append(
             Rung(
                 method=method,
-                label=row.get("label", method),
+                label=row.get("label", LABELS.get(method, method)),
                 values=values,
                 mean=means[method],
                 half=t_interval(values),
@@ -70,13 +78,21 @@ def rungs(run: Run) -> list[Rung]:
                 tokens=row.get("tokens", first["tokens"]),
                 steps=first["steps"],
                 changed=row.get("tokens_changed"),
-                minus_seeds=statistics.fmean(pairs) if paired else None,
-                minus_seeds_half=t_interval(pairs) if paired else None,
+                minus={
+                    rival: read_difference(kept.get(method, {}).get(rival)) or _of(pairs)
+                    for rival, pairs in against.items()
+                },
+                singles=tuple(next(iter(against.values()), ())),
                 seconds=row.get("training_seconds", first.get("training_seconds", 0.0)),
                 closed=_closed(means, method),
             )
         )
     return found
+
+
+def _of(pairs: Sequence[float]) -> Difference:
+    """A difference without the test rows' own figures, which older folders do not keep."""
+    return Difference(statistics.fmean(pairs), t_interval(pairs), figures=len(pairs))
 
 
 def diverged(run: Run) -> dict[str, str]:

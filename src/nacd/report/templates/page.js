@@ -63,7 +63,7 @@
     element,
     number: Number(element.dataset.number),
     changed: Number(element.dataset.changed),
-    distance: Number(element.dataset.distance),
+    figure: (name) => Number(element.dataset[name]),
     source: element.querySelector(".source").textContent,
     text: fold(
       [...element.querySelectorAll(".text, .source")].map((part) => part.textContent).join("\n"),
@@ -71,28 +71,27 @@
   }));
   const orders = {
     number: (a, b) => a.number - b.number,
-    changed: (a, b) => b.changed - a.changed || a.number - b.number,
-    distance: (a, b) => b.distance - a.distance || a.number - b.number,
     source: (a, b) =>
       a.source.localeCompare(b.source, undefined, { numeric: true }) || a.number - b.number,
   };
+  const largest = (name) => (a, b) => b.figure(name) - a.figure(name) || a.number - b.number;
   const total = rows.length.toLocaleString("en");
 
   const filter = () => {
     const words = fold(search.value).split(/\s+/).filter(Boolean);
     let shown = 0;
     for (const row of rows) {
-      const fits = words.every((word) => row.text.includes(word)) && (!only.checked || row.changed > 0);
+      const fits = words.every((word) => row.text.includes(word)) && (!only?.checked || row.changed > 0);
       row.element.hidden = !fits;
       shown += fits;
     }
     count.textContent = shown === rows.length ? `${total} rows` : `${shown.toLocaleString("en")} of ${total} rows`;
     nothing.hidden = shown > 0;
   };
-  const order = () => list.append(...[...rows].sort(orders[sort.value]).map((row) => row.element));
+  const order = () => list.append(...[...rows].sort(orders[sort.value] ?? largest(sort.value)).map((row) => row.element));
 
   search.addEventListener("input", filter);
-  only.addEventListener("change", filter);
+  only?.addEventListener("change", filter);
   sort.addEventListener("change", order);
   search.form.addEventListener("submit", (event) => event.preventDefault());
   search.form.addEventListener("reset", () => setTimeout(() => { filter(); order(); }));
