@@ -294,11 +294,16 @@ def _show(args: Sequence[str]) -> Said:
 
 
 def _train(args: Sequence[str]) -> Said:
+    from nacd.export import own_recipe
     from nacd.progress import Progress
-    from nacd.target import TrainConfig, fine_tune
+    from nacd.target import TrainConfig, fine_tune, recipe_line
 
     progress = Progress()
     config = _parse(TrainConfig, "train", args)
+    configured = any(arg.partition("=")[0] == "--config" for arg in args)
+    if config.data.data and not configured and (file := own_recipe(Path(config.data.data))):
+        config = _parse(TrainConfig, "train", ["--config", str(file), *args])
+        progress.say(recipe_line(config, file))
     result = fine_tune(config, progress)
     progress.say(
         f"{len(result.losses)} steps, loss {result.losses[0]:.3f} to {result.losses[-1]:.3f}; "

@@ -32,9 +32,24 @@ class TrainConfig:
     """Seed of LoRA's initial values and, with --shuffle, of the rows' order."""
     track: str = ""
     """Send losses to a tracker too: `trackio`, `tensorboard` or `wandb`, offline; empty: none."""
+    overwrite: bool = False
+    """Replace an adapter that --out holds already."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: ReadConfig = field(default_factory=ReadConfig)
     recipe: Recipe = field(default_factory=Recipe)
+
+
+def recipe_line(config: TrainConfig, file: Path) -> str:
+    """One line on the training that a data set's own file gives, flags gone over it."""
+    recipe, model = config.recipe, config.model
+    length = f"{recipe.steps} steps" if recipe.steps else f"{recipe.epochs:g} epochs"
+    return (
+        f"as the data set's own {file} says, and flags over it: rows "
+        f"{'shuffled' if recipe.shuffle else 'in their order'}, {recipe.optimizer} at "
+        f"{recipe.learning_rate:g}, {length}, batches of {recipe.batch_size}, {recipe.schedule} "
+        f"schedule, warm-up {recipe.warmup:g}, LoRA of rank {model.lora_rank} (alpha "
+        f"{model.lora_alpha:g}, {' '.join(model.lora_targets)})"
+    )
 
 
 def fine_tune(config: TrainConfig, progress: Progress | None = None) -> TrainResult:
@@ -47,12 +62,17 @@ def fine_tune(config: TrainConfig, progress: Progress | None = None) -> TrainRes
     check_values(config)
     config.recipe.check()
     check_tracker(config.track)
+    if (config.out / "adapter").exists() and not config.overwrite:
+        raise UserError(
+            f"--out {config.out}: holds an adapter already; choose another --out, or give "
+            "--overwrite to replace it."
+        )
     examples = _read(config.data)
     config.recipe.check_rows(len(examples))
     if config.recipe.shuffle and made_in_order(Path(config.data.data)):
         progress.say(
-            f"{config.data.data}: these rows were made to be trained on in their own order; give "
-            "--no-shuffle (and the recipe of README.md beside them)."
+            f"{config.data.data}: these rows were made to be trained on in their own order, which "
+            "--shuffle gives up; give --no-shuffle (and the recipe of README.md beside them)."
         )
     total = config.recipe.total_steps(len(examples))
     with (
