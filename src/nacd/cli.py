@@ -217,6 +217,7 @@ def _select(args: Sequence[str]) -> Said:
     result = select(_parse(SelectConfig, "select", args), progress=progress)
     progress.say(result.summary)
     progress.say(f"{len(result.rows)} rows: {result.dataset / 'train.jsonl'}")
+    progress.say(result.held_out)
     return Said(result)
 
 

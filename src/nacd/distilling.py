@@ -39,6 +39,7 @@ from nacd.report.record import write_records
 from nacd.run import RunFolder
 from nacd.selection import check_method, check_rows
 from nacd.settings import to_dict
+from nacd.split_files import held_out_line, said_on_card, write_splits
 from nacd.stages import (
     check_trainings,
     checked_engine,
@@ -68,6 +69,8 @@ class Distilled:
     """A row a method; empty where nothing was compared."""
     verdict: str
     """The outcome in a plain sentence or two."""
+    held_out: str = ""
+    """Where the test rows are, and how to measure on them."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,7 @@ def distill(
     folder, prepared, seeds = outcome.folder, outcome.prepared, outcome.seeds
     learned, text = outcome.learned, outcome.text
     card = _card(config, outcome)
+    write_splits(folder.path, prepared, config.data)
     rows = export(folder, prepared, seeds, text, learned, card)
     write_trainers(
         folder.path / "dataset",
@@ -225,6 +229,7 @@ def distill(
         outcome.changed,
         table,
         verdict,
+        held_out_line(folder.path, prepared, config.data),
     )
 
 
@@ -251,6 +256,7 @@ def _card(config: DistillConfig, outcome: Outcome) -> Card:
             "LoRA targets": " ".join(config.model.lora_targets),
             "tokens changed": f"{outcome.changed:.1%}",
             "learning seconds": round(outcome.learned.seconds),
+            **said_on_card(outcome.prepared),
         },
         license=config.data.license or hub_license(config.data.data),
         language=config.data.language,
@@ -418,4 +424,5 @@ def print_result(result: Distilled, progress: Progress) -> None:
         progress.say("")
     progress.say(result.verdict)
     progress.say(f"{result.rows} rows: {result.dataset / 'train.jsonl'}")
+    progress.say(result.held_out)
     progress.say(f"report: {result.report}")

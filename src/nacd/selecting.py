@@ -1,6 +1,8 @@
 """`nacd select`: real rows of a data set, chosen by a method, as a data set of their own.
 
-Same splits, same budget and same form of rows as `nacd distill`, so that the two can be compared.
+Same budget and same form of rows as `nacd distill`. Nothing is measured here, so all rows are
+chosen from, but for the target rows that a method looks at; with --hold-out the splits are those
+of `distill`, `compare` and `check`.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from nacd.prepare import Prepared, Say, prepare, read_splits
 from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.selection import METHODS, Task, check_method, check_rows, choose_once
+from nacd.split_files import held_out_line, said_on_card, write_splits
 from nacd.stages import open_run
 
 
@@ -45,6 +48,9 @@ class SelectConfig:
     """What is chosen: rows (`112`), a percentage (`5%`) or tokens (`20000t`)."""
     seed: int = 0
     """Seed of everything that is drawn."""
+    hold_out: bool = False
+    """Set validation and test rows aside as `distill`, `compare` and `check` do, and write them to
+    `splits/`; without this, they are chosen from too."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     recipe: Recipe = field(default_factory=lambda: IN_ORDER)
@@ -80,6 +86,8 @@ class Selected:
     """Seconds that choosing took, loading the model aside."""
     flops: float
     """Floating-point operations spent on the model, see `nacd.selection.forward_flops`."""
+    held_out: str = ""
+    """Which rows were held out, in a sentence."""
 
     @property
     def summary(self) -> str:
@@ -105,10 +113,11 @@ def select(
     """
     progress = progress or Progress()
     config.check()
-    splits = read_splits(config.data) if splits is None else splits
+    splits = _splits(config) if splits is None else splits
     check_rows(config.method, config.selection, splits.train, splits.target)
     folder = open_run(config, splits, free=("out",))
-    prepared = prepare(config.model, config.data, progress.say, splits, folder.memory)
+    unread = ("target", "development", "report")  # `check_rows` asks for what the method looks at
+    prepared = prepare(config.model, config.data, progress.say, splits, folder.memory, unread)
     config.recipe.check_rows(len(draw(prepared.train, config.budget, config.seed)))
     task = Task(
         prepared,
@@ -130,8 +139,12 @@ def select(
         len(prepared.train),
         chosen["seconds"],
         chosen["flops"],
+        held_out_line(folder.path, prepared, config.data)
+        if len(prepared.report)
+        else "No rows were held out; --hold-out sets validation and test rows aside.",
     )
     _export(config, prepared, result, progress.say)
+    write_splits(folder.path, prepared, config.data)
     write_json(
         folder.path / "results.json",
         {
@@ -156,6 +169,13 @@ def select(
     return result
 
 
+def _splits(config: SelectConfig) -> Splits:
+    """The rows; target rows are set aside for a method that looks at them, no others unasked."""
+    judge = with_judge(config.selection, config.data).judge
+    looks = METHODS[config.method].needs_target or judge == "target"
+    return read_splits(config.data, target=looks or config.hold_out, held_out=config.hold_out)
+
+
 def _export(config: SelectConfig, prepared: Prepared, result: Selected, say: Say) -> None:
     """Write `dataset/`: the rows as `nacd distill` writes them, and a card of their own."""
     recipe, in_order = config.recipe, METHODS[config.method].orders
@@ -168,7 +188,7 @@ def _export(config: SelectConfig, prepared: Prepared, result: Selected, say: Say
         template=prepared.template.describe(),
         recipe=recipe,
         projection="none",
-        settings=_settings(config, result),
+        settings=_settings(config, result) | said_on_card(prepared),
         title=f"Instruction data chosen by {config.method}",
         max_tokens=config.data.max_tokens,
         license=config.data.license or hub_license(config.data.data),

@@ -6,6 +6,7 @@
     results.json, report.html          verdict, table, cost; the page
     dataset/                           the rows that are recommended, with the tuned recipe
     dataset-at-budget/                 the best known rows of the budget, where those are others
+    splits/                            the training, target, validation and test rows
 
 The plan is made from a measured step and printed before the first long step; the time given bounds
 all of it. The same command goes on, and with more `--minutes` it adds trainings.
@@ -45,6 +46,7 @@ from nacd.recipe import Recipe
 from nacd.report.page import ReportConfig, write_report
 from nacd.run import RunFolder
 from nacd.selection import check_rows
+from nacd.split_files import held_out_line, write_splits
 from nacd.stages import open_run
 from nacd.tuning import FORWARD, TRAININGS, TunedRecipe, tune_recipe
 from nacd.units import byte_size, duration
@@ -86,6 +88,8 @@ class Checked:
     """Time spent, all calls together."""
     advised: float | None
     """Minutes that may answer what is open; None: nothing is, or time would not help."""
+    held_out: str = ""
+    """Where the test rows are, and how to measure on them."""
 
 
 def check(
@@ -182,6 +186,7 @@ def _write(outcome: Outcome) -> Checked:
         "readings": readings,
         "datasets": write_recommended(outcome, verdict, f"{sentence} {detail}".strip(), table),
     }
+    write_splits(folder, trainings.prepared, trainings.config.data)
     write_json(folder / "results.json", results)
     return Checked(
         folder,
@@ -195,6 +200,7 @@ def _write(outcome: Outcome) -> Checked:
         table,
         outcome.spent / 60,
         advised,
+        held_out_line(folder, trainings.prepared, trainings.config.data),
     )
 
 

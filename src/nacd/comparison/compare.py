@@ -35,6 +35,7 @@ from nacd.prepare import Prepared, prepare, read_splits
 from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.run import RunFolder
+from nacd.split_files import held_out_line, write_splits
 from nacd.stages import open_run, tuned
 
 
@@ -51,6 +52,8 @@ class Compared:
     """The page that shows all of it."""
     faults: list[Path]
     """Tracebacks of this call's trainings that failed by a fault of this program."""
+    held_out: str = ""
+    """Where the test rows are, and how to measure on them."""
 
 
 def compare(
@@ -110,7 +113,9 @@ def compare(
     for target in config.target_models:
         progress.say(f"target model {target}")
         _of_target(target, config, source, splits, sets, elsewhere, folder, progress, kept.add)
-    return Compared(folder.path, kept.table(), shared, kept.write(), kept.faults())
+    write_splits(folder.path, source, config.data)
+    line = held_out_line(folder.path, source, config.data)
+    return Compared(folder.path, kept.table(), shared, kept.write(), kept.faults(), line)
 
 
 def _check_trainings(config: CompareConfig, source: Prepared) -> None:
@@ -280,4 +285,5 @@ def print_comparison(result: Compared, say: Callable[[str], None]) -> None:
         )
     say("")
     say(f"cells: {result.folder / 'results.parquet'}")
+    say(result.held_out)
     say(f"report: {result.report}")

@@ -22,6 +22,7 @@ from nacd.export.dataset import DatasetRow, rows_name
 from nacd.export.readers import read_otherwise
 from nacd.recipe import Recipe
 
+
 @dataclass(frozen=True)
 class Card:
     """What the card of a data set says beside the rows themselves."""
