@@ -340,6 +340,8 @@ def test_distilled_rows_train_another_model(
         assert figure["rows"] == 3
         assert figure["accuracy"]["n"] == 3
         assert figure["accuracy"]["lm_eval"]
+        assert figure["warning"].startswith("Only 3 test rows"), "said beside the figure"
+        assert figure["response_nll_95"] >= 0
     wrong = ["evaluate", "--model", other, "--data", str(questions), "--lora-rank", "2"]
     assert main([*wrong, "--adapter", str(out / "adapter")]) == 1
     assert "give --lora-rank 4" in capsys.readouterr().err

@@ -27,7 +27,7 @@ from nacd.export import (
     write_trainers,
 )
 from nacd.files import read_json, write_json
-from nacd.intervals import FEW
+from nacd.intervals import FEW, few_test_rows
 from nacd.ladder import climb, entries_for, lines
 from nacd.learn import Distiller, Learned, Seeds, draw, make_seeds, refuse_without_rows
 from nacd.models import resolve_device
@@ -210,6 +210,8 @@ def distill(
     if table:
         export(folder, prepared, seeds, text, learned, replace(card, results=_shown(table)))
     verdict = judge(table, outcome.changed, learned)
+    if table and (few := few_test_rows(len(prepared.report))):
+        verdict = f"{verdict} {few}"
     write_json(
         folder.path / "results.json",
         {

@@ -13,6 +13,7 @@ from nacd.evaluation import Accuracy, choice_accuracy, response_nll, task_accura
 from nacd.export import made_in_order
 from nacd.files import write_json
 from nacd.finetune import TrainResult, train
+from nacd.intervals import few_test_rows
 from nacd.microbatch import settle
 from nacd.models import ModelConfig, check_ids, load_model
 from nacd.progress import Progress
@@ -157,7 +158,11 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
             "dropped": dropped.count,
             "response_tokens": int(nll.tokens.sum()),
             "response_nll_per_token": nll.mean,
+            "response_nll_95": nll.half,
         }
+        if few := few_test_rows(len(rows)):
+            found["warning"] = few
+            progress.say(few)
         if all(example.choices for example in kept):
             accuracy = choice_accuracy(model, theta, kept, template=template, bars=True)
             found["accuracy"] = _without_answers(accuracy)
