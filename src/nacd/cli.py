@@ -32,6 +32,7 @@ USAGE = """usage: nacd COMMAND [flags]      (nacd COMMAND --help lists the flags
   evaluate   held-out response NLL, and multiple-choice accuracy (lm-eval)
 
   --json     with any command that has a result: the result on stdout, as JSON
+  --yes      begin a run of more than an hour without asking (only a terminal is asked)
   --config FILE   settings from a run.yaml; flags beside it override them
 
   nacd check   --model smollm2 --data mine.jsonl --budget 5% --minutes 10
@@ -198,26 +199,33 @@ def _json(result: Any) -> str:
     return json.dumps(plain(result), indent=2, default=str)
 
 
+def _display(args: Sequence[str]) -> tuple[Any, list[str]]:
+    """The display, and the flags without `--yes`, which lets a long run begin unasked."""
+    from nacd.progress import Progress
+
+    return Progress(asks="--yes" not in args), [arg for arg in args if arg != "--yes"]
+
+
 def _distill(args: Sequence[str]) -> Said:
     from nacd.config import DistillConfig
     from nacd.distilling import distill, print_result
-    from nacd.progress import Progress
 
-    progress = Progress()
+    progress, args = _display(args)
     result = distill(_parse(DistillConfig, "distill", args), progress=progress)
     print_result(result, progress)
+    progress.end()
     return Said(result)
 
 
 def _select(args: Sequence[str]) -> Said:
-    from nacd.progress import Progress
     from nacd.selecting import SelectConfig, select
 
-    progress = Progress()
+    progress, args = _display(args)
     result = select(_parse(SelectConfig, "select", args), progress=progress)
     progress.say(result.summary)
     progress.say(f"{len(result.rows)} rows: {result.dataset / 'train.jsonl'}")
     progress.say(result.held_out)
+    progress.end()
     return Said(result)
 
 
@@ -225,11 +233,11 @@ def _check(args: Sequence[str]) -> Said:
     from nacd.checking.check import check
     from nacd.checking.config import CheckConfig
     from nacd.checking.said import print_checked
-    from nacd.progress import Progress
 
-    progress = Progress()
+    progress, args = _display(args)
     result = check(_parse(CheckConfig, "check", args), progress=progress)
     print_checked(result, progress.say)
+    progress.end()
     return Said(result)
 
 
@@ -244,11 +252,11 @@ def _demo(args: Sequence[str]) -> Said:
 def _compare(args: Sequence[str]) -> Said:
     from nacd.comparison.compare import compare, print_comparison
     from nacd.comparison.config import CompareConfig
-    from nacd.progress import Progress
 
-    progress = Progress()
+    progress, args = _display(args)
     result = compare(_parse(CompareConfig, "compare", args), progress=progress)
     print_comparison(result, progress.say)
+    progress.end()
     return Said(result, code=1 if result.faults else 0)
 
 
@@ -296,10 +304,9 @@ def _show(args: Sequence[str]) -> Said:
 
 def _train(args: Sequence[str]) -> Said:
     from nacd.export import own_recipe
-    from nacd.progress import Progress
     from nacd.target import TrainConfig, fine_tune, recipe_line
 
-    progress = Progress()
+    progress, args = _display(args)
     config = _parse(TrainConfig, "train", args)
     configured = any(arg.partition("=")[0] == "--config" for arg in args)
     if config.data.data and not configured and (file := own_recipe(Path(config.data.data))):
@@ -310,6 +317,7 @@ def _train(args: Sequence[str]) -> Said:
         f"{len(result.losses)} steps, loss {result.losses[0]:.3f} to {result.losses[-1]:.3f}; "
         f"adapter: {result.adapter}"
     )
+    progress.end()
     names = ("adapter", "losses", "rates", "tokens", "seconds", "notes")
     return Said({name: getattr(result, name) for name in names})
 

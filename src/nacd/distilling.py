@@ -27,6 +27,7 @@ from nacd.export import (
     write_trainers,
 )
 from nacd.files import read_json, write_json
+from nacd.forecasts import announce, distillation, measured
 from nacd.intervals import FEW, few_test_rows
 from nacd.ladder import climb, entries_for, lines
 from nacd.learn import Distiller, Learned, Seeds, draw, make_seeds, refuse_without_rows
@@ -105,6 +106,7 @@ def learn_text(
     splits: Splits | None = None,
     prepared: Prepared | None = None,
     progress: Progress | None = None,
+    told: bool = False,
 ) -> Outcome:
     """Learn distilled rows in a run folder, or go on where learning stopped.
 
@@ -113,6 +115,7 @@ def learn_text(
         splits: rows already in hand, instead of those that the configuration names.
         prepared: a model and rows already in hand; its LoRA is overwritten.
         progress: display.
+        told: whether the time, the memory and the disk that it takes are told first.
 
     Raises:
         UserError: a wrong input; nothing already made is lost.
@@ -129,6 +132,10 @@ def learn_text(
         with clock.stage("loading the model and encoding rows"):
             prepared = prepare(config.model, config.data, progress.say, splits, folder.memory)
     check_trainings(config, prepared)
+    if told and not progress.quiet and not (folder.path / "results.json").is_file():
+        with clock.stage("measuring a step"):
+            speed = measured(prepared, config.recipe, progress)
+        announce(distillation(config, prepared, speed, folder.path), progress)
     with clock.stage("choosing seed rows"):
         indices = chosen_rows(config, prepared, folder, progress)
     seeds = make_seeds(prepared, indices, config.outer.learn)
@@ -187,7 +194,7 @@ def distill(
     """
     progress = progress or Progress()
     config = replace(config, outer=decided(config.outer, config.data))
-    outcome = learn_text(config, splits=splits, progress=progress)
+    outcome = learn_text(config, splits=splits, progress=progress, told=True)
     folder, prepared, seeds = outcome.folder, outcome.prepared, outcome.seeds
     learned, text = outcome.learned, outcome.text
     card = _card(config, outcome)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nacd.config import IN_ORDER, DataConfig, DistillConfig, SelectionConfig, with_judge
+from nacd.costs import Forecast, Work, choosing_stage
 from nacd.data import Example, Splits, Template, hub_license
 from nacd.export import (
     Card,
@@ -26,11 +27,13 @@ from nacd.export import (
 )
 from nacd.export.card import code
 from nacd.files import read_json, write_json
+from nacd.forecasts import announce, measured
 from nacd.learn import draw
 from nacd.models import ModelConfig
 from nacd.prepare import Prepared, Say, prepare, read_splits
 from nacd.progress import Progress
 from nacd.recipe import Recipe
+from nacd.run import RunFolder
 from nacd.selection import METHODS, Task, check_method, check_rows, choose_once
 from nacd.split_files import held_out_line, said_on_card, write_splits
 from nacd.stages import open_run
@@ -128,6 +131,7 @@ def select(
         progress,
         config.budget,
     )
+    _say_forecast(config, task, folder, progress)
     chosen = choose_once(folder, "chosen", task, config.method)
     rows = tuple(chosen["rows"])
     result = Selected(
@@ -174,6 +178,18 @@ def _splits(config: SelectConfig) -> Splits:
     judge = with_judge(config.selection, config.data).judge
     looks = METHODS[config.method].needs_target or judge == "target"
     return read_splits(config.data, target=looks or config.hold_out, held_out=config.hold_out)
+
+
+def _say_forecast(config: SelectConfig, task: Task, folder: RunFolder, progress: Progress) -> None:
+    """Say what the choice takes, if it is still to be made and reads the model."""
+    rows = len(draw(task.prepared.train, config.budget, config.seed))
+    work = Work(task.prepared, config.recipe, rows)
+    quick = config.method != "swaps" and not work.choosing(config.method, task.config)
+    if progress.quiet or quick or (folder.path / "chosen.json").is_file():
+        return
+    speed = measured(task.prepared, config.recipe, progress)
+    work.forward = speed.forward
+    announce(Forecast((choosing_stage(work, speed, config.method, task.config),)), progress)
 
 
 def _export(config: SelectConfig, prepared: Prepared, result: Selected, say: Say) -> None:

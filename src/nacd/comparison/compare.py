@@ -19,15 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from nacd.comparison.config import DISTILLED, FREE, CompareConfig
-from nacd.comparison.cost import forecast, seconds_per_token
+from nacd.comparison.cost import forecast
 from nacd.comparison.failures import Failure, failure, keep_failure
 from nacd.comparison.grid import Grid, Keep, cell_folder, folder_name
 from nacd.comparison.kept import Kept
 from nacd.comparison.rowsets import RowSet, check_runs, rowsets, tuning_data
 from nacd.comparison.table import lines
 from nacd.config import decided
+from nacd.costs import measure
 from nacd.data import Encoded, Example, Splits, encode_all, make_template, read_examples
 from nacd.errors import UserError
+from nacd.forecasts import go_ahead
 from nacd.learn import draw
 from nacd.models import check_ids
 from nacd.overlap import overlapping, row_text
@@ -241,16 +243,21 @@ def _say_cost(
     progress: Progress,
 ) -> None:
     """Say what the grid takes; a target model that cannot be used takes nothing."""
-    speeds = {config.model.model: seconds_per_token(source, config.recipe)}
+    speeds = {config.model.model: _speed(source, config.recipe)}
     for target in config.target_models:
         try:
             other = prepare(replace(config.model, model=target), config.data, splits=splits)
-            speeds[target] = seconds_per_token(other, config.recipe)
+            speeds[target] = _speed(other, config.recipe)
         except Exception as error:  # its cells will be shown as failed
             progress.say(f"target model {target} cannot be used: {failure(error).why}")
     found = forecast(config, source, speeds, config.recipe, elsewhere, config.out)
     for line in found.describe().splitlines():
         progress.say(line)
+    go_ahead(found.seconds, progress)
+
+
+def _speed(prepared: Prepared, recipe: Recipe) -> float:
+    return measure(prepared.model, prepared.train.rows, recipe).step
 
 
 def _recipe(
