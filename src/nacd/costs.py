@@ -31,8 +31,9 @@ SHORT = 512
 """Tokens of a measured batch on a CPU, at least a row: time is proportional to them there."""
 MEASURED = 2
 """Steps that are measured, after one that warms up."""
-ROW_GRADIENT = 1.1
-"""Time of a row's own gradient and its projection, in ordinary steps over the same tokens."""
+PASSES_A_ROW = 1300
+"""What a row's own gradient and its projection take beside its step: that many tokens' worth for
+every parameter of LoRA's, over the model's parameters (measured; they go over LoRA's gradient)."""
 MOMENTS = 3
 """Tensors of the size of LoRA in a state of AdamW: theta, m, v."""
 LONG = 3600.0
@@ -191,7 +192,8 @@ class Work:
         if method == "rds+":
             return self.forward * (self.tokens + self.targets)
         if method == "less":  # warm-up and features, at the end of every epoch of it
-            features = ROW_GRADIENT * (self.tokens + self.targets)
+            rows = len(self.prepared.train) + len(self.prepared.target)
+            features = self.tokens + self.targets + rows * self._a_row()
             return selection.warmup_epochs * (selection.warmup_share * self.tokens + features)
         if method == "best-of":
             judges = min(JUDGES, len(self.prepared.train) // 4) * self.mean
@@ -203,6 +205,11 @@ class Work:
             loop = PASSES["one-sided"] * self.one + self.targets
             return selection.weight_passes * groups * loop
         return 0.0
+
+    def _a_row(self) -> float:
+        """What a row's own gradient takes beside its step."""
+        model = self.prepared.model
+        return PASSES_A_ROW * model.size / sum(p.numel() for p in model.hf.parameters())
 
     def learning(self, outer: OuterLoopConfig) -> float:
         """The outer loop of one distillation (its objective named), without its looks."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -50,12 +51,16 @@ def announce(found: Forecast, progress: Progress) -> None:
     go_ahead(found.seconds, progress)
 
 
-def go_ahead(seconds: float, progress: Progress) -> None:
+def go_ahead(seconds: float, progress: Progress) -> float:
     """Begin a run of so many seconds; a long one on a terminal not before it is said to.
+
+    Returns:
+        Seconds that the answer took.
 
     Raises:
         UserError: the answer is no.
     """
+    began = time.perf_counter()
     terminal = sys.stdin.isatty() and sys.stderr.isatty()
     if seconds > LONG and progress.asks and terminal:
         progress.say(f"This takes about {duration(seconds)}. Begin? [y/N]  (--yes: without asking)")
@@ -65,6 +70,7 @@ def go_ahead(seconds: float, progress: Progress) -> None:
                 "--budget, say), or give --yes to begin unasked."
             )
     progress.expect(seconds)
+    return time.perf_counter() - began
 
 
 def of_training(
@@ -83,7 +89,7 @@ def distillation(
     speed: Speed,
     folder: Path | None = None,
     *,
-    outer_seconds: float | None = None,
+    outer: tuple[float, int | None] | None = None,
 ) -> Forecast:
     """`nacd distill`, its objective named.
 
@@ -92,23 +98,23 @@ def distillation(
         prepared: its model and rows.
         speed: of the model.
         folder: the run folder, where an earlier call may have left something.
-        outer_seconds: a measured outer step; None: the engine is taken for an ordinary one.
+        outer: seconds of a measured outer step, and its memory; None: worked out of the speed.
     """
     rows = len(draw(prepared.train, config.budget, config.seed))
     work = Work(prepared, config.recipe, rows, speed.forward)
-    model, outer, expert = prepared.model, config.outer, config.expert
+    model, loop, expert = prepared.model, config.outer, config.expert
     done = _Done(folder)
-    learning = speed.step * work.learning(outer)
-    if outer_seconds is not None:
-        learning = outer.outer_steps * outer_seconds
-    window = min(outer.window or work.steps, work.steps)
+    learning = speed.step * work.learning(loop)
+    window = min(loop.window or work.steps, work.steps)
     swept = speed.step_bytes
     if swept is not None:
         swept += sweep_bytes(model, window)
+    if outer is not None:
+        learning, swept = loop.outer_steps * outer[0], outer[1]
     vectors = 4.0 * rows * work.mean * model.width  # at most: every token learnable
     recording = Stage(
         f"recording {expert.experts} experts",
-        speed.step * work.recording(expert, outer),
+        speed.step * work.recording(expert, loop),
         speed.step_bytes,
         _snapshots(config, prepared),
     )
@@ -124,8 +130,8 @@ def distillation(
             "checking the meta-gradient", speed.step * CHECKING * 4 * work.mean, speed.step_bytes
         ),
         recording,
-        Stage(f"learning, {outer.outer_steps} outer steps", learning, swept, 3 * vectors),
-        Stage("its looks at validation rows", speed.step * work.looking(outer), speed.step_bytes),
+        Stage(f"learning, {loop.outer_steps} outer steps", learning, swept, 3 * vectors),
+        Stage("its looks at validation rows", speed.step * work.looking(loop), speed.step_bytes),
         *_table(config, work, speed, done),
     ]
     kept = ("seeds", "tuning", "doctor")
@@ -135,7 +141,7 @@ def distillation(
     ]
     if done.has("experts/0/manifest"):
         recording = shortened(recording, 1.0)
-    share = done.learned(outer.outer_steps)
+    share = done.learned(loop.outer_steps)
     left += [recording, *(shortened(stage, share) for stage in stages[4:6]), *stages[6:]]
     return without_nothing(left)
 

@@ -32,12 +32,12 @@ from nacd.checking.said import plan_lines
 from nacd.checking.trainings import Trainings
 from nacd.checking.verdict import judge
 from nacd.clock import StageClock
-from nacd.comparison.config import CompareConfig
-from nacd.comparison.cost import forecast, seconds_per_token
-from nacd.config import SelectionConfig
+from nacd.config import SelectionConfig, with_judge
+from nacd.costs import Work, choosing_stage, measure, tokens_of
 from nacd.data import Splits
 from nacd.errors import UserError
 from nacd.files import write_json
+from nacd.forecasts import go_ahead
 from nacd.learn import draw
 from nacd.models import resolve_device
 from nacd.prepare import Prepared, prepare, read_splits
@@ -48,7 +48,7 @@ from nacd.run import RunFolder
 from nacd.selection import check_rows
 from nacd.split_files import held_out_line, write_splits
 from nacd.stages import open_run
-from nacd.tuning import FORWARD, TRAININGS, TunedRecipe, tune_recipe
+from nacd.tuning import TRAININGS, TunedRecipe, tune_recipe
 from nacd.units import byte_size, duration
 
 TUNING_DRAWS = 50_000
@@ -138,7 +138,8 @@ def check(
     minutes = _tuning_minutes(config, costs, sizes)
     known = _tuned(trainings, 0.0)
     trainings.take(known)
-    _say_plan(trainings, wanted, costs, _tuning_seconds(minutes, known), left(), clock)
+    planned = _say_plan(trainings, wanted, costs, _tuning_seconds(minutes, known), left(), clock)
+    began += go_ahead(planned, progress)  # the time of an answer is nobody's
     with clock.stage("tuning the recipe"):
         tuned = _tuned(trainings, minutes)
     trainings.take(tuned)
@@ -212,21 +213,23 @@ def _spent(folder: RunFolder) -> float:
 
 
 def _costs(config: CheckConfig, prepared: Prepared) -> Costs:
-    speed = seconds_per_token(prepared, config.recipe)
-    choosing = {}
-    for method in (method for method in config.methods if method != "best-of"):
-        grid = CompareConfig(
-            methods=(method,), budgets=(config.budget,), model=config.model, data=config.data
-        )
-        found = forecast(grid, prepared, {config.model.model: speed}, config.recipe)
-        choosing[method] = found.before.get(f"choosing by {method}, budget {config.budget}", 0.0)
+    speed = measure(prepared.model, prepared.train.rows, config.recipe)
+    rows = len(draw(prepared.train, config.budget, TUNING_DRAWS))
+    work = Work(prepared, config.recipe, rows, speed.forward)
+    selection = with_judge(SelectionConfig(), config.data)
+    stages = {
+        method: choosing_stage(work, speed, method, selection)
+        for method in config.methods
+        if method != "best-of"  # its draws are trainings of the check
+    }
     return Costs(
-        speed,
-        FORWARD * speed,
-        sum(len(row) for row in prepared.train.rows) / len(prepared.train),
-        sum(len(row) for row in prepared.report.rows),
-        sum(len(row) for row in prepared.development.rows),
-        choosing,
+        speed.step,
+        speed.forward * speed.step,
+        work.mean,
+        tokens_of(prepared.report.rows),
+        tokens_of(prepared.development.rows),
+        {method: stage.seconds for method, stage in stages.items()},
+        {method: stage.disk for method, stage in stages.items()},
     )
 
 
@@ -273,8 +276,8 @@ def _say_plan(
     tuning: float,
     left: float,
     clock: StageClock,
-) -> None:
-    """What will be done in the time that is left, with the time of each stage."""
+) -> float:
+    """Say what will be done in the time that is left, stage by stage; returns its seconds."""
     config, say = trainings.config, trainings.progress.say
     rest = max(0.0, left)
     say(
@@ -284,10 +287,16 @@ def _say_plan(
         say(f"  {'tuning learning rate and epochs':<40}{'':>4}  up to {duration(tuning)}")
     elif trainings.recipe == config.recipe:
         say("  recipe as given" + ("; there is no time to tune it" if config.tune else ""))
-    for line in plan_lines(plan(trainings.state, wanted, costs, rest - tuning)):
+    made = plan(trainings.state, wanted, costs, rest - tuning)
+    for line in plan_lines(made):
         say(line)
-    if peak := clock.stages[-1]["device_peak_bytes"] or clock.stages[-1]["peak_bytes"]:
-        say(f"  memory: {byte_size(peak)} for that step; longer rows take more")
+    say(f"  {'in all':<40}{'':>4}  {duration(tuning + made.seconds)}")
+    of = {job.kind for job, _ in made.jobs}
+    disk = sum(size for kind, size in costs.disk.items() if kind in of)
+    peak = clock.stages[-1]["device_peak_bytes"] or clock.stages[-1]["peak_bytes"]
+    memory = f"{byte_size(peak)} for that step, longer rows take more" if peak else "not known"
+    say(f"  memory: {memory}; disk: {f'about {byte_size(disk)}' if disk else 'a few MB'}")
+    return tuning + made.seconds
 
 
 def _train(
