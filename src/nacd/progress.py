@@ -28,6 +28,10 @@ EVERY = 300.0
 """Seconds between two lines of one stage where there is no terminal."""
 
 
+SOON = 10.0
+"""Seconds below which nobody asks how far a run is."""
+
+
 class Tick(Protocol):
     """Told of every step: how many are done, and the loss (NaN: none)."""
 
@@ -69,16 +73,16 @@ class Progress:
         self._expected, self._began = seconds, time.perf_counter()
 
     def so_far(self) -> str:
-        """`2 min of about 10 min`; empty before a forecast is known."""
-        if not self._expected:
+        """`2 min of about 10 min`; empty before a forecast is known, and in a short run."""
+        if self._expected < SOON:
             return ""
         return f"{duration(time.perf_counter() - self._began)} of about {duration(self._expected)}"
 
     def end(self) -> None:
-        """Say what the forecast has come to; nothing where there was none."""
-        if self._expected:
-            spent = duration(time.perf_counter() - self._began)
-            self.say(f"forecast {duration(self._expected)}, spent {spent}")
+        """Say what the forecast has come to; nothing where there was none, or in a short run."""
+        spent = time.perf_counter() - self._began
+        if self._expected and max(self._expected, spent) >= SOON:
+            self.say(f"forecast {duration(self._expected)}, spent {duration(spent)}")
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int, done: int = 0) -> Iterator[Tick]:

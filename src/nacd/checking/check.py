@@ -146,7 +146,7 @@ def check(
     if tuned is not None:
         progress.say(f"recipe: {tuned.describe()}")
     with clock.stage("training and measuring"):
-        costs = _train(trainings, wanted, costs, left, progress, config.minutes)
+        costs = _train(trainings, wanted, costs, left)
     with clock.stage("writing the result"):
         return _write(Outcome(trainings, tuned, costs, wanted, _spent(folder)))
 
@@ -304,16 +304,11 @@ def _train(
     wanted: Sequence[Goal],
     costs: Costs,
     left: Callable[[], float],
-    progress: Progress,
-    minutes: float,
 ) -> Costs:
     """Do what the time allows; returns the costs by what the last trainings took."""
     seconds, tokens = np.zeros(2), np.zeros(2)  # of training and of measuring
-    first, last = costs, None
+    first = costs
     while (job := next_job(trainings.state, wanted, costs, left())) is not None:
-        if last is not None and (job.kind, job.rows) != last:
-            progress.say(f"  {duration(60 * minutes - left())} of {minutes:g} min used")
-        last = (job.kind, job.rows)
         trainings.run(job)
         if job.choosing:
             continue
