@@ -32,7 +32,7 @@ USAGE = """usage: nacd COMMAND [flags]      (nacd COMMAND --help lists the flags
   evaluate   held-out response NLL, and multiple-choice accuracy (lm-eval)
 
   --json     with any command that has a result: the result on stdout, as JSON
-  --yes      begin a run of more than an hour without asking (only a terminal is asked)
+  --yes      begin a run of more than an hour unasked (only a terminal is asked)
   --config FILE   settings from a run.yaml; flags beside it override them
 
   nacd check   --model smollm2 --data mine.jsonl --budget 5% --minutes 10
