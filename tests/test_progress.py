@@ -54,3 +54,14 @@ def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     with progress.stage("nothing", 1) as tick:
         tick(1, 1.0)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_run_with_a_forecast_tells_how_far_it_is() -> None:
+    progress, out = shown(terminal=False)
+    progress.expect(600.0)
+    with progress.stage("outer steps", 1) as tick:
+        tick(1, 2.5)
+    progress.end()
+    first, last = out.getvalue().splitlines()
+    assert first.endswith("s of about 10 min)")
+    assert re.fullmatch(r"forecast 10 min, spent .* s", last)

@@ -12,9 +12,13 @@ import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nacd.errors import UserError
+
+if TYPE_CHECKING:
+    from nacd.progress import Progress
 
 USAGE = """usage: nacd COMMAND [flags]      (nacd COMMAND --help shows the usual flags)
 
@@ -34,6 +38,7 @@ USAGE = """usage: nacd COMMAND [flags]      (nacd COMMAND --help shows the usual
 
   --help-all      with any command: all of its flags
   --json          with any command that has a result: the result as JSON
+  --yes           begin a run of more than an hour unasked (only a terminal is asked)
   --config FILE   settings from a run.yaml; flags beside it override them
 
   nacd check   --model smollm2 --data mine.jsonl --budget 5% --minutes 10
@@ -43,6 +48,8 @@ USAGE = """usage: nacd COMMAND [flags]      (nacd COMMAND --help shows the usual
 ANEW = ("doctor", "evaluate", "train", "push", "report", "runs", "show")
 """Commands that keep nothing of a call that was stopped."""
 GOES_ON = "What is done is kept; the same command goes on from there."
+ASKING = ("check", "distill", "select", "compare", "doctor", "train")
+"""Commands that ask on a terminal before a run of more than an hour; --yes: they do not."""
 OWN_JSON = ("runs", "show")
 """Commands for which --json is a field of their configuration."""
 
@@ -63,8 +70,8 @@ class Said:
 class Verb:
     """One command."""
 
-    run: Callable[[Any], Said]
-    """From its configuration to what it says; it may take seconds to load what it needs."""
+    run: Callable[[Any, Progress], Said]
+    """From its configuration and a display to what it says; what it needs takes seconds to load."""
     configuration: str
     """The configuration's dataclass, as `module.Class` below `nacd`."""
     usual: str = ""
@@ -123,10 +130,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _quiet_libraries()
         as_json = "--json" in rest and verb not in OWN_JSON
-        config = parse(verb, [arg for arg in rest if not (as_json and arg == "--json")])
+        asks = verb in ASKING and "--yes" not in rest
+        own = {"--json"} if as_json else set()
+        own |= {"--yes"} if verb in ASKING else set()
+        config, said_of_it = _configured(verb, [arg for arg in rest if arg not in own])
         if hasattr(config, "check"):  # before PyTorch is loaded
             config.check()
-        said = VERBS[verb].run(config)
+        from nacd.progress import Progress
+
+        progress = Progress(asks=asks)
+        if said_of_it:
+            progress.say(said_of_it)
+        said = VERBS[verb].run(config, progress)
         if as_json:
             print(_json(said.result))
         elif said.text:
@@ -168,6 +183,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _configured(verb: str, args: Sequence[str]) -> tuple[Any, str]:
+    """A command's configuration, and a line on where settings come from that no flag has given.
+
+    `train` takes what a data set's own file says, and flags over it.
+    """
+    config = parse(verb, args)
+    if verb != "train" or any(arg.partition("=")[0] == "--config" for arg in args):
+        return config, ""
+    data = config.data.data
+    if not data:
+        return config, ""
+    from nacd.export.own_recipe import own_recipe, recipe_line
+
+    file = own_recipe(Path(data))
+    if file is None:
+        return config, ""
+    config = parse(verb, ["--config", str(file), *args])
+    return config, recipe_line(config.recipe, config.model, file)
+
+
 def parse(verb: str, args: Sequence[str]) -> Any:
     """The configuration that a command's flags give.
 
@@ -205,118 +240,110 @@ def _json(result: Any) -> str:
     return json.dumps(plain(result), indent=2, default=str)
 
 
-def _distill(config: Any) -> Said:
+def _distill(config: Any, progress: Progress) -> Said:
     from nacd.distilling import distill, print_result
-    from nacd.progress import Progress
 
-    progress = Progress()
     result = distill(config, progress=progress)
     print_result(result, progress)
+    progress.end()
     return Said(result)
 
 
-def _select(config: Any) -> Said:
-    from nacd.progress import Progress
+def _select(config: Any, progress: Progress) -> Said:
     from nacd.report.chosen import chosen_lines
     from nacd.selecting import select
 
-    progress = Progress()
     result = select(config, progress=progress)
     progress.say(result.summary)
     for line in chosen_lines(result.folder):
         progress.say(line)
+    progress.say(result.held_out)
+    progress.end()
     return Said(result)
 
 
-def _check(config: Any) -> Said:
+def _check(config: Any, progress: Progress) -> Said:
     from nacd.checking.check import check
     from nacd.checking.said import print_checked
-    from nacd.progress import Progress
 
-    progress = Progress()
     result = check(config, progress=progress)
     print_checked(result, progress.say)
+    progress.end()
     return Said(result)
 
 
-def _demo(config: Any) -> Said:
+def _demo(config: Any, progress: Progress) -> Said:
     from nacd.demo import demo
 
     return Said(demo(config))
 
 
-def _compare(config: Any) -> Said:
+def _compare(config: Any, progress: Progress) -> Said:
     from nacd.comparison.compare import compare, print_comparison
-    from nacd.progress import Progress
 
-    progress = Progress()
     result = compare(config, progress=progress)
     print_comparison(result, progress.say)
+    progress.end()
     return Said(result, code=1 if result.faults else 0)
 
 
-def _experts(config: Any) -> Said:
+def _experts(config: Any, progress: Progress) -> Said:
     from nacd.commands import record_experts
-    from nacd.progress import Progress
 
-    progress = Progress()
     found = record_experts(config, progress=progress)
     for expert in found:
         progress.say(f"{expert.folder}: {len(expert.steps)} snapshots of {expert.total} steps")
     return Said([{"folder": e.folder, "steps": e.steps, "total": e.total} for e in found])
 
 
-def _doctor(config: Any) -> Said:
+def _doctor(config: Any, progress: Progress) -> Said:
     from nacd.commands import doctor
-    from nacd.progress import Progress
 
-    diagnosis, planned = doctor(config, progress=Progress())
+    diagnosis, planned = doctor(config, progress=progress)
     text = "\n\n".join(part.describe() for part in (diagnosis, planned) if part)
     return Said({"diagnosis": diagnosis, "estimate": planned}, text, 0 if planned else 1)
 
 
-def _report(config: Any) -> Said:
+def _report(config: Any, progress: Progress) -> Said:
     from nacd.report.page import write_report
 
     page = write_report(config)
     return Said({"page": page}, str(page))
 
 
-def _runs(config: Any) -> Said:
+def _runs(config: Any, progress: Progress) -> Said:
     from nacd.runs import runs_text
 
     return Said(text=runs_text(config))
 
 
-def _show(config: Any) -> Said:
+def _show(config: Any, progress: Progress) -> Said:
     from nacd.runs import show_text
 
     return Said(text=show_text(config))
 
 
-def _train(config: Any) -> Said:
-    from nacd.progress import Progress
+def _train(config: Any, progress: Progress) -> Said:
     from nacd.target import fine_tune
 
-    progress = Progress()
     result = fine_tune(config, progress)
     progress.say(
         f"{len(result.losses)} steps, loss {result.losses[0]:.3f} to {result.losses[-1]:.3f}; "
         f"adapter: {result.adapter}"
     )
+    progress.end()
     names = ("adapter", "losses", "rates", "tokens", "seconds", "notes")
     return Said({name: getattr(result, name) for name in names})
 
 
-def _evaluate(config: Any) -> Said:
-    from nacd.progress import Progress
+def _evaluate(config: Any, progress: Progress) -> Said:
     from nacd.target import evaluate
 
-    found = evaluate(config, Progress())
+    found = evaluate(config, progress)
     return Said(found, _json(found))
 
 
-def _push(config: Any) -> Said:
+def _push(config: Any, progress: Progress) -> Said:
     from nacd.export.push import push
 
     text = push(config)

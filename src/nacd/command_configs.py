@@ -38,6 +38,9 @@ class SelectConfig:
     """What is chosen: rows (`112`), a percentage (`5%`) or tokens (`20000t`)."""
     seed: int = 0
     """Seed of everything that is drawn."""
+    hold_out: bool = False
+    """Set validation and test rows aside as `distill`, `compare` and `check` do, and write them to
+    `splits/`; without this, they are chosen from too."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     recipe: Recipe = field(default_factory=lambda: IN_ORDER)
@@ -68,6 +71,8 @@ class TrainConfig:
     """Seed of LoRA's initial values and, with --shuffle, of the rows' order."""
     track: str = ""
     """Send losses to a tracker too: `trackio`, `tensorboard` or `wandb`, offline; empty: none."""
+    overwrite: bool = False
+    """Replace an adapter that --out holds already."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: ReadConfig = field(default_factory=ReadConfig)
     recipe: Recipe = field(default_factory=Recipe)

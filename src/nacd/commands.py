@@ -8,13 +8,18 @@ from dataclasses import replace
 import torch
 
 from nacd.config import DistillConfig, decided
-from nacd.diagnosis import Diagnosis, diagnose
+from nacd.diagnosis import TRIALS, Diagnosis, diagnose
 from nacd.estimate import Estimate, estimate
 from nacd.experts import Expert
+from nacd.forecasts import distillation, measured
 from nacd.learn import draw, make_seeds
 from nacd.prepare import prepare, read_splits
 from nacd.progress import Progress
 from nacd.stages import check_trainings, open_run, recorded_experts
+from nacd.units import duration
+
+COMPARING = 41
+"""Ordinary training steps that comparing all engines is worth."""
 
 
 def record_experts(config: DistillConfig, *, progress: Progress | None = None) -> list[Expert]:
@@ -46,19 +51,26 @@ def doctor(
     progress = progress or Progress(quiet=True)
     config.check()
     config = replace(config, outer=decided(config.outer, config.data))
+    progress.say(f"reading {config.data.data} and loading {config.model.model} ...")
     prepared = prepare(config.model, config.data, progress.say)
     check_trainings(config, prepared)
     seeds = make_seeds(
         prepared, draw(prepared.train, config.budget, config.seed), config.outer.learn
     )
-    progress.say("comparing the engines on two batches ...")
-    diagnosis = diagnose(
-        prepared.model,
-        config.recipe,
-        seeds.pseudo.batches(config.recipe.batch_size, 2, seed=1),
-        prepared.model.embed(seeds.pseudo.ids).to(torch.float32),
-        thorough=True,
-    )
+    speed = measured(prepared, config.recipe, progress)
+    batches = seeds.pseudo.batches(config.recipe.batch_size, 2, seed=1)
+    comparing = speed.step * COMPARING * sum(batch.tokens for batch in batches) / 2
+    progress.expect(comparing)
+    progress.say(f"comparing the engines on two batches: about {duration(comparing)} ...")
+    with progress.stage("engines", TRIALS) as tick:
+        diagnosis = diagnose(
+            prepared.model,
+            config.recipe,
+            batches,
+            prepared.model.embed(seeds.pseudo.ids).to(torch.float32),
+            thorough=True,
+            tick=lambda done: tick(done, math.nan),
+        )
     if diagnosis.verdict is None:
         return diagnosis, None
     steps = math.ceil(
@@ -86,4 +98,5 @@ def doctor(
         target_batches=0 if trajectory else math.ceil(judged / config.recipe.batch_size),
         snapshots=config.expert.experts * (steps + 1) if trajectory else 0,
     )
-    return diagnosis, planned
+    outer = (planned.outer_seconds, planned.peak_bytes)
+    return diagnosis, replace(planned, forecast=distillation(config, prepared, speed, outer=outer))

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -53,6 +53,8 @@ EPS = (1e-3, 1e-2, 3e-2, 1e-1)
 """Step lengths that the thorough form tries."""
 SHORT_EPS = (2e-3, 1e-2)
 """Step lengths of the short form; the second only where nothing exact can be had."""
+TRIALS = 2 + len(EPS)
+"""Gradients of the thorough form: exact, every step length, one-sided."""
 WARM = 4
 EXPLODE = 1e3
 """A cotangent that grows by more than this factor in an inner step or two: no engine is right."""
@@ -288,6 +290,7 @@ def diagnose(
     *,
     thorough: bool,
     asked: tuple[EngineName, float] | None = None,
+    tick: Callable[[int], None] = lambda done: None,
 ) -> Diagnosis:
     """Compare the engines on the user's own model and rows.
 
@@ -300,6 +303,7 @@ def diagnose(
             ordinary training steps. True: N = 2, every engine and step length; in a 16-bit format
             a float32 copy of the model is loaded beside it.
         asked: a finite-difference engine and its eps that are measured in any case.
+        tick: told how many of `TRIALS` are done, in the thorough form.
 
     Raises:
         UserError: the model cannot be loaded in float32.
@@ -317,7 +321,10 @@ def diagnose(
             reference = "first-order in float32"
             truth = _float32_first_order(trial)
     lengths = EPS if thorough else SHORT_EPS[: 1 if truth is not None else 2]
-    central = [(eps, *trial.gradient(FirstOrder(eps))) for eps in lengths]
+    central = []
+    for number, eps in enumerate(lengths, 1):
+        tick(number)
+        central.append((eps, *trial.gradient(FirstOrder(eps))))
     if truth is None:
         reference = f"first-order at the next eps ({why_not})"
         rows = _self_consistent(central, trial.step_seconds)
@@ -327,12 +334,14 @@ def diagnose(
             for eps, found, seconds in central
         ]
     best = max(rows, key=lambda row: (row.agreement, -row.error))
+    tick(1 + len(lengths))
     if thorough:
         against = truth or next(found for eps, found, _ in central if eps == best.eps)
         one_sided, seconds = trial.gradient(FirstOrder(best.eps or SHORT_EPS[0], central=False))
         rows.append(
             _compare("one-sided", best.eps, one_sided, against, seconds / trial.step_seconds)
         )
+    tick(2 + len(lengths))
     if asked is not None and not any((row.engine, row.eps) == asked for row in rows):
         against = truth or central[0][1]
         found, seconds = trial.gradient(make_engine(*asked))

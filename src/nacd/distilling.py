@@ -30,6 +30,8 @@ from nacd.export import (
     write_trainers,
 )
 from nacd.files import read_json, write_json
+from nacd.forecasts import announce, distillation, measured
+from nacd.intervals import few_test_rows
 from nacd.ladder import climb, entries_for, lines
 from nacd.learn import Distiller, Learned, Seeds, draw, make_seeds, refuse_without_rows
 from nacd.models import resolve_device
@@ -44,6 +46,7 @@ from nacd.report.rungs import rungs
 from nacd.run import RunFolder
 from nacd.selection import check_method, check_rows
 from nacd.settings import to_dict
+from nacd.split_files import held_out_line, said_on_card, write_splits
 from nacd.stages import (
     check_trainings,
     checked_engine,
@@ -74,6 +77,8 @@ class Distilled:
     """A row a method; empty where nothing was compared."""
     verdict: str
     """The outcome in a plain sentence or two."""
+    held_out: str = ""
+    """Where the test rows are, and how to measure on them."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,7 @@ def learn_text(
     splits: Splits | None = None,
     prepared: Prepared | None = None,
     progress: Progress | None = None,
+    told: bool = False,
 ) -> Outcome:
     """Learn distilled rows in a run folder, or go on where learning stopped.
 
@@ -116,6 +122,7 @@ def learn_text(
         splits: rows already in hand, instead of those that the configuration names.
         prepared: a model and rows already in hand; its LoRA is overwritten.
         progress: display.
+        told: whether the time, the memory and the disk that it takes are told first.
 
     Raises:
         UserError: a wrong input; nothing already made is lost.
@@ -132,6 +139,10 @@ def learn_text(
         with clock.stage("loading the model and encoding rows"):
             prepared = prepare(config.model, config.data, progress.say, splits, folder.memory)
     check_trainings(config, prepared)
+    if told and not progress.quiet and not (folder.path / "results.json").is_file():
+        with clock.stage("measuring a step"):
+            speed = measured(prepared, config.recipe, progress)
+        announce(distillation(config, prepared, speed, folder.path), progress)
     with clock.stage("choosing seed rows"):
         indices = chosen_rows(config, prepared, folder, progress)
     seeds = make_seeds(prepared, indices, config.outer.learn)
@@ -190,10 +201,11 @@ def distill(
     """
     progress = progress or Progress()
     config = replace(config, outer=decided(config.outer, config.data))
-    outcome = learn_text(config, splits=splits, progress=progress)
+    outcome = learn_text(config, splits=splits, progress=progress, told=True)
     folder, prepared, seeds = outcome.folder, outcome.prepared, outcome.seeds
     learned, text = outcome.learned, outcome.text
     card = _card(config, outcome)
+    write_splits(folder.path, prepared, config.data)
     rows = export(folder, prepared, seeds, text, learned, card)
     write_trainers(
         folder.path / "dataset",
@@ -214,6 +226,8 @@ def distill(
     tokens = [row.response_tokens for row in prepared.report.rows]
     held = differences(table, read_run(folder.path).cells, tokens)
     verdict = judge(table, outcome.changed, learned, held)
+    if table and (few := few_test_rows(len(prepared.report))):
+        verdict = f"{verdict} {few}"
     write_json(
         folder.path / "results.json",
         {
@@ -234,6 +248,7 @@ def distill(
         outcome.changed,
         table,
         verdict,
+        held_out_line(folder.path, prepared, config.data),
     )
 
 
@@ -260,6 +275,7 @@ def _card(config: DistillConfig, outcome: Outcome) -> Card:
             "LoRA targets": " ".join(config.model.lora_targets),
             "tokens changed": f"{outcome.changed:.1%}",
             "learning seconds": round(outcome.learned.seconds),
+            **said_on_card(outcome.prepared),
         },
         license=config.data.license or hub_license(config.data.data),
         language=config.data.language,
@@ -447,6 +463,7 @@ def print_result(result: Distilled, progress: Progress) -> None:
                 progress.say(line)
         progress.say("")
     progress.say(f"{result.rows} rows: {result.dataset / 'train.jsonl'}")
+    progress.say(result.held_out)
     progress.say(f"report: {result.report}")
     for line in wrap(result.verdict, 80):
         progress.say(line)

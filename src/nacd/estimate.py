@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from nacd.costs import Forecast, peak
 from nacd.data.batches import Batch
 from nacd.diagnosis import warm_trial
-from nacd.memory import forget_peak, peak_resident
 from nacd.meta import EngineName, make_engine
 from nacd.models import LoraModel
 from nacd.recipe import Recipe
@@ -35,31 +33,23 @@ class Estimate:
     engine: EngineName
     micro_tokens: int
     """Most tokens that went through the model at once."""
+    forecast: Forecast | None = None
+    """The whole of `nacd distill`, stage by stage."""
 
     def describe(self) -> str:
         """A few lines, at 80 columns."""
         peak = "not measured" if self.peak_bytes is None else byte_size(self.peak_bytes)
+        whole = [] if self.forecast is None else ["", self.forecast.describe()]
         return "\n".join(
             [
                 f"time: about {duration(self.seconds)} for the outer steps, --engine {self.engine}",
                 f"      {duration(self.outer_seconds)} an outer step of {self.inner_steps} "
                 "inner steps",
-                "      (tuning, looks at development rows and the table come on top)",
                 f"memory: about {peak} at the peak, --micro-tokens {self.micro_tokens}",
                 f"disk: about {byte_size(self.disk_bytes)}",
+                *whole,
             ]
         )
-
-
-def _peak(model: LoraModel, work: Callable[[], None]) -> int | None:
-    """Peak memory while `work` runs, in bytes; None where the system does not tell."""
-    if model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(model.device)
-        work()
-        return torch.cuda.max_memory_allocated(model.device)
-    known = model.device.type == "cpu" and forget_peak()
-    work()
-    return peak_resident() if known else None
 
 
 def estimate(
@@ -101,16 +91,16 @@ def estimate(
     def work() -> None:
         taken.append(trial.gradient(make_engine(engine, eps))[1])
 
-    peak = _peak(model, work)
+    most = peak(model, work)
     entry = trial.start.theta.element_size()
     state = 1 + len(trial.start.state)
-    if peak is not None:
+    if most is not None:
         # beside one step's graph: the gradients g_k, and (theta, s) at log2(N) steps
         stored = (inner - 1 + state * math.ceil(math.log2(inner))) * model.size
         if engine == "one-sided":  # the gradient in the batch's vectors too
             stored += (inner - 1) * int((batch.slots >= 0).sum()) * vectors.shape[1]
-        peak += entry * stored
+        most += entry * stored
     outer = segments * (inner * taken[0] + target_batches * trial.step_seconds)
     disk = 3 * vectors.numel() * vectors.element_size() + snapshots * state * model.size * entry
     inner *= segments
-    return Estimate(peak, outer_steps * outer, disk, outer, inner, engine, model.micro)
+    return Estimate(most, outer_steps * outer, disk, outer, inner, engine, model.micro)

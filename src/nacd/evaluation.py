@@ -27,6 +27,7 @@ from torch import Tensor
 
 from nacd.data import Encoded, Example, Message, Template, collate, length_buckets
 from nacd.errors import UserError
+from nacd.intervals import mean_error
 from nacd.models import LoraModel
 
 
@@ -43,6 +44,11 @@ class RowNll:
     def mean(self) -> float:
         """NLL per token over all rows (nats): the primary figure."""
         return float(self.nll.sum() / self.tokens.sum())
+
+    @property
+    def half(self) -> float:
+        """Half the 95 % interval of that, had other rows been drawn; infinite for one row."""
+        return 1.96 * mean_error(self.nll, self.tokens)
 
 
 def response_nll(

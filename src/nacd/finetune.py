@@ -83,6 +83,7 @@ def train(
     turns: Literal["all", "last"] = "all",
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda line: None,
+    before: Callable[[LoraModel, list[Encoded]], None] = lambda model, rows: None,
 ) -> TrainResult:
     """Load a model, fine-tune it on examples, and save the adapter and its metrics.
 
@@ -98,6 +99,7 @@ def train(
             `prompt`/`completion` row.
         progress: called after every step.
         say: takes lines for the user: rows that were dropped, how much fits in the memory.
+        before: called with the loaded model and the encoded rows, just before the first step.
 
     Raises:
         UserError: the model cannot be loaded, a row cannot be encoded or none is left, the recipe
@@ -119,6 +121,7 @@ def train(
     if dropped.message:
         note(dropped.message)
     settle(model, max(len(row) for row in rows), say=note)
+    before(model, rows)
     result = fit(model, rows, recipe, seed=seed, progress=progress)
     adapter = save_adapter(model, result.theta, out / "adapter")
     write_json(

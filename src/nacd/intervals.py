@@ -11,6 +11,18 @@ from scipy import stats
 
 FEW = 3
 """Trainings below which an interval says too little of chance to be judged by."""
+FEW_TEST = 30
+"""Test rows below which nothing is claimed: others could turn it round."""
+
+
+def few_test_rows(rows: int) -> str:
+    """The sentence beside a figure of too few test rows; empty where they suffice."""
+    if rows >= FEW_TEST:
+        return ""
+    return (
+        f"Only {rows} test row{'s' * (rows != 1)}: too few for a claim, as others could turn it "
+        f"round (at least {FEW_TEST} are needed)."
+    )
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,8 +55,14 @@ class Prepared:
         return {name: len(getattr(self, name)) for name in names}
 
 
-def read_splits(config: DataConfig) -> Splits:
-    """Read the data and split it by hash, or take the files that --target and --heldout name."""
+def read_splits(config: DataConfig, *, target: bool = True, held_out: bool = True) -> Splits:
+    """Read the data and split it by hash, or take the files that --target and --heldout name.
+
+    Args:
+        config: which data.
+        target: whether rows of --data are set aside as target rows, where --target names none.
+        held_out: the same of validation and test rows and --heldout.
+    """
     columns = config.mapping() or None
 
     def read(data: str, flag: str, group: str = "", split: str = "train") -> list[Example]:
@@ -77,8 +83,8 @@ def read_splits(config: DataConfig) -> Splits:
         held = split_heldout(read(config.heldout, "--heldout", split="validation"))
     splits = split_by_hash(
         examples,
-        target=0 if config.target else config.target_rows,
-        **({} if held is None else {"development": 0, "report": 0}),
+        target=config.target_rows if target and not config.target else 0,
+        **({} if held_out and held is None else {"development": 0, "report": 0}),
     )
     if held is not None:
         splits = replace(splits, development=held[0], report=held[1])
@@ -93,6 +99,7 @@ def prepare(
     say: Say = lambda line: None,
     splits: Splits | None = None,
     memory: Path | None = None,
+    may_lack: Collection[str] = (),
 ) -> Prepared:
     """Read and split the data, load the model, encode the rows, see what fits in the memory.
 
@@ -102,6 +109,7 @@ def prepare(
         say: takes lines for the user (dropped rows, weights left out).
         splits: rows already in hand, instead of those that `data_config` names.
         memory: file of the run folder that keeps how much goes through the model at once.
+        may_lack: parts that nothing will look at, and that may be empty.
 
     Raises:
         UserError: whatever is wrong with the data or the model; data is read first.
@@ -117,7 +125,7 @@ def prepare(
     for name in ("train", "target", "development", "report"):
         examples, flag = getattr(splits, name), flags.get(name) or "--data"
         if not examples:
-            if name == "target" and data_config.target_rows == 0:
+            if name in may_lack or (name == "target" and data_config.target_rows == 0):
                 parts[name] = Part((), ())
                 continue
             raise UserError(f"no {name} rows are left; give a longer {flag} file.")

@@ -1,4 +1,7 @@
-"""One progress display for all stages: stage, step, rate, time left, loss; quiet when piped."""
+"""One progress display for all stages: stage, step, rate, time left, loss; quiet when piped.
+
+Once a forecast is known (`expect`), the time spent so far is shown beside it.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,15 @@ from rich.progress import (
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
+from nacd.units import duration
+
+EVERY = 300.0
+"""Seconds between two lines of one stage where there is no terminal."""
+
+
+SOON = 10.0
+"""Seconds below which nobody asks how far a run is."""
+
 
 class Tick(Protocol):
     """Told of every step: how many are done, and the loss (NaN: none)."""
@@ -37,13 +49,16 @@ class _Rate(ProgressColumn):
 
 
 class Progress:
-    """Bars on a terminal; elsewhere one line when a stage ends.
+    """Bars on a terminal; elsewhere a line when a stage ends, and every few minutes of a long one.
 
     Args:
         quiet: nothing at all.
+        asks: whether a long run may ask on a terminal before it begins.
     """
 
-    def __init__(self, quiet: bool = False):
+    def __init__(self, quiet: bool = False, asks: bool = False):
+        self.quiet, self.asks = quiet, asks
+        self._expected, self._began = 0.0, time.perf_counter()
         self.console = Console(stderr=True, quiet=quiet, highlight=False, emoji=False)
 
     def say(self, line: str) -> None:
@@ -52,6 +67,22 @@ class Progress:
             self.console.print(line, markup=False, overflow="ignore", crop=False)
         else:
             self.console.print(line, markup=False, soft_wrap=True)
+
+    def expect(self, seconds: float) -> None:
+        """From now on a run of so many seconds is under way."""
+        self._expected, self._began = seconds, time.perf_counter()
+
+    def so_far(self) -> str:
+        """`2 min of about 10 min`; empty before a forecast is known, and in a short run."""
+        if self._expected < SOON:
+            return ""
+        return f"{duration(time.perf_counter() - self._began)} of about {duration(self._expected)}"
+
+    def end(self) -> None:
+        """Say what the forecast has come to; nothing where there was none, or in a short run."""
+        spent = time.perf_counter() - self._began
+        if self._expected and max(self._expected, spent) >= SOON:
+            self.say(f"forecast {duration(self._expected)}, spent {duration(spent)}")
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int, done: int = 0) -> Iterator[Tick]:
@@ -71,6 +102,8 @@ class Progress:
                 transient=False,
             )
             with bar:
+                if so_far := self.so_far():
+                    self.say(f"so far: {so_far}")
                 task = bar.add_task(name[:18], total=total, completed=done, loss="")
 
                 def tick(done: int, loss: float) -> None:
@@ -81,10 +114,17 @@ class Progress:
                 yield tick
             return
 
+        told = began
+
         def note(done: int, loss: float) -> None:
-            nonlocal last
+            nonlocal last, told
             last = loss
+            if done < total and time.perf_counter() - told > EVERY:
+                told = time.perf_counter()
+                so_far = self.so_far() or f"{duration(told - began)} so far"
+                self.say(f"{name}: {done} of {total} steps ({so_far})")
 
         yield note
         tail = "" if last != last else f", loss {last:.3f}"
+        tail += f" ({so_far})" if (so_far := self.so_far()) else ""
         self.say(f"{name}: {total} steps, {time.perf_counter() - began:.0f} s{tail}")

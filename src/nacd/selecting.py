@@ -1,6 +1,8 @@
 """`nacd select`: real rows of a data set, chosen by a method, as a data set of their own.
 
-Same splits, same budget and same form of rows as `nacd distill`, so that the two can be compared.
+Same budget and same form of rows as `nacd distill`. Nothing is measured here, so all rows are
+chosen from, but for the target rows that a method looks at; with --hold-out the splits are those
+of `distill`, `compare` and `check`.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import Any
 
 from nacd.command_configs import ReportConfig, SelectConfig
 from nacd.config import ModelConfig, with_judge
+from nacd.costs import Forecast, Work, choosing_stage
 from nacd.data import Example, Splits, Template, hub_license
 from nacd.export import (
     Card,
@@ -25,12 +28,15 @@ from nacd.export import (
 )
 from nacd.export.card import code
 from nacd.files import read_json, write_json
+from nacd.forecasts import announce, measured
 from nacd.learn import draw
 from nacd.prepare import Prepared, Say, prepare, read_splits
 from nacd.progress import Progress
 from nacd.report.chosen import record_chosen
 from nacd.report.page import write_report
+from nacd.run import RunFolder
 from nacd.selection import METHODS, Task, check_rows, choose_once
+from nacd.split_files import held_out_line, said_on_card, write_splits
 from nacd.stages import open_run
 
 
@@ -55,6 +61,8 @@ class Selected:
     """Floating-point operations spent on the model, see `nacd.selection.forward_flops`."""
     measured: Mapping[str, str]
     """What the method measured of its choice, in words, by a label."""
+    held_out: str = ""
+    """Which rows were held out, in a sentence."""
 
     @property
     def summary(self) -> str:
@@ -81,10 +89,11 @@ def select(
     """
     progress = progress or Progress()
     config.check()
-    splits = read_splits(config.data) if splits is None else splits
+    splits = _splits(config) if splits is None else splits
     check_rows(config.method, config.selection, splits.train, splits.target)
     folder = open_run(config, splits, free=("out", "selection.minutes"))
-    prepared = prepare(config.model, config.data, progress.say, splits, folder.memory)
+    unread = ("target", "development", "report")  # `check_rows` asks for what the method looks at
+    prepared = prepare(config.model, config.data, progress.say, splits, folder.memory, unread)
     config.recipe.check_rows(len(draw(prepared.train, config.budget, config.seed)))
     task = Task(
         prepared,
@@ -95,6 +104,7 @@ def select(
         progress,
         config.budget,
     )
+    _say_forecast(config, task, folder, progress)
     chosen = choose_once(folder, "chosen", task, config.method)
     rows = tuple(chosen["rows"])
     result = Selected(
@@ -107,8 +117,12 @@ def select(
         chosen["seconds"],
         chosen["flops"],
         chosen.get("measured", {}),
+        held_out_line(folder.path, prepared, config.data)
+        if len(prepared.report)
+        else "No rows were held out; --hold-out sets validation and test rows aside.",
     )
     _export(config, prepared, result, progress.say)
+    write_splits(folder.path, prepared, config.data)
     write_json(
         folder.path / "results.json",
         {
@@ -136,6 +150,25 @@ def select(
     return result
 
 
+def _splits(config: SelectConfig) -> Splits:
+    """The rows; target rows are set aside for a method that looks at them, no others unasked."""
+    judge = with_judge(config.selection, config.data).judge
+    looks = METHODS[config.method].needs_target or judge == "target"
+    return read_splits(config.data, target=looks or config.hold_out, held_out=config.hold_out)
+
+
+def _say_forecast(config: SelectConfig, task: Task, folder: RunFolder, progress: Progress) -> None:
+    """Say what the choice takes, if it is still to be made and reads the model."""
+    rows = len(draw(task.prepared.train, config.budget, config.seed))
+    work = Work(task.prepared, config.recipe, rows)
+    quick = config.method != "swaps" and not work.choosing(config.method, task.config)
+    if progress.quiet or quick or (folder.path / "chosen.json").is_file():
+        return
+    speed = measured(task.prepared, config.recipe, progress)
+    work.forward = speed.forward
+    announce(Forecast((choosing_stage(work, speed, config.method, task.config),)), progress)
+
+
 def _export(config: SelectConfig, prepared: Prepared, result: Selected, say: Say) -> None:
     """Write `dataset/`: the rows as `nacd distill` writes them, and a card of their own."""
     recipe, in_order = config.recipe, METHODS[config.method].orders
@@ -148,7 +181,7 @@ def _export(config: SelectConfig, prepared: Prepared, result: Selected, say: Say
         template=prepared.template.describe(),
         recipe=recipe,
         projection="none",
-        settings=_settings(config, result),
+        settings=_settings(config, result) | said_on_card(prepared),
         title=f"Instruction data chosen by {config.method}",
         max_tokens=config.data.max_tokens,
         license=config.data.license or hub_license(config.data.data),

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from nacd.command_configs import EvaluateConfig, TrainConfig
 from nacd.config import ReadConfig
-from nacd.data import Example, encode_all, make_template, read_examples
+from nacd.costs import measure
+from nacd.data import Encoded, Example, encode_all, make_template, read_examples
 from nacd.errors import UserError
 from nacd.evaluation import Accuracy, choice_accuracy, response_nll, task_accuracy
 from nacd.export import made_in_order
 from nacd.files import write_json
 from nacd.finetune import TrainResult, train
+from nacd.forecasts import announce, of_training
+from nacd.intervals import few_test_rows
 from nacd.microbatch import settle
-from nacd.models import check_ids, load_model
-from nacd.progress import Progress
+from nacd.models import LoraModel, check_ids, load_model
+from nacd.progress import Progress, Tick
 from nacd.run import versions
 from nacd.settings import check_values, to_dict
 from nacd.tracking import check_tracker, tracking
@@ -32,24 +36,35 @@ def fine_tune(config: TrainConfig, progress: Progress | None = None) -> TrainRes
     check_values(config)
     config.recipe.check()
     check_tracker(config.track)
+    if (config.out / "adapter").exists() and not config.overwrite:
+        raise UserError(
+            f"--out {config.out}: holds an adapter already; choose another --out, or give "
+            "--overwrite to replace it."
+        )
     examples = _read(config.data)
     config.recipe.check_rows(len(examples))
     if config.recipe.shuffle and made_in_order(Path(config.data.data)):
         progress.say(
-            f"{config.data.data}: these rows were made to be trained on in their own order; give "
-            "--no-shuffle (and the recipe of README.md beside them)."
+            f"{config.data.data}: these rows were made to be trained on in their own order, which "
+            "--shuffle gives up; give --no-shuffle (and the recipe of README.md beside them)."
         )
-    total = config.recipe.total_steps(len(examples))
-    with (
-        tracking(config.track, config.out, to_dict(config)) as log,
-        progress.stage("train", total) as tick,
-    ):
+    with tracking(config.track, config.out, to_dict(config)) as log, ExitStack() as stack:
+        ticks: list[Tick] = []
+
+        def before(model: LoraModel, rows: list[Encoded]) -> None:
+            """Say what it takes, before a bar stands on the terminal."""
+            if not progress.quiet:
+                progress.say("measuring a step ...")
+                speed = measure(model, rows, config.recipe)
+                announce(of_training(model, rows, config.recipe, speed), progress)
+            total = config.recipe.total_steps(len(rows))
+            ticks.append(stack.enter_context(progress.stage("train", total)))
 
         def report(done: int, total: int, loss: float) -> None:
-            tick(done, loss)
+            ticks[0](done, loss)
             log({"loss": loss}, done)
 
-        result = train(
+        return train(
             config.model,
             examples,
             config.recipe,
@@ -59,8 +74,8 @@ def fine_tune(config: TrainConfig, progress: Progress | None = None) -> TrainRes
             max_tokens=config.data.max_tokens,
             progress=report,
             say=progress.say,
+            before=before,
         )
-    return result
 
 
 def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[str, Any]:
@@ -105,7 +120,11 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
             "dropped": dropped.count,
             "response_tokens": int(nll.tokens.sum()),
             "response_nll_per_token": nll.mean,
+            "response_nll_95": nll.half,
         }
+        if few := few_test_rows(len(rows)):
+            found["warning"] = few
+            progress.say(few)
         if all(example.choices for example in kept):
             accuracy = choice_accuracy(model, theta, kept, template=template, bars=True)
             found["accuracy"] = _without_answers(accuracy)

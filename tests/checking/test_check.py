@@ -24,6 +24,7 @@ from nacd.checking.config import CheckConfig
 from nacd.checking.said import checked_lines
 from nacd.cli import main
 from nacd.config import DataConfig
+from nacd.costs import Speed, Stage
 from nacd.errors import UserError
 from nacd.models import ModelConfig
 from nacd.progress import Progress
@@ -164,8 +165,8 @@ class Clock:
             monkeypatch.setattr(where, "time", watch)
             if where is not module:
                 monkeypatch.setattr(where, "train_student", self.train)
-        monkeypatch.setattr(module, "seconds_per_token", lambda *_: 1.0)
-        monkeypatch.setattr(module, "forecast", lambda *_: SimpleNamespace(before={}))
+        monkeypatch.setattr(module, "measure", lambda *_: Speed(1.0, tuning.FORWARD))
+        monkeypatch.setattr(module, "choosing_stage", lambda *_: Stage("choosing", 0.0))
 
     def train(self, model: Any, recipe: Recipe, data: Any, seed: int, **_: Any) -> Any:
         self.trained += 1

@@ -23,6 +23,7 @@ from nacd.data import make_template, read_examples
 from nacd.export import (
     DatasetRow,
     made_in_order,
+    own_recipe,
     read_otherwise,
     render_chosen_card,
     render_learned_card,
@@ -31,6 +32,8 @@ from nacd.export import (
 )
 from nacd.models import ModelConfig
 from nacd.recipe import Recipe
+from nacd.settings import from_dict
+from nacd.target import TrainConfig
 
 ORDERED = Recipe(batch_size=2, shuffle=False)
 RECIPE = Recipe(learning_rate=3e-4, batch_size=2, epochs=3, schedule="cosine", clip=0.5)
@@ -323,6 +326,12 @@ def test_the_order_is_told_from_any_file_of_the_rows(tmp_path: Path) -> None:
     for recipe in (RECIPE, ORDERED):
         written(tmp_path, CHAT, recipe)
         assert {made_in_order(tmp_path / file) for file in files} == {not recipe.shuffle}
+        found = {own_recipe(tmp_path / file) for file in files}
+        assert found == {tmp_path / "train_with" / "nacd.yaml"}
+        values = yaml.safe_load(found.pop().read_text())
+        config = from_dict(TrainConfig, values, "nacd.yaml")
+        assert config.recipe == recipe
+        assert config.model == dataclasses.replace(MODEL, model=ModelConfig().model)
     (tmp_path / "train_with" / "trl.yaml").write_text("a: [")
     assert not made_in_order(tmp_path)
 

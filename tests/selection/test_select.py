@@ -104,6 +104,30 @@ def test_from_a_file_to_chosen_rows(
     assert contents(out) == before
 
 
+@pytest.mark.parametrize(
+    ("more", "sizes"),
+    [
+        (["--method", "random"], (48, 0, 0, 0)),
+        (["--method", "bm25"], (43, 5, 0, 0)),
+        (["--method", "longest", "--hold-out"], (28, 5, 5, 10)),
+    ],
+)
+def test_rows_are_set_aside_where_something_looks_at_them(
+    more: list[str],
+    sizes: tuple[int, ...],
+    data: Path,
+    tiny_folder: Folder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(flags(tiny_folder("llama"), data, tmp_path / "run", *more)) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert tuple(results["sizes"].values()) == sizes
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("10 test rows: nacd evaluate --data" in said) == ("--hold-out" in more)
+    assert ("No rows were held out" in said) == ("--hold-out" not in more)
+
+
 def test_what_a_reader_leaves_out_is_said_whatever_the_file_is_called(
     tiny_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -269,7 +293,7 @@ def test_starting_rows_by_a_method(
         "| seed rows chosen by | kcenter |"
         in (tmp_path / "run" / "dataset" / "README.md").read_text()
     )
-    more = ["--method", "kcenter", "--budget", "3", "--target-rows", "4"]
+    more = ["--method", "kcenter", "--budget", "3", "--target-rows", "4", "--hold-out"]
     assert main(flags(model, data, tmp_path / "select", *more)) == 0
     assert seeds_of(tmp_path / "select") == kept["digests"]
     with monkeypatch.context() as patch:  # going on reads the choice

@@ -6,6 +6,7 @@
     results.json, report.html          verdict, table, cost; the page
     dataset/                           the rows that are recommended, with the tuned recipe
     dataset-at-budget/                 the best known rows of the budget, where those are others
+    splits/                            the training, target, validation and test rows
 
 The plan is made from a measured step and printed before the first long step; the time given bounds
 all of it. The same command goes on, and with more `--minutes` it adds trainings.
@@ -31,12 +32,12 @@ from nacd.checking.said import plan_lines
 from nacd.checking.trainings import Trainings
 from nacd.checking.verdict import judge
 from nacd.clock import StageClock
-from nacd.comparison.config import CompareConfig
-from nacd.comparison.cost import forecast, seconds_per_token
-from nacd.config import SelectionConfig
+from nacd.config import SelectionConfig, with_judge
+from nacd.costs import Work, choosing_stage, measure, tokens_of
 from nacd.data import Splits
 from nacd.errors import UserError
 from nacd.files import write_json
+from nacd.forecasts import go_ahead
 from nacd.learn import draw
 from nacd.models import resolve_device
 from nacd.prepare import Prepared, prepare, read_splits
@@ -45,8 +46,9 @@ from nacd.recipe import Recipe
 from nacd.report.page import ReportConfig, write_report
 from nacd.run import RunFolder
 from nacd.selection import check_rows
+from nacd.split_files import held_out_line, write_splits
 from nacd.stages import open_run
-from nacd.tuning import FORWARD, TRAININGS, TunedRecipe, tune_recipe
+from nacd.tuning import TRAININGS, TunedRecipe, tune_recipe
 from nacd.units import byte_size, duration
 
 TUNING_DRAWS = 50_000
@@ -86,6 +88,8 @@ class Checked:
     """Time spent, all calls together."""
     advised: float | None
     """Minutes that may answer what is open; None: nothing is, or time would not help."""
+    held_out: str = ""
+    """Where the test rows are, and how to measure on them."""
 
 
 def check(
@@ -134,14 +138,15 @@ def check(
     minutes = _tuning_minutes(config, costs, sizes)
     known = _tuned(trainings, 0.0)
     trainings.take(known)
-    _say_plan(trainings, wanted, costs, _tuning_seconds(minutes, known), left(), clock)
+    planned = _say_plan(trainings, wanted, costs, _tuning_seconds(minutes, known), left(), clock)
+    began += go_ahead(planned, progress)  # the time of an answer is nobody's
     with clock.stage("tuning the recipe"):
         tuned = _tuned(trainings, minutes)
     trainings.take(tuned)
     if tuned is not None:
         progress.say(f"recipe: {tuned.describe()}")
     with clock.stage("training and measuring"):
-        costs = _train(trainings, wanted, costs, left, progress, config.minutes)
+        costs = _train(trainings, wanted, costs, left)
     with clock.stage("writing the result"):
         return _write(Outcome(trainings, tuned, costs, wanted, _spent(folder)))
 
@@ -182,6 +187,7 @@ def _write(outcome: Outcome) -> Checked:
         "readings": readings,
         "datasets": write_recommended(outcome, verdict, f"{sentence} {detail}".strip(), table),
     }
+    write_splits(folder, trainings.prepared, trainings.config.data)
     write_json(folder / "results.json", results)
     return Checked(
         folder,
@@ -195,6 +201,7 @@ def _write(outcome: Outcome) -> Checked:
         table,
         outcome.spent / 60,
         advised,
+        held_out_line(folder, trainings.prepared, trainings.config.data),
     )
 
 
@@ -206,23 +213,23 @@ def _spent(folder: RunFolder) -> float:
 
 
 def _costs(config: CheckConfig, prepared: Prepared) -> Costs:
-    speed = seconds_per_token(prepared, config.recipe)
-    choosing = {"swaps": 60 * SWAPPING * config.minutes}
-    for method in config.methods:
-        if method in ("best-of", "swaps"):
-            continue
-        grid = CompareConfig(
-            methods=(method,), budgets=(config.budget,), model=config.model, data=config.data
-        )
-        found = forecast(grid, prepared, {config.model.model: speed}, config.recipe)
-        choosing[method] = found.before.get(f"choosing by {method}, budget {config.budget}", 0.0)
+    speed = measure(prepared.model, prepared.train.rows, config.recipe)
+    rows = len(draw(prepared.train, config.budget, TUNING_DRAWS))
+    work = Work(prepared, config.recipe, rows, speed.forward)
+    selection = with_judge(SelectionConfig(minutes=SWAPPING * config.minutes), config.data)
+    stages = {
+        method: choosing_stage(work, speed, method, selection)
+        for method in config.methods
+        if method != "best-of"  # its draws are trainings of the check
+    }
     return Costs(
-        speed,
-        FORWARD * speed,
-        sum(len(row) for row in prepared.train.rows) / len(prepared.train),
-        sum(len(row) for row in prepared.report.rows),
-        sum(len(row) for row in prepared.development.rows),
-        choosing,
+        speed.step,
+        speed.forward * speed.step,
+        work.mean,
+        tokens_of(prepared.report.rows),
+        tokens_of(prepared.development.rows),
+        {method: stage.seconds for method, stage in stages.items()},
+        {method: stage.disk for method, stage in stages.items()},
     )
 
 
@@ -269,8 +276,8 @@ def _say_plan(
     tuning: float,
     left: float,
     clock: StageClock,
-) -> None:
-    """What will be done in the time that is left, with the time of each stage."""
+) -> float:
+    """Say what will be done in the time that is left, stage by stage; returns its seconds."""
     config, say = trainings.config, trainings.progress.say
     rest = max(0.0, left)
     say(
@@ -280,10 +287,16 @@ def _say_plan(
         say(f"  {'tuning learning rate and epochs':<40}{'':>4}  up to {duration(tuning)}")
     elif trainings.recipe == config.recipe:
         say("  recipe as given" + ("; there is no time to tune it" if config.tune else ""))
-    for line in plan_lines(plan(trainings.state, wanted, costs, rest - tuning)):
+    made = plan(trainings.state, wanted, costs, rest - tuning)
+    for line in plan_lines(made):
         say(line)
-    if peak := clock.stages[-1]["device_peak_bytes"] or clock.stages[-1]["peak_bytes"]:
-        say(f"  memory: {byte_size(peak)} for that step; longer rows take more")
+    say(f"  {'in all':<40}{'':>4}  {duration(tuning + made.seconds)}")
+    of = {job.kind for job, _ in made.jobs}
+    disk = sum(size for kind, size in costs.disk.items() if kind in of)
+    peak = clock.stages[-1]["device_peak_bytes"] or clock.stages[-1]["peak_bytes"]
+    memory = f"{byte_size(peak)} for that step, longer rows take more" if peak else "not known"
+    say(f"  memory: {memory}; disk: {f'about {byte_size(disk)}' if disk else 'a few MB'}")
+    return tuning + made.seconds
 
 
 def _train(
@@ -291,16 +304,11 @@ def _train(
     wanted: Sequence[Goal],
     costs: Costs,
     left: Callable[[], float],
-    progress: Progress,
-    minutes: float,
 ) -> Costs:
     """Do what the time allows; returns the costs by what the last trainings took."""
     seconds, tokens = np.zeros(2), np.zeros(2)  # of training and of measuring
-    first, last = costs, None
+    first = costs
     while (job := next_job(trainings.state, wanted, costs, left())) is not None:
-        if last is not None and (job.kind, job.rows) != last:
-            progress.say(f"  {duration(60 * minutes - left())} of {minutes:g} min used")
-        last = (job.kind, job.rows)
         trainings.run(job)
         if job.choosing:
             continue

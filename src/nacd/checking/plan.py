@@ -237,6 +237,8 @@ class Costs:
     validation_tokens: int
     choosing: Mapping[str, float] = field(default_factory=dict)
     """Seconds that each method takes to choose."""
+    disk: Mapping[str, float] = field(default_factory=dict)
+    """Bytes that each leaves."""
 
     def seconds(self, job: Job, state: State) -> float:
         """What a job takes."""

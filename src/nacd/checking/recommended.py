@@ -15,6 +15,7 @@ from nacd.export import LORA, Card, shared_name
 from nacd.export.card import table as markdown
 from nacd.selecting import write_chosen
 from nacd.selection import METHODS
+from nacd.split_files import said_on_card
 
 FOLDERS = ("dataset", "dataset-at-budget")
 """The rows recommended; the best known rows of the budget, where those are others."""
@@ -76,6 +77,7 @@ def _write_one(
             "budget": config.budget,
             "seed": config.seed,
             "recipe": "as given" if outcome.tuned is None else outcome.tuned.describe(),
+            **said_on_card(prepared),
         },
         title="Instruction data recommended by nacd check",
         license=config.data.license or hub_license(config.data.data),

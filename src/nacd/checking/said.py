@@ -69,6 +69,7 @@ def print_checked(result: Checked, say: Callable[[str], None]) -> None:
         for name, made in results["datasets"].items():
             file = result.folder / name / "train.jsonl"
             say(f"{made['rows']:,} rows, chosen by {made['by']}: {file}")
+    say(result.held_out)
     say(f"report: {result.report}")
     for part in (results["detail"], results["verdict"]):
         for line in textwrap.wrap(part, WIDTH):

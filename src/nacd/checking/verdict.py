@@ -32,11 +32,9 @@ from typing import Literal
 import numpy as np
 
 from nacd.checking.plan import Question
-from nacd.intervals import FEW, difference_interval, question_bootstrap, t_interval
+from nacd.intervals import FEW, FEW_TEST, difference_interval, question_bootstrap, t_interval
 from nacd.verdict import Difference, span, turned
 
-FEW_TEST = 30
-"""Test rows below which nothing is claimed."""
 LEVEL = 0.95
 NAMES = {"rds+": "RDS+", "bm25": "BM25", "less": "LESS", "kcenter": "k-center"}
 """Methods by the names that people know."""

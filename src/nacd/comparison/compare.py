@@ -19,16 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from nacd.comparison.config import DISTILLED, FREE, CompareConfig
-from nacd.comparison.cost import forecast, seconds_per_token
+from nacd.comparison.cost import forecast
 from nacd.comparison.decision import comparison_lines, decided_lines
 from nacd.comparison.failures import Failure, failure, keep_failure
 from nacd.comparison.grid import Grid, Keep, cell_folder, folder_name
 from nacd.comparison.kept import Kept
 from nacd.comparison.rowsets import RowSet, check_runs, rowsets, tuning_data
 from nacd.config import decided
+from nacd.costs import measure
 from nacd.data import Encoded, Example, Splits, encode_all, make_template, read_examples
 from nacd.errors import UserError
 from nacd.files import read_json
+from nacd.forecasts import go_ahead
 from nacd.learn import draw
 from nacd.models import check_ids
 from nacd.overlap import overlapping, row_text
@@ -36,6 +38,7 @@ from nacd.prepare import Prepared, prepare, read_splits
 from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.run import RunFolder, settings
+from nacd.split_files import held_out_line, write_splits
 from nacd.stages import open_run, tuned
 
 
@@ -52,6 +55,8 @@ class Compared:
     """The page that shows all of it."""
     faults: list[Path]
     """Tracebacks of this call's trainings that failed by a fault of this program."""
+    held_out: str = ""
+    """Where the test rows are, and how to measure on them."""
 
 
 def compare(
@@ -111,7 +116,9 @@ def compare(
     for target in config.target_models:
         progress.say(f"target model {target}")
         _of_target(target, config, source, splits, sets, elsewhere, folder, progress, kept.add)
-    return Compared(folder.path, kept.table(), shared, kept.write(), kept.faults())
+    write_splits(folder.path, source, config.data)
+    line = held_out_line(folder.path, source, config.data)
+    return Compared(folder.path, kept.table(), shared, kept.write(), kept.faults(), line)
 
 
 def _check_trainings(config: CompareConfig, source: Prepared) -> None:
@@ -237,16 +244,21 @@ def _say_cost(
     progress: Progress,
 ) -> None:
     """Say what the grid takes; a target model that cannot be used takes nothing."""
-    speeds = {config.model.model: seconds_per_token(source, config.recipe)}
+    speeds = {config.model.model: _speed(source, config.recipe)}
     for target in config.target_models:
         try:
             other = prepare(replace(config.model, model=target), config.data, splits=splits)
-            speeds[target] = seconds_per_token(other, config.recipe)
+            speeds[target] = _speed(other, config.recipe)
         except Exception as error:  # its cells will be shown as failed
             progress.say(f"target model {target} cannot be used: {failure(error).why}")
     found = forecast(config, source, speeds, config.recipe, elsewhere, config.out)
     for line in found.describe().splitlines():
         progress.say(line)
+    go_ahead(found.seconds, progress)
+
+
+def _speed(prepared: Prepared, recipe: Recipe) -> float:
+    return measure(prepared.model, prepared.train.rows, recipe).step
 
 
 def _recipe(
@@ -282,6 +294,7 @@ def print_comparison(result: Compared, say: Callable[[str], None]) -> None:
         )
     say("")
     say(f"cells: {result.folder / 'results.parquet'}")
+    say(result.held_out)
     say(f"report: {result.report}")
     for line in decided_lines(result.table):
         say(line)

@@ -7,28 +7,21 @@ counts whole.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nacd.comparison.config import DISTILLED, CompareConfig
 from nacd.comparison.grid import cell_folder, folder_name
 from nacd.config import budget_rows, decided, with_judge
-from nacd.data import Encoded, collate
+from nacd.costs import FORWARD, Work, tokens_of
+from nacd.data import Encoded
 from nacd.files import read_json
-from nacd.meta import PASSES, initial_state, step
 from nacd.prepare import Prepared
 from nacd.recipe import Recipe
 from nacd.selection import METHODS
-from nacd.selection.judges import JUDGES
 from nacd.units import duration
-
-FORWARD = 0.4
-"""Time of a forward pass, in ordinary steps: roughly."""
 
 
 @dataclass(frozen=True)
@@ -67,24 +60,6 @@ class Forecast:
         return "\n".join(lines)
 
 
-def seconds_per_token(prepared: Prepared, recipe: Recipe) -> float:
-    """Seconds a token of one ordinary training step on a real batch, the second of two."""
-    model = prepared.model
-    size = min(recipe.batch_size, len(prepared.train))
-    batch = collate(prepared.train.rows[:size], model.tokenizer.pad_token_id)
-    theta = model.fresh_theta(0)
-    state = initial_state(recipe, theta)
-    rate = torch.tensor(recipe.learning_rate, device=model.device)
-    taken = 0.0
-    for k in range(2):
-        began = time.perf_counter()
-        loss, gradient, _ = model.value_and_grad(theta, batch)
-        step(recipe, theta, state, gradient, rate, k)
-        float(loss)  # waits for the device
-        taken = time.perf_counter() - began
-    return taken / batch.tokens
-
-
 def forecast(
     config: CompareConfig,
     source: Prepared,
@@ -104,9 +79,18 @@ def forecast(
         folder: of the comparison, where an earlier call may have left something.
     """
     there = _Folder(folder)
+    selection = with_judge(config.selection, config.data)
+    outer = decided(config.outer, config.data)
+
+    def distilling(work: Work) -> float:
+        """One distillation, without a table."""
+        chosen = work.choosing(config.start_by, selection)
+        learned = work.learning(outer) + work.looking(outer)
+        return chosen + work.recording(config.expert, outer) + learned
+
     source_name, own = next(iter(per_token.items()))
-    tokens, report = _tokens(source.train.rows), _tokens(source.report.rows)
-    measuring = FORWARD * (report + _tokens(elsewhere))
+    tokens, report = tokens_of(source.train.rows), tokens_of(source.report.rows)
+    measuring = FORWARD * (report + tokens_of(elsewhere))
     answers = [len(e.choices) for e in source.report.examples if e.choices]
     answering = FORWARD * report * sum(answers) / max(1, len(answers))
     before: dict[str, float] = {}
@@ -114,16 +98,16 @@ def forecast(
     trainings, done = 0, 0
     for budget in config.budgets:
         rows = len(budget_rows(budget, list(source.train.rows), [*range(len(source.train))]))
-        work = _Work(config, source, recipe, rows)
+        work = Work(source, recipe, rows)
         for method in config.methods:
-            spent = work.choosing(method) if method in METHODS else 0.0
+            spent = work.choosing(method, selection) if method in METHODS else 0.0
             if spent and there.read(f"choosing/{budget}/{method}/chosen") is None:
                 before[f"choosing by {method}, budget {budget}"] = own * spent
         if not config.runs and any(method in DISTILLED for method in config.methods):
             steps = config.outer.outer_steps
             shares = [there.learned(budget, n, steps) for n in range(config.distillations)]
             if left := math.fsum(1 - share for share in shares):
-                before[f"distilling, budget {budget}"] = own * left * work.distilling()
+                before[f"distilling, budget {budget}"] = own * left * distilling(work)
         for name, speed in per_token.items():
             if config.tune_rates and there.read(f"tuning/{folder_name(name)}-{budget}") is None:
                 spent = speed * len(config.tune_rates) * work.look
@@ -145,7 +129,7 @@ def forecast(
                         cell = there.read(f"{cell_folder(name, budget, row, seed)}/result")
                         spent = 0.0 if cell else measuring
                         if cell and elsewhere and cell.get("elsewhere") is None:
-                            spent = FORWARD * _tokens(elsewhere)
+                            spent = FORWARD * tokens_of(elsewhere)
                         if row in config.accuracy and not (cell and cell.get("accuracy")):
                             spent += answering
                         done += not spent
@@ -171,68 +155,3 @@ class _Folder:
             return 0.0
         with file.open(encoding="utf-8") as lines:
             return min(1.0, sum(1 for _ in lines) / (1 + steps))  # the first is the start
-
-
-class _Work:
-    """What the stages of one budget take, in tokens of ordinary training."""
-
-    def __init__(self, config: CompareConfig, source: Prepared, recipe: Recipe, rows: int):
-        self.config, self.source, self.recipe, self.rows = config, source, recipe, rows
-        self.tokens = _tokens(source.train.rows)
-        self.targets = _tokens(source.target.rows)
-        self.mean = self.tokens / len(source.train)
-        self.steps = recipe.total_steps(rows)
-        self.step = min(recipe.batch_size, rows) * self.mean
-        self.one = self.steps * self.step
-        """One training on the budget's rows."""
-        self.look = self.one + FORWARD * _tokens(source.development.rows)
-        """One training, and its loss on the development rows."""
-
-    def choosing(self, method: str) -> float:
-        """By a method of `nacd select`; 0 where it reads no model."""
-        selection = with_judge(self.config.selection, self.config.data)
-        if method == "kcenter":
-            return FORWARD * self.tokens
-        if method == "rds+":
-            return FORWARD * (self.tokens + self.targets)
-        if method == "less":  # warm-up and features, at the end of every epoch of it
-            once = self.tokens * (1 + selection.warmup_share) + self.targets
-            return selection.warmup_epochs * once
-        if method == "best-of":
-            judges = min(JUDGES, len(self.source.train) // 4) * self.mean
-            if selection.judge == "target":
-                judges = self.targets
-            return selection.tries * (self.one + FORWARD * judges)
-        if method == "trajectory":
-            groups = math.ceil(len(self.source.train) / self.rows)
-            loop = PASSES["one-sided"] * self.one + self.targets
-            return selection.weight_passes * groups * loop
-        return 0.0
-
-    def distilling(self) -> float:
-        """One distillation: its seed rows, its experts, the outer loop and its looks."""
-        outer = decided(self.config.outer, self.config.data)
-        steps = min(outer.window or self.steps, self.steps)
-        inner = PASSES[outer.engine] * steps * self.step
-        judged = {
-            "target-loss": self.targets,
-            "train-loss": outer.objective_rows * self.mean,
-            "trajectory": 0.0,
-        }[outer.objective]
-        looks = 1 + math.ceil(outer.outer_steps / outer.check_every)
-        loop = outer.outer_steps * outer.segments * (inner + judged)
-        looking = looks * 2 * outer.check_trainings * self.look
-        return self.choosing(self.config.start_by) + self._experts() + loop + looking
-
-    def _experts(self) -> float:
-        expert = self.config.expert
-        if self.config.outer.objective != "trajectory" or expert.expert_from:
-            return 0.0
-        recipe = expert.recipe(self.recipe)
-        steps = recipe.total_steps(len(self.source.train))
-        held_out = FORWARD * _tokens(self.source.development.rows) / expert.snapshot_every
-        return expert.experts * steps * (recipe.batch_size * self.mean + held_out)
-
-
-def _tokens(rows: Sequence[Encoded]) -> int:
-    return sum(len(row) for row in rows)

@@ -23,9 +23,6 @@ from nacd.export.dataset import DatasetRow, rows_name
 from nacd.export.readers import read_otherwise
 from nacd.recipe import Recipe
 
-LORA = ("lora_rank", "lora_alpha", "lora_targets")
-"""What of a model's settings belongs to the training that rows are for."""
-
 
 @dataclass(frozen=True)
 class Card:
@@ -178,13 +175,15 @@ def trainers_section(rows: Sequence[DatasetRow]) -> str:
 
 _TRAINERS = """## Train with
 
-With the recipe's own values, from this folder (name your model in the file):
+With the recipe's own values, from this folder (name your model as the flag, or in the file):
 
+    nacd train --model YOURS --data train.jsonl
     trl sft --config train_with/trl.yaml
     axolotl train train_with/axolotl.yaml
     llamafactory-cli train train_with/llamafactory.yaml
 
-Each file says at its head where that trainer cannot do quite the same."""
+`nacd train` takes order and recipe from `train_with/nacd.yaml`, and flags go over it. Each other
+file says at its head where that trainer cannot do quite the same."""
 
 
 def made_table(card: Card) -> str:

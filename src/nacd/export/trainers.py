@@ -1,4 +1,4 @@
-"""The same training in other people's trainers: configuration files beside the data.
+"""The same training in any trainer: configuration files beside the data.
 
 What flows in: the rows, the recipe, the LoRA. What flows out, in `train_with/` of the data set
 folder, each file with the recipe's own values and paths relative to that folder:
@@ -6,6 +6,7 @@ folder, each file with the recipe's own values and paths relative to that folder
     trl.yaml            `trl sft --config`
     axolotl.yaml        `axolotl train`
     llamafactory.yaml   `llamafactory-cli train`
+    nacd.yaml           `nacd train` (`nacd.export.own_recipe`)
     dataset_info.json   LLaMA-Factory's register of the data
     messages.parquet    chat rows as one column, for the two trainers that know no pair of columns
     messages.jsonl      the same rows, one a line
@@ -28,12 +29,12 @@ from typing import Any
 import yaml
 
 from nacd.export.dataset import DatasetRow, rows_name, write_rows
+from nacd.export.own_recipe import FOLDER, beside, write_own_recipe
 from nacd.export.readers import AXOLOTL, LLAMAFACTORY, read_otherwise
 from nacd.files import write_json, write_text
 from nacd.models import ModelConfig
 from nacd.recipe import Recipe
 
-FOLDER = "train_with"
 TRAINED = "trained"
 """Where the trainers put what they make."""
 HUB_NAMES = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
@@ -130,19 +131,18 @@ def write_trainers(
         + ([_PIECES] if chat else [_BORDER, _EMPTY])
         + otherwise[LLAMAFACTORY],
     )
+    write_own_recipe(place, recipe, model, plan.longest)
     write_json(place / "dataset_info.json", {DATA: _register(chat)})
     return sorted(place.iterdir())
 
 
 def made_in_order(rows: Path) -> bool:
     """Whether a data set, or a file of its rows, is to be trained on without shuffling."""
-    rows = rows.expanduser()
-    folder = rows if rows.is_dir() else rows.parent
-    beside = (folder if folder.name == FOLDER else folder / FOLDER) / "trl.yaml"
-    if not beside.is_file():
+    file = beside(rows, "trl.yaml")
+    if not file.is_file():
         return False
     try:
-        said = yaml.safe_load(beside.read_text(encoding="utf-8"))
+        said = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
         return False
     return isinstance(said, dict) and _TRL_ORDER.items() <= said.items()

@@ -155,8 +155,8 @@ def check_rows(
 def _require(package: str, flag: str) -> None:
     if find_spec(package) is None:
         raise UserError(
-            f"{flag}: needs the package {package}, which is not installed; run "
-            "`pip install 'nacd[select]'`."
+            f"{flag}: needs the package {package}, which is not installed; run `pip install "
+            f"{package}`."
         )
 
 
