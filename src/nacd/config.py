@@ -258,9 +258,11 @@ class DistillConfig:
     """Rows of the final table; `full` trains on all rows: leave it out if that is dear."""
     draws: int = 3
     """Trainings (seeds; draws for `random`) behind each row of the table."""
+    tune: bool = False
+    """Find learning rate and epochs first, on validation rows, by whole trainings on the starting
+    rows; off: train by those given."""
     tune_rates: tuple[float, ...] = ()
-    """Learning rates to try first (`5e-4 1e-3`) on development rows, training on the seeds (which
-    --seeds-by chooses before, at --learning-rate)."""
+    """Old, gone in the next release: learning rates alone to try first; see --tune."""
     full_epochs: float = 1.0
     """Epochs of the table's `full` row (also shown at equal steps)."""
     track: str = ""
@@ -280,6 +282,7 @@ class DistillConfig:
         """
         check_values(self)
         self.recipe.check()
+        check_tuning(self.tune, self.tune_rates, self.recipe)
         self.expert.check()
         check_tracker(self.track)
         if not self.data.data:
@@ -327,6 +330,23 @@ class DistillConfig:
                 "(for others: `nacd compare --methods`)."
             )
         parse_budget(self.budget)
+
+
+def check_tuning(tune: bool, rates: tuple[float, ...], recipe: Recipe) -> None:
+    """Refuse flags that say two things of how the recipe is found.
+
+    Raises:
+        UserError: `--tune` beside `--tune-rates` or `--steps`.
+    """
+    if tune and rates:
+        raise UserError(
+            "--tune finds learning rate and epochs together, --tune-rates the rate alone; drop "
+            "--tune-rates."
+        )
+    if tune and recipe.steps:
+        raise UserError(
+            f"--steps {recipe.steps}: --tune finds the number of epochs; drop one of the two."
+        )
 
 
 def parse_budget(text: str) -> tuple[Literal["rows", "share", "tokens"], float]:

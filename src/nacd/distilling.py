@@ -80,6 +80,8 @@ class Outcome:
     seeds: Seeds
     recipe: Recipe
     """What the table's rows are trained with."""
+    found_by: str
+    """How the recipe was found: `as given`, or a sentence."""
     learned: Learned
     text: list[TextRow]
     """The distilled rows."""
@@ -136,8 +138,8 @@ def learn_text(
         f"{len(prepared.train)} training rows; {len(seeds.rows)} seed rows, {tokens} tokens, "
         f"{seeds.pseudo.size} of them learnable"
     )
-    with clock.stage("tuning the learning rate"):
-        recipe = tuned_recipe(config, prepared, seeds, folder, progress)
+    with clock.stage("tuning the recipe"):
+        recipe, found_by = tuned_recipe(config, prepared, seeds, folder, progress)
     with clock.stage("checking the meta-gradient"):
         engine = checked_engine(config, prepared, seeds, recipe, folder, progress)
     experts: list[Expert] = []
@@ -160,6 +162,7 @@ def learn_text(
         prepared,
         seeds,
         recipe,
+        found_by,
         learned,
         text,
         changed,
@@ -242,6 +245,7 @@ def _card(config: DistillConfig, outcome: Outcome) -> Card:
         settings={
             "objective": config.outer.objective,
             "outer steps": config.outer.outer_steps,
+            "recipe": outcome.found_by,
             "learnable positions": config.outer.learn,
             "exported outer step": outcome.learned.best_step,
             "seed": config.seed,

@@ -46,11 +46,9 @@ from nacd.report.page import ReportConfig, write_report
 from nacd.run import RunFolder
 from nacd.selection import check_rows
 from nacd.stages import open_run
-from nacd.tuning import FORWARD, TRAININGS, TunedRecipe, tune_recipe
+from nacd.tuning import FORWARD, TRAININGS, TUNING_DRAWS, TunedRecipe, tune_recipe
 from nacd.units import byte_size, duration
 
-TUNING_DRAWS = 50_000
-"""The recipe is tuned on random draws with seeds 50000, 50001, ..., which nothing else uses."""
 TUNING_SHARE = 0.3
 """Most of the time that tuning may take."""
 FADING = 0.6

@@ -71,8 +71,11 @@ class CompareConfig:
     """Rows whose trained models also answer the report questions (lm-eval, multiple choice)."""
     elsewhere: str = ""
     """Other data (file or hub id): its response NLL shows what a training harms; empty: none."""
+    tune: bool = False
+    """Find learning rate and epochs for each model and budget, on validation rows, by whole
+    trainings on random rows; off: train by those given."""
     tune_rates: tuple[float, ...] = ()
-    """Learning rates to try for each model and budget, on development rows, with seed rows."""
+    """Old, gone in the next release: learning rates alone to try; see --tune."""
     full_epochs: float = 1.0
     """Epochs of the row `full` (also shown at equal steps)."""
     full_seeds: int = 1
@@ -134,7 +137,11 @@ class CompareConfig:
             if name in METHODS:
                 check_method(name, self.selection, "--methods")
         check_method(self.seeds_by, self.selection, "--seeds-by")
-        shared = {"tune_rates": self.tune_rates, "full_epochs": self.full_epochs}
+        shared = {
+            "tune": self.tune,
+            "tune_rates": self.tune_rates,
+            "full_epochs": self.full_epochs,
+        }
         replace(self.distillation(self.budgets[0], 0), **shared).check()
 
     def distillation(self, budget: str, number: int, recipe: Recipe | None = None) -> DistillConfig:

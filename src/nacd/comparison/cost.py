@@ -25,6 +25,7 @@ from nacd.prepare import Prepared
 from nacd.recipe import Recipe
 from nacd.selection import METHODS
 from nacd.selection.best_of import JUDGES
+from nacd.tuning import SEARCHED
 from nacd.units import duration
 
 FORWARD = 0.4
@@ -125,8 +126,11 @@ def forecast(
             if left := math.fsum(1 - share for share in shares):
                 before[f"distilling, budget {budget}"] = own * left * work.distilling()
         for name, speed in per_token.items():
-            if config.tune_rates and there.read(f"tuning/{folder_name(name)}-{budget}") is None:
-                spent = speed * len(config.tune_rates) * work.look
+            searched = SEARCHED if config.tune else len(config.tune_rates)
+            if config.tune and config.runs and name == source_name:
+                searched = 0  # the runs' recipe is taken
+            if searched and there.read(f"tuning/{folder_name(name)}-{budget}") is None:
+                spent = speed * searched * work.look
                 before[f"tuning {Path(name).name}, budget {budget}"] = spent
             for method in config.methods:
                 if method == "soft" and name != source_name:
