@@ -59,7 +59,7 @@ def make(folder: Path, soft: list[float], text: list[float], steps: int) -> Dist
     distiller = Distiller.__new__(Distiller)
     outer: Any = Outer()
     distiller.outer, distiller.folder, distiller.log = outer, folder, silent
-    distiller.progress = Progress(quiet=True)
+    distiller.progress, distiller.pool = Progress(quiet=True), None
     distiller.config = OuterLoopConfig(objective="trajectory", outer_steps=steps, check_every=2)
     distiller.segments = lambda *_: None  # pyright: ignore[reportAttributeAccessIssue]
     seeds: Any = SimpleNamespace(pseudo=SimpleNamespace(ids=torch.tensor([0])))

@@ -269,9 +269,10 @@ def _doctor(args: Sequence[str]) -> Said:
     from nacd.config import DistillConfig
     from nacd.progress import Progress
 
-    diagnosis, planned = doctor(_parse(DistillConfig, "doctor", args), progress=Progress())
-    text = "\n\n".join(part.describe() for part in (diagnosis, planned) if part)
-    return Said({"diagnosis": diagnosis, "estimate": planned}, text, 0 if planned else 1)
+    found = doctor(_parse(DistillConfig, "doctor", args), progress=Progress())
+    text = "\n\n".join(part.describe() for part in found if part)
+    result = found._asdict() | {"agreement": found.agreement and found.agreement.to_dict()}
+    return Said(result, text, 0 if found.estimate else 1)
 
 
 def _report(args: Sequence[str]) -> Said:

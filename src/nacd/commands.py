@@ -4,17 +4,35 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import torch
 
+from nacd.agreement import Agreement, measure
 from nacd.config import DistillConfig, decided
 from nacd.diagnosis import Diagnosis, diagnose
 from nacd.estimate import Estimate, estimate
 from nacd.experts import Expert
-from nacd.learn import draw, make_seeds
+from nacd.learn import Distiller, draw, make_seeds, refuse_without_rows
+from nacd.meta import make_engine
+from nacd.pool import students, window_of
 from nacd.prepare import prepare, read_splits
 from nacd.progress import Progress
 from nacd.stages import check_trainings, open_run, recorded_experts
+
+
+class Examined(NamedTuple):
+    """What `doctor` found."""
+
+    diagnosis: Diagnosis
+    """Which engines are right."""
+    estimate: Estimate | None
+    """What the planned run takes; None where no engine is right."""
+    agreement: Agreement | None
+    """How far meta-gradients of several orders agree; None where that was not asked, or for
+    `trajectory`, whose experts are not there yet."""
 
 
 def record_experts(config: DistillConfig, *, progress: Progress | None = None) -> list[Expert]:
@@ -32,13 +50,8 @@ def record_experts(config: DistillConfig, *, progress: Progress | None = None) -
     return recorded_experts(config, prepared, folder, progress)
 
 
-def doctor(
-    config: DistillConfig, *, progress: Progress | None = None
-) -> tuple[Diagnosis, Estimate | None]:
+def doctor(config: DistillConfig, *, progress: Progress | None = None) -> Examined:
     """Compare the engines on two real batches of the user's data, and estimate the planned run.
-
-    Returns:
-        What the comparison found, and the estimate; None where no engine is right.
 
     Raises:
         UserError: a wrong input.
@@ -51,6 +64,7 @@ def doctor(
     seeds = make_seeds(
         prepared, draw(prepared.train, config.budget, config.seed), config.outer.learn
     )
+    refuse_without_rows(config, prepared, seeds)
     progress.say("comparing the engines on two batches ...")
     diagnosis = diagnose(
         prepared.model,
@@ -60,7 +74,7 @@ def doctor(
         thorough=True,
     )
     if diagnosis.verdict is None:
-        return diagnosis, None
+        return Examined(diagnosis, None, None)
     steps = math.ceil(
         config.expert.recipe(config.recipe).total_steps(len(prepared.train))
         / config.expert.snapshot_every
@@ -69,6 +83,7 @@ def doctor(
     judged = len(prepared.target)
     if config.outer.objective == "train-loss":
         judged = config.outer.objective_rows
+    ahead, window = window_of(config.outer, config.recipe, len(seeds.rows))
     planned = estimate(
         prepared.model,
         config.recipe,
@@ -81,9 +96,18 @@ def doctor(
         outer_steps=config.outer.outer_steps,
         engine=diagnosis.verdict.engine,
         eps=diagnosis.verdict.eps or config.outer.fd_eps,
-        window=config.outer.window,
+        window=window,
+        student_steps=ahead * students(config.outer, config.outer.outer_steps),
         segments=config.outer.segments,
         target_batches=0 if trajectory else math.ceil(judged / config.recipe.batch_size),
         snapshots=config.expert.experts * (steps + 1) if trajectory else 0,
     )
-    return diagnosis, planned
+    agreed = None
+    if config.outer.agreement and not trajectory:
+        engine = make_engine(diagnosis.verdict.engine, diagnosis.verdict.eps or config.outer.fd_eps)
+        with TemporaryDirectory() as folder:
+            distiller = Distiller(
+                config, prepared, seeds, config.recipe, engine, [], Path(folder), progress
+            )
+            agreed = measure(distiller, len(seeds.rows))
+    return Examined(diagnosis, planned, agreed)

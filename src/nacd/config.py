@@ -158,7 +158,7 @@ class OuterLoopConfig:
     objective_rows: int = 64
     """`train-loss`: rows of it, other training rows (never seeds) at every outer step."""
     outer_steps: int = 40
-    """Updates of the prompts; each runs a whole training and sweeps back."""
+    """Updates of the prompts; each runs a training, or its end, and sweeps back."""
     learn: str = "prompt"
     """Learnable positions: `prompt`, or `prefix:K` for K extra tokens before it."""
     projection: Literal["nearest", "straight-through", "simplex"] = "simplex"
@@ -169,9 +169,18 @@ class OuterLoopConfig:
     fd_eps: float = 2e-3
     """Finite-difference step of the first-order engines, as a share of |theta|."""
     window: int = 0
-    """Inner steps differentiated through, 8, say, where trainings are long; 0: the whole recipe."""
+    """Inner steps differentiated through: the last ones, from a student of --pool (0: the last
+    epoch); without a pool, some at a random place (0: the whole training)."""
+    pool: int = 3
+    """Students, trained on the current rows up to the window, each in an order of its own, that
+    inner loops start from in turn; 0: every inner loop trains from the beginning."""
+    renew: int = 4
+    """Outer steps after which one student of the pool makes room for a new one."""
     segments: int = 1
     """Inner loops averaged in one outer step: less noise, at their time."""
+    agreement: int = 3
+    """Inner loops, each in an order of its own, whose meta-gradients are held against each other
+    before anything is learned (`nacd doctor`, too); 0: none."""
     expert_start: int = 0
     """`trajectory`: latest expert step (of those with a snapshot) that a segment starts from."""
     expert_ahead: int = 0
@@ -297,6 +306,9 @@ class DistillConfig:
             ("--check-seeds", self.outer.check_seeds, 1),
             ("--candidates", self.outer.candidates, 2),
             ("--window", self.outer.window, 0),
+            ("--pool", self.outer.pool, 0),
+            ("--agreement", self.outer.agreement, 0),
+            ("--renew", self.outer.renew, 1),
             ("--draws", self.draws, 1),
             ("--max-tokens", self.data.max_tokens, 2),
             ("--target-rows", self.data.target_rows, 0),
@@ -315,6 +327,8 @@ class DistillConfig:
         ):
             if not 0 < value < math.inf:
                 raise UserError(f"{flag} {value}: must be above 0.")
+        if self.outer.agreement == 1:
+            raise UserError("--agreement 1: one inner loop agrees with itself; give 2, 3, or 0.")
         if not 0 < self.outer.seed_share < 1:
             raise UserError(f"--seed-share {self.outer.seed_share}: must lie between 0 and 1.")
         if not 0 <= self.outer.trim < 1:

@@ -40,6 +40,7 @@ from nacd.run import RunFolder
 from nacd.selection import check_method, check_rows
 from nacd.settings import to_dict
 from nacd.stages import (
+    ask_agreement,
     check_trainings,
     checked_engine,
     chosen_rows,
@@ -150,6 +151,8 @@ def learn_text(
         distiller = Distiller(
             config, prepared, seeds, recipe, engine, experts, folder.path / "distill", progress, log
         )
+        with clock.stage("comparing meta-gradients"):
+            ask_agreement(distiller, folder, progress)
         with clock.stage("learning"):
             learned = distiller.run()
     if learned.stopped:

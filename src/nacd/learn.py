@@ -19,7 +19,7 @@ from torch import Tensor
 from nacd.config import DistillConfig, OuterLoopConfig, budget_rows
 from nacd.data import Encoded, Example
 from nacd.distillation.neighbours import candidates
-from nacd.distillation.outer import DivergedError, OuterConfig, OuterLoop, rate_of
+from nacd.distillation.outer import DivergedError, OuterConfig, OuterLoop, Segment, rate_of
 from nacd.distillation.projection import (
     Nearest,
     Projection,
@@ -39,8 +39,9 @@ from nacd.distillation.text import (
 from nacd.errors import UserError
 from nacd.experts import Expert
 from nacd.files import read_json_lines, read_tensors, write_json_lines, write_tensors
-from nacd.meta import Engine
+from nacd.meta import Engine, InnerLoop
 from nacd.models import LoraModel
+from nacd.pool import Pool, window_of
 from nacd.prepare import Part, Prepared
 from nacd.progress import Progress
 from nacd.recipe import Recipe
@@ -203,6 +204,11 @@ class Distiller:
         self.segments = segment_maker(
             prepared, recipe, self.config, len(seeds.rows), experts, pool_of(prepared, seeds)
         )
+        ahead, _ = window_of(self.config, recipe, len(seeds.rows))
+        self.pool = None
+        if ahead:
+            loop = InnerLoop(self.model, recipe, recipe.total_steps(len(seeds.rows)))
+            self.pool = Pool(loop, len(seeds.rows), ahead, self.config, folder / "pool")
         template = prepared.template
         self.trips = [
             RoundTrip(template, self.model.tokenizer, example, row)
@@ -215,6 +221,16 @@ class Distiller:
                 "their text stays as it is"
             )
         self._scores: dict[tuple[float | tuple[int, ...], ...], float] = {}
+
+    def segment(self, step: int, part: int) -> Segment:
+        """An inner loop of an outer step: whole, or the window of it that is differentiated."""
+        whole = self.segments(step, part)
+        if self.config.objective == "trajectory":
+            return whole
+        if self.pool is not None:
+            place = step * self.config.segments + part
+            return self.pool.late(whole, step, place, self.outer)
+        return windowed(whole, self.config.window, step, self.outer)
 
     # --- text -------------------------------------------------------------------------------
 
@@ -345,12 +361,7 @@ class Distiller:
             while outer.done < config.outer_steps:
                 began = time.perf_counter()
                 number = outer.done
-                segments = [
-                    windowed(self.segments(number, part), config.window, number, outer)
-                    if config.objective != "trajectory"
-                    else self.segments(number, part)
-                    for part in range(config.segments)
-                ]
+                segments = [self.segment(number, part) for part in range(config.segments)]
                 try:
                     row: dict[str, Any] = dict(outer.step(segments))
                 except DivergedError as error:
@@ -367,6 +378,8 @@ class Distiller:
                 self._save(metrics, best)
                 self.log(row, outer.done)
                 tick(outer.done, row["objective"])
+        if stopped is None and self.pool is not None:
+            self.pool.forget()
         return Learned(
             ids=best["ids"],
             last_ids=best["last_ids"],

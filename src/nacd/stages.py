@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from nacd.agreement import measure
 from nacd.config import DistillConfig, with_judge
 from nacd.data import Encoded, Example, Splits
 from nacd.diagnosis import diagnose
@@ -21,8 +22,9 @@ from nacd.distillation.pseudo import PseudoData
 from nacd.errors import UserError
 from nacd.experts import Expert, import_checkpoints, plan_experts, record_expert
 from nacd.files import read_json
-from nacd.learn import Seeds, draw
+from nacd.learn import Distiller, Seeds, draw
 from nacd.meta import PASSES, Engine, make_engine
+from nacd.pool import window_of
 from nacd.prepare import Prepared
 from nacd.progress import Progress
 from nacd.recipe import Recipe
@@ -234,6 +236,17 @@ def checked_engine(
     return make_engine(found["engine"], found["eps"] or outer.fd_eps)
 
 
+def ask_agreement(distiller: Distiller, folder: RunFolder, progress: Progress) -> None:
+    """Say how far the meta-gradients of several orders agree, before anything is learned; once."""
+    config = distiller.config
+    begun = (distiller.folder / "state.safetensors").is_file()
+    if not config.agreement or not config.outer_steps or begun:
+        return
+    rows = len(distiller.seeds.rows)
+    found = folder.once("agreement", lambda: measure(distiller, rows).to_dict())
+    progress.say(found["said"])
+
+
 def recorded_experts(
     config: DistillConfig, prepared: Prepared, folder: RunFolder, progress: Progress
 ) -> list[Expert]:
@@ -246,8 +259,7 @@ def recorded_experts(
     first = folder.path / "experts" / "0" / "manifest.json"
     if not first.is_file():
         rows = len(draw(prepared.train, config.budget, config.seed))
-        total = config.recipe.total_steps(rows)
-        inner = config.outer.segments * min(config.outer.window or total, total)
+        inner = config.outer.segments * window_of(config.outer, config.recipe, rows)[1]
         plan = plan_experts(
             prepared.model,
             list(prepared.train.rows),

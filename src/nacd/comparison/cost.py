@@ -21,6 +21,7 @@ from nacd.config import budget_rows, decided, with_judge
 from nacd.data import Encoded, collate
 from nacd.files import read_json
 from nacd.meta import PASSES, initial_state, step
+from nacd.pool import students, window_of
 from nacd.prepare import Prepared
 from nacd.recipe import Recipe
 from nacd.selection import METHODS
@@ -216,7 +217,7 @@ class _Work:
     def distilling(self) -> float:
         """One distillation: its seed rows, its experts, the outer loop and its looks."""
         outer = decided(self.config.outer, self.config.data)
-        steps = min(outer.window or self.steps, self.steps)
+        ahead, steps = window_of(outer, self.recipe, self.rows)
         inner = PASSES[outer.engine] * steps * self.step
         judged = {
             "target-loss": self.targets,
@@ -224,7 +225,9 @@ class _Work:
             "trajectory": 0.0,
         }[outer.objective]
         looks = 1 + math.ceil(outer.outer_steps / outer.check_every)
-        loop = outer.outer_steps * outer.segments * (inner + judged)
+        segments = outer.outer_steps * outer.segments + outer.agreement
+        loop = segments * (inner + judged)
+        loop += students(outer, outer.outer_steps) * ahead * self.step
         looking = looks * 2 * outer.check_seeds * self.look
         return self.choosing(self.config.seeds_by) + self._experts() + loop + looking
 

@@ -25,6 +25,7 @@ from nacd.files import read_json, sha256_of
 from nacd.ladder import random_prompts
 from nacd.learn import draw
 from nacd.meta import PASSES
+from nacd.pool import students, window_of
 from nacd.prepare import Prepared
 from nacd.progress import Progress
 from nacd.recipe import Recipe
@@ -343,7 +344,8 @@ def _seconds(outcome: Outcome, learned: bool) -> float:
     spent = {stage["name"]: stage["seconds"] for stage in outcome.clock.stages}
     free = _chosen(outcome)["method"] == "random"
     choosing = 0.0 if free else spent.get("choosing seed rows", 0.0)
-    learning = ("recording experts", "checking the meta-gradient", "learning")
+    learning = ("recording experts", "checking the meta-gradient", "comparing meta-gradients")
+    learning = (*learning, "learning")
     return choosing + (sum(spent.get(name, 0.0) for name in learning) if learned else 0.0)
 
 
@@ -357,7 +359,7 @@ def _learning_flops(outcome: Outcome) -> float:
     prepared, outer, recipe = outcome.prepared, outcome.config.outer, outcome.recipe
     rows = outcome.seeds.rows
     total = recipe.total_steps(len(rows))
-    steps = min(outer.window or total, total)
+    ahead, steps = window_of(outer, recipe, len(rows))
     pad = prepared.model.tokenizer.pad_token_id
     batch = collate(rows, pad).tokens / len(rows) * recipe.batch_size
     train = sum(len(row) for row in prepared.train.rows)
@@ -378,7 +380,9 @@ def _learning_flops(outcome: Outcome) -> float:
     # soft prompts and text, each trained and then read without a gradient
     read = sum(len(row) for row in prepared.development.rows) / 2
     looking = looks * 2 * outer.check_seeds * (total * batch + read)
-    passes = recording + done * outer.segments * segment + looking
+    pool = students(outer, done) * ahead * batch
+    segments = done * outer.segments + (outer.agreement if done else 0)
+    passes = recording + segments * segment + pool + looking
     return 2 * forward_flops(prepared.model, passes)
 
 
