@@ -108,6 +108,8 @@ def test_from_a_file_to_text_and_a_table(
     metrics = (tmp_path / "run" / "distill" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["outer_step"] for line in metrics] == [0, 1, 2, 3]
     assert "soft_to_text_gap" in json.loads(metrics[-1])
+    agreed = json.loads((tmp_path / "run" / "agreement.json").read_text())
+    assert agreed["said"].startswith("Agreement: 3 inner loops")
     assert "tokens_changed" in json.loads(metrics[-1])
 
 

@@ -139,7 +139,7 @@ def _cosine(a: Tensor, b: Tensor) -> float:
 def advice(cosines: Sequence[float], config: OuterLoopConfig, recipe: Recipe, rows: int) -> str:
     """What to change: window, segments, rate or epochs, or to choose rows instead."""
     cosine = statistics.fmean(cosines)
-    lower = f"--learning-rate {recipe.learning_rate / 2:.2g}"
+    lower = f"--learning-rate {recipe.learning_rate / 2:.3g}"
     if not math.isfinite(cosine):
         return f"Training diverges, or nothing moves: try {lower}, or another --window."
     loops = loops_for(cosine)
@@ -155,7 +155,7 @@ def advice(cosines: Sequence[float], config: OuterLoopConfig, recipe: Recipe, ro
         mends.append(f"late windows (--pool 3 --window {epoch})")
     elif not ahead:
         rate = recipe.learning_rate / 4
-        mends.append(f"more epochs at a lower rate (--epochs 4 --learning-rate {rate:.2g}; --tune)")
+        mends.append(f"more epochs at a lower rate (--epochs 4 --learning-rate {rate:.3g}; --tune)")
     else:
         if window > epoch:
             mends.append(f"a shorter window (--window {epoch})")

@@ -246,10 +246,6 @@ def with_judge(selection: SelectionConfig, data: DataConfig) -> SelectionConfig:
     return dataclasses.replace(selection, judge="target" if data.target else "train")
 
 
-IN_ORDER = Recipe(shuffle=False)
-"""What learned rows are trained with: what a prompt is learned for hangs on when it is visited."""
-
-
 @dataclass(frozen=True)
 class DistillConfig:
     """`nacd distill`: from a data file to distilled text."""
@@ -278,7 +274,7 @@ class DistillConfig:
     """Send metrics to a tracker too: `trackio`, `tensorboard` or `wandb`, offline; empty: none."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    recipe: Recipe = field(default_factory=lambda: IN_ORDER)
+    recipe: Recipe = field(default_factory=Recipe)
     expert: ExpertConfig = field(default_factory=ExpertConfig)
     outer: OuterLoopConfig = field(default_factory=OuterLoopConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)

@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from nacd.config import IN_ORDER, DataConfig, DistillConfig, SelectionConfig, with_judge
+from nacd.config import DataConfig, DistillConfig, SelectionConfig, with_judge
 from nacd.data import Example, Splits, Template, hub_license
 from nacd.export import (
     Card,
@@ -47,7 +47,7 @@ class SelectConfig:
     """Seed of everything that is drawn."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    recipe: Recipe = field(default_factory=lambda: IN_ORDER)
+    recipe: Recipe = field(default_factory=Recipe)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
 
     def check(self) -> None:

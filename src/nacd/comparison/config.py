@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nacd.config import (
-    IN_ORDER,
     DataConfig,
     DistillConfig,
     ExpertConfig,
@@ -86,7 +85,7 @@ class CompareConfig:
     """Send the distillations' metrics to a tracker too, as `nacd distill --track` does."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    recipe: Recipe = field(default_factory=lambda: IN_ORDER)
+    recipe: Recipe = field(default_factory=Recipe)
     expert: ExpertConfig = field(default_factory=ExpertConfig)
     outer: OuterLoopConfig = field(default_factory=OuterLoopConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
