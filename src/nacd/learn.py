@@ -16,17 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nacd.config import DistillConfig, OuterLoopConfig, budget_rows
+from nacd.config import DistillConfig, budget_rows
 from nacd.data import Encoded, Example
+from nacd.distillation.candidates import make_projection
 from nacd.distillation.neighbours import candidates
 from nacd.distillation.outer import DivergedError, OuterConfig, OuterLoop, Segment, rate_of
-from nacd.distillation.projection import (
-    Nearest,
-    Projection,
-    Simplex,
-    StraightThrough,
-    simplex_logits,
-)
+from nacd.distillation.projection import Simplex
 from nacd.distillation.pseudo import PseudoData, make_pseudo_data
 from nacd.distillation.text import (
     RoundTrip,
@@ -40,7 +35,6 @@ from nacd.errors import UserError
 from nacd.experts import Expert
 from nacd.files import read_json_lines, read_tensors, write_json_lines, write_tensors
 from nacd.meta import Engine, InnerLoop
-from nacd.models import LoraModel
 from nacd.pool import Pool, window_of
 from nacd.prepare import Part, Prepared
 from nacd.progress import Progress
@@ -78,61 +72,6 @@ def make_seeds(prepared: Prepared, indices: Sequence[int], learn: str) -> Seeds:
     rows = tuple(prepared.template.encode(example, turns="last") for example in examples)
     pseudo = make_pseudo_data(rows, learn, prepared.model.tokenizer.pad_token_id)
     return Seeds(examples, rows, pseudo)
-
-
-@torch.no_grad()
-def expected_tokens(model: LoraModel, data: PseudoData, count: int, allowed: Tensor) -> Tensor:
-    """The tokens that the model itself expects at every slot, likeliest first, (Q, count)."""
-    model.write(model.zero_theta())
-    found = []
-    for row, slots in zip(data.rows, data.slots, strict=True):
-        logits = model.hf(input_ids=torch.tensor([row.ids], device=model.device)).logits[0]
-        logits[:, ~allowed.to(model.device)] = -torch.inf
-        for position, slot in enumerate(slots):
-            if slot >= 0:
-                found.append(logits[max(0, position - 1)].topk(count).indices.cpu())
-    return torch.stack(found)
-
-
-def simplex_candidates(
-    model: LoraModel, data: PseudoData, count: int, allowed: Tensor, table: Tensor
-) -> Tensor:
-    """Candidates (Q, count): the seed's token, then neighbours and the model's guesses in turn."""
-    seeds = data.ids
-    near = candidates(table[seeds].float(), table, count, allowed).cpu()
-    guessed = expected_tokens(model, data, count, allowed)
-    rows = []
-    for q, seed in enumerate(seeds.tolist()):
-        row = [seed]
-        for pair in zip(near[q].tolist(), guessed[q].tolist(), strict=True):
-            row += [t for t in dict.fromkeys(pair) if t not in row]
-        rows.append(row[:count])
-    return torch.tensor(rows)
-
-
-def make_projection(
-    model: LoraModel, seeds: Seeds, config: OuterLoopConfig, allowed: Tensor
-) -> tuple[Projection, float]:
-    """The projection at the seeds' own tokens, and Adam's learning rate on its parameters.
-
-    Raises:
-        UserError: more candidates than there are tokens.
-    """
-    ids = seeds.pseudo.ids
-    if config.projection == "simplex":
-        if config.candidates > int(allowed.sum()):
-            raise UserError(
-                f"--candidates {config.candidates}: only {int(allowed.sum())} tokens of this "
-                "model's may be chosen (plain text that encodes to itself); give at most as many."
-            )
-        options = simplex_candidates(model, seeds.pseudo, config.candidates, allowed, model.table)
-        logits = simplex_logits(options, ids, config.seed_share)
-        simplex = Simplex(logits, options, model.table, cold=config.cold)
-        return simplex, config.step_size or 0.2
-    kind = Nearest if config.projection == "nearest" else StraightThrough
-    vectors = model.embed(ids).float().clone()
-    learned = kind(vectors, model.table, allowed, config.metric, ids)
-    return learned, config.step_size or 0.02
 
 
 @dataclass
@@ -182,7 +121,7 @@ class Distiller:
         self.model = prepared.model
         table = self.model.table
         self.allowed = choosable(self.model.tokenizer, len(table)).to(table.device)
-        projection, step_size = make_projection(self.model, seeds, self.config, self.allowed)
+        projection, step_size = make_projection(self.model, seeds.pseudo, self.config, self.allowed)
         projection.parameters = projection.parameters.to(self.model.device)
         self.outer = OuterLoop(
             seeds.pseudo,
