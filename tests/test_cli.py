@@ -349,7 +349,7 @@ def test_the_doctor_compares_and_estimates(
     shown = capsys.readouterr().out
     assert "Use --engine" in shown
     assert "memory: about" in shown
-    assert "Agreement: 3 inner loops" in shown
+    assert "meta-gradients of 3 inner loops" in " ".join(shown.split())
     assert max(map(len, shown.splitlines())) <= 80
     assert main(["doctor", *args[1:], "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

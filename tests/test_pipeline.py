@@ -109,7 +109,7 @@ def test_from_a_file_to_text_and_a_table(
     assert [json.loads(line)["outer_step"] for line in metrics] == [0, 1, 2, 3]
     assert "soft_to_text_gap" in json.loads(metrics[-1])
     agreed = json.loads((tmp_path / "run" / "agreement.json").read_text())
-    assert agreed["said"].startswith("Agreement: 3 inner loops")
+    assert agreed["said"].startswith("Agreement: the meta-gradients of 3 inner")
     assert "tokens_changed" in json.loads(metrics[-1])
 
 

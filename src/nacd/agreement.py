@@ -89,17 +89,17 @@ class Agreement:
         else:
             now = to_the_mean(self.cosine, self.segments)
             said = (
-                f"Agreement: {count} inner loops, each in an order of its own, have meta-gradients "
-                f"of mean cosine {self.cosine:.2f} ({min(self.cosines):.2f} to "
-                f"{max(self.cosines):.2f}); the mean of {self.segments}, which an outer step takes "
-                f"(--segments), then has cosine {now:.2f} to the true one, and "
+                f"Agreement: the meta-gradients of {count} inner loops, each in an order of its "
+                f"own, have cosine {self.cosine:.2f} ({min(self.cosines):.2f} to "
+                f"{max(self.cosines):.2f}). An outer step averages {self.segments} (--segments), "
+                f"which gives cosine {now:.2f} to the true gradient; for {GOAL} "
                 f"{_needed(self.loops)}."
             )
         return "\n".join(textwrap.wrap(f"{said} {self.advice}", 80, break_on_hyphens=False))
 
 
 def _needed(loops: int | None) -> str:
-    return f"no number of them {GOAL}" if loops is None else f"{loops} would reach {GOAL}"
+    return "no number of them is enough" if loops is None else f"it takes {loops}"
 
 
 def measure(distiller: Distiller, rows: int) -> Agreement:
