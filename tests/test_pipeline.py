@@ -125,8 +125,14 @@ def test_objectives_and_projections(
     objective: str, projection: str, tiny_folder: Folder, rows: Path, tmp_path: Path
 ) -> None:
     base = config(tiny_folder("llama"), rows, tmp_path / "run")
-    outer = replace(base.outer, objective=objective, projection=projection, expert_start=2)  # pyright: ignore
-    result = nacd.distill(replace(base, outer=outer, compare=("seeds", "text")), progress=QUIET)
+    named: dict[str, Any] = {"objective": objective, "projection": projection, "expert_start": 2}
+    base = replace(
+        base,
+        outer=replace(base.outer, beta=0.1, **named),
+        recipe=replace(base.recipe, shuffle=True),
+        compare=("seeds", "text"),
+    )
+    result = nacd.distill(base, progress=QUIET)
     assert (tmp_path / "run" / "experts").exists() == (objective == "trajectory")
     assert {"seeds", "text"} <= {row["method"] for row in result.table}
 

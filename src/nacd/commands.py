@@ -100,7 +100,7 @@ def doctor(config: DistillConfig, *, progress: Progress | None = None) -> Examin
         student_steps=ahead * students(config.outer, config.outer.outer_steps),
         segments=config.outer.segments,
         target_batches=0 if trajectory else math.ceil(judged / config.recipe.batch_size),
-        snapshots=config.expert.experts * (steps + 1) if trajectory else 0,
+        snapshots=config.expert.experts * (steps + 1) if trajectory else config.outer.pool,
     )
     agreed = None
     if config.outer.agreement and not trajectory:

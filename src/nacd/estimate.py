@@ -93,7 +93,7 @@ def estimate(
         segments: inner loops in an outer step.
         student_steps: ordinary steps of all students that late windows start from.
         target_batches: batches of target rows that the objective reads; 0 for `trajectory`.
-        snapshots: expert snapshots that are kept (all experts together).
+        snapshots: of all experts, or students of the pool, that are kept.
     """
     total = recipe.total_steps(rows)
     inner = min(window or total, total)
