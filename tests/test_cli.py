@@ -173,7 +173,7 @@ def test_a_run_replays_from_its_yaml(data: Path, tiny_folder: Folder, tmp_path: 
 
 def test_a_config_that_leaves_settings_out_has_the_commands_own() -> None:
     read = from_dict(DistillConfig, {"recipe": {"batch_size": 8}}, "run.yaml")
-    assert read.recipe == Recipe(batch_size=8, shuffle=False)
+    assert read.recipe == Recipe(batch_size=8, shuffle=True)
     assert DistillConfig().recipe == Recipe(shuffle=True)
 
 
