@@ -28,6 +28,7 @@ from nacd.learn import Distiller, draw, make_seeds
 from nacd.meta import make_engine, meta_gradient
 from nacd.progress import Progress
 
+LATE = "4 epochs, 5e-4, last epoch"
 PLAIN = nacd.Recipe(batch_size=8, epochs=1, learning_rate=2e-3)
 RECIPES = {
     "1 epoch, 2e-3": PLAIN,
@@ -42,6 +43,9 @@ RECIPES = {
     "same shuffle": PLAIN,
     "same initial values": PLAIN,
     "same initial values and batches": PLAIN,
+    "1 epoch, 5e-4": nacd.Recipe(batch_size=8, epochs=1, learning_rate=5e-4),
+    "4 epochs, 5e-4": nacd.Recipe(batch_size=8, epochs=4, learning_rate=5e-4),
+    LATE: nacd.Recipe(batch_size=8, epochs=4, learning_rate=5e-4),
 }
 
 
@@ -71,7 +75,7 @@ def main() -> None:
     for number, (name, recipe) in enumerate(RECIPES.items()):
         if name not in options.only:
             continue
-        folder = options.out / "none"  # nothing is saved there
+        folder = options.out / str(number)  # students that late windows start from
         distiller = Distiller(config, prepared, seeds, recipe, engine, [], folder, progress)
         outer, gradients = distiller.outer, []
         vectors = outer.vectors().detach()
@@ -82,6 +86,8 @@ def main() -> None:
                 gradients.append(torch.tensor(json.loads(file.read_text())))
                 continue
             segment = varied(name, distiller.segments(0, 0), distiller.segments(pair, 0))
+            if name == LATE:  # from a student of its own, through the last epoch alone
+                segment = distiller.segment(0, pair)
             found = meta_gradient(
                 segment.loop,
                 segment.start,

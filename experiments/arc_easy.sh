@@ -11,7 +11,7 @@ shift $(($# < 2 ? $# : 2))
 for seed in "${@:-0}"; do
   nacd distill --model smollm2 \
     --data "$data/train.jsonl" --heldout "$data/validation.jsonl" --choices cloze \
-    --max-tokens 64 --budget 112 --batch-size 8 --epochs 1 --tune-rates 1e-3 2e-3 4e-3 \
+    --max-tokens 64 --budget 112 --batch-size 8 --epochs 1 --no-shuffle --tune-rates 1e-3 2e-3 4e-3 \
     --engine one-sided --outer-steps "${OUTER_STEPS:-30}" --check-every 10 --check-trainings 2 --trainings "${DRAWS:-5}" \
     --seed "$seed" --out "$runs/arc_easy-$seed"
 done

@@ -40,7 +40,7 @@ def configuration(options: argparse.Namespace, name: str, seed: int) -> nacd.Dis
     changes = dict(VARIANTS[name])
     start_by, shuffle = changes.pop("start_by", "random"), changes.pop("shuffle", False)
     base = nacd.OuterLoopConfig(
-        objective="train-loss", outer_steps=options.outer_steps, check_every=20
+        objective="train-loss", pool=0, outer_steps=options.outer_steps, check_every=20
     )
     return nacd.DistillConfig(
         out=options.runs / f"{name}-{seed}",

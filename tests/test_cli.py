@@ -236,8 +236,8 @@ def test_a_run_replays_from_its_yaml(data: Path, tiny_folder: Folder, tmp_path: 
 
 def test_a_config_that_leaves_settings_out_has_the_commands_own() -> None:
     read = from_dict(DistillConfig, {"recipe": {"batch_size": 8}}, "run.yaml")
-    assert read.recipe == Recipe(batch_size=8, shuffle=False)
-    assert DistillConfig().recipe.shuffle is False
+    assert read.recipe == Recipe(batch_size=8, shuffle=True)
+    assert DistillConfig().recipe == Recipe(shuffle=True)
 
 
 @pytest.mark.parametrize(
@@ -418,9 +418,11 @@ def test_the_doctor_compares_and_estimates(
     shown = capsys.readouterr().out
     assert "Use --engine" in shown
     assert "memory: about" in shown
+    assert "meta-gradients of 3 inner loops" in " ".join(shown.split())
     assert max(map(len, shown.splitlines())) <= 80
     assert main(["doctor", *args[1:], "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["diagnosis"]["verdict"]["engine"] in shown
     assert found["estimate"]["inner_steps"] > 0
+    assert len(found["agreement"]["cosines"]) == 3
     assert not (tmp_path / "run").exists()

@@ -59,7 +59,7 @@ def test_a_distillation_is_told_stage_by_stage_and_less_what_is_done(
     prepared: Prepared, tmp_path: Path
 ) -> None:
     outer = OuterLoopConfig(objective="train-loss", outer_steps=3)
-    config = DistillConfig(budget="4", recipe=RECIPE, outer=outer, draws=2)
+    config = DistillConfig(budget="4", recipe=RECIPE, outer=outer, trainings=2)
     whole = distillation(config, prepared, SPEED)
     names = [stage.name for stage in whole.stages]
     assert names == [

@@ -16,9 +16,9 @@ from transformers import get_linear_schedule_with_warmup
 from float64 import float64_only
 from nacd.config import LADDER, OuterLoopConfig
 from nacd.data import Encoded, collate
+from nacd.distillation.candidates import expected_tokens
 from nacd.distillation.pseudo import PseudoData, make_pseudo_data
 from nacd.ladder import Entry, _summary, entries_for
-from nacd.learn import expected_tokens
 from nacd.meta import FirstOrder, Start
 from nacd.models import ModelConfig, load_model
 from nacd.recipe import Recipe

@@ -15,9 +15,10 @@ import torch
 
 from nacd.config import DataConfig, DistillConfig, OuterLoopConfig
 from nacd.data import Example, Message, Splits
+from nacd.distillation.candidates import make_projection
 from nacd.errors import UserError
 from nacd.files import read_tensors, write_tensors
-from nacd.learn import Distiller, make_projection, make_seeds
+from nacd.learn import Distiller, make_seeds
 from nacd.meta import make_engine
 from nacd.models import ModelConfig
 from nacd.prepare import prepare
@@ -59,7 +60,7 @@ def make(folder: Path, soft: list[float], text: list[float], steps: int) -> Dist
     distiller = Distiller.__new__(Distiller)
     outer: Any = Outer()
     distiller.outer, distiller.folder, distiller.log = outer, folder, silent
-    distiller.progress = Progress(quiet=True)
+    distiller.progress, distiller.pool = Progress(quiet=True), None
     distiller.config = OuterLoopConfig(objective="trajectory", outer_steps=steps, check_every=2)
     distiller.segments = lambda *_: None  # pyright: ignore[reportAttributeAccessIssue]
     seeds: Any = SimpleNamespace(pseudo=SimpleNamespace(ids=torch.tensor([0])))
@@ -164,11 +165,11 @@ def test_a_look_at_the_start_is_one_at_the_seeds(tmp_path: Path) -> None:
 
 
 def test_more_candidates_than_tokens_are_refused() -> None:
-    seeds: Any = SimpleNamespace(pseudo=SimpleNamespace(ids=torch.tensor([3])))
+    data: Any = SimpleNamespace(ids=torch.tensor([3]))
     allowed = torch.tensor([False, True, True, True])
     outer = OuterLoopConfig(candidates=4)
     with pytest.raises(UserError, match=r"--candidates 4: only 3 tokens .* at most as many"):
-        make_projection(cast(Any, None), seeds, outer, allowed)
+        make_projection(cast(Any, None), data, outer, allowed)
 
 
 @pytest.mark.parametrize("projection", ["nearest", "straight-through"])

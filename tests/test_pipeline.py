@@ -34,8 +34,11 @@ from nacd.models import ModelConfig, load_model
 from nacd.prepare import prepare
 from nacd.progress import Progress
 from nacd.recipe import Recipe
+from nacd.report.facts import recipe_of
+from nacd.report.folder import read_run
 from nacd.settings import to_dict
 from nacd.student import TUNING_SEED, mean_nll, plain, train_student
+from nacd.tuning import Found, Setting, Tried
 from tiny import ARCHITECTURES
 
 Folder = Callable[[str], Path]
@@ -105,6 +108,8 @@ def test_from_a_file_to_text_and_a_table(
     metrics = (tmp_path / "run" / "distill" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["outer_step"] for line in metrics] == [0, 1, 2, 3]
     assert "soft_to_text_gap" in json.loads(metrics[-1])
+    agreed = json.loads((tmp_path / "run" / "agreement.json").read_text())
+    assert agreed["said"].startswith("Agreement: the meta-gradients of 3 inner")
     assert "tokens_changed" in json.loads(metrics[-1])
 
 
@@ -120,8 +125,14 @@ def test_objectives_and_projections(
     objective: str, projection: str, tiny_folder: Folder, rows: Path, tmp_path: Path
 ) -> None:
     base = config(tiny_folder("llama"), rows, tmp_path / "run")
-    outer = replace(base.outer, objective=objective, projection=projection, expert_start=2)  # pyright: ignore
-    result = nacd.distill(replace(base, outer=outer, compare=("seeds", "text")), progress=QUIET)
+    named: dict[str, Any] = {"objective": objective, "projection": projection, "expert_start": 2}
+    base = replace(
+        base,
+        outer=replace(base.outer, beta=0.1, **named),
+        recipe=replace(base.recipe, shuffle=True),
+        compare=("seeds", "text"),
+    )
+    result = nacd.distill(base, progress=QUIET)
     assert (tmp_path / "run" / "experts").exists() == (objective == "trajectory")
     assert {"seeds", "text"} <= {row["method"] for row in result.table}
 
@@ -188,6 +199,38 @@ def test_a_prefix_that_learned_nothing_leaves_the_real_rows(
     for slots, row in zip(soft.rows, encoded, strict=True):
         assert [slot for slot in slots if slot < 0] == [-1] * len(row), "the seed, and its prefix"
         assert len(slots) == len(row) + 2
+
+
+def test_a_tuned_recipe_is_that_of_learning_table_card_and_page(
+    tiny_folder: Folder, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores: list[Any] = []
+
+    def search(score: Any, **_: Any) -> Found:
+        scores.append(score(Setting(3.0, 2e-3), 0).mean)
+        return Found(Setting(3.0, 2e-3), (Tried(2e-3, 3.0, scores[-1], 1),), True, ("A note.",))
+
+    monkeypatch.setattr(nacd.tuning, "search", search)
+    run = replace(config(tiny_folder("llama"), rows, tmp_path / "run"), tune=True)
+    run = replace(run, compare=("seeds", "full"), draws=1)
+    result = nacd.distill(run, progress=QUIET)
+    nacd.distill(run, progress=QUIET)
+    assert len(scores) == 1, "found once"
+    steps = {row["method"]: row["steps"] for row in result.table}
+    assert steps["seeds"] == steps["full-equal-steps"] == 6, "two steps an epoch"
+    card = (result.dataset / "README.md").read_text()
+    assert "learning rate 0.002, 3 epochs, validation NLL" in card
+    assert "--learning-rate 0.002 --batch-size 2 --epochs 3" in card
+    assert recipe_of(read_run(run.out)) == replace(run.recipe, learning_rate=2e-3, epochs=3.0)
+    # what was found was found on the starting rows, as they are exported
+    prepared = prepare(run.model, run.data)
+    real = {example.digest: example for example in prepared.train.examples}
+    own = [real[row["seed_digest"]] for row in exported(run.out)]
+    data = plain([prepared.template.encode(e, turns="last") for e in own], 0)
+    recipe = Recipe(batch_size=2, epochs=3, learning_rate=2e-3)
+    theta = train_student(prepared.model, recipe, data, TUNING_SEED)
+    nll = mean_nll(prepared.model, theta, prepared.development.rows)
+    assert scores[0] == pytest.approx(nll, rel=1e-6)
 
 
 def test_a_learned_prefix_where_some_do_not_survive(

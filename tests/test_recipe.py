@@ -146,6 +146,8 @@ def test_a_budget_is_finite(budget: str) -> None:
     ("changes", "message"),
     [
         ({"tune_rates": (1e-3, 0.0)}, "--tune-rates 0.0: must be above 0"),
+        ({"tune": True, "tune_rates": (1e-3,)}, "drop --tune-rates"),
+        ({"tune": True, "recipe": Recipe(steps=5)}, "--steps 5: --tune finds the number of epochs"),
         ({"full_epochs": 0.0}, "--full-epochs 0.0: must be above 0"),
         ({"outer": OuterLoopConfig(fd_eps=0.0)}, "--fd-eps 0.0: must be above 0"),
         ({"outer": OuterLoopConfig(step_size=-1.0)}, "--step-size -1.0: must be at least 0"),

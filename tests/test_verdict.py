@@ -68,12 +68,12 @@ def kept(mean: float, spread: float | None = 0.05, figures: int = 3) -> dict[str
         ),
         (
             {"random": kept(-0.2, figures=2)},
-            "Too few to tell (2 trainings a row; give --draws 5): ",
+            "Too few to tell (2 trainings a row; give --trainings 5): ",
             "0.200 (0.150 to 0.250) nats per token lower than with random rows.",
         ),
         (
             {"random": kept(-0.2, None, 1)},
-            "Too few to tell (one training a row; give --draws 5): ",
+            "Too few to tell (one training a row; give --trainings 5): ",
             "0.200 (no interval) nats",
         ),
         ({}, "Compare the distilled rows before you use them: ", "held against no real rows"),

@@ -299,9 +299,10 @@ def _experts(config: Any, progress: Progress) -> Said:
 def _doctor(config: Any, progress: Progress) -> Said:
     from nacd.commands import doctor
 
-    diagnosis, planned = doctor(config, progress=progress)
-    text = "\n\n".join(part.describe() for part in (diagnosis, planned) if part)
-    return Said({"diagnosis": diagnosis, "estimate": planned}, text, 0 if planned else 1)
+    found = doctor(config, progress=progress)
+    text = "\n\n".join(part.describe() for part in found if part)
+    result = found._asdict() | {"agreement": found.agreement and found.agreement.to_dict()}
+    return Said(result, text, 0 if found.estimate else 1)
 
 
 def _report(config: Any, progress: Progress) -> Said:

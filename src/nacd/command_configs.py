@@ -12,7 +12,6 @@ from tyro.conf import Positional
 
 from nacd.budget import Budget, budget_text
 from nacd.config import (
-    IN_ORDER,
     NONE,
     DataConfig,
     DistillConfig,
@@ -43,7 +42,7 @@ class SelectConfig:
     `splits/`; without this, they are chosen from too."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    recipe: Recipe = field(default_factory=lambda: IN_ORDER)
+    recipe: Recipe = field(default_factory=Recipe)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
 
     def __post_init__(self) -> None:

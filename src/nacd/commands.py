@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import torch
 
+from nacd.agreement import Agreement, measure
 from nacd.config import DistillConfig, decided
 from nacd.diagnosis import TRIALS, Diagnosis, diagnose
 from nacd.estimate import Estimate, estimate
 from nacd.experts import Expert
 from nacd.forecasts import distillation, measured
-from nacd.learn import draw, make_seeds
+from nacd.learn import Distiller, draw, make_seeds, refuse_without_rows
+from nacd.meta import make_engine
+from nacd.pool import students, window_of
 from nacd.prepare import prepare, read_splits
 from nacd.progress import Progress
 from nacd.stages import check_trainings, open_run, recorded_experts
@@ -20,6 +26,18 @@ from nacd.units import duration
 
 COMPARING = 41
 """Ordinary training steps that comparing all engines is worth."""
+
+
+class Examined(NamedTuple):
+    """What `doctor` found."""
+
+    diagnosis: Diagnosis
+    """Which engines are right."""
+    estimate: Estimate | None
+    """What the planned run takes; None where no engine is right."""
+    agreement: Agreement | None
+    """How far meta-gradients of several orders agree; None where that was not asked, or for
+    `trajectory`, whose experts are not there yet."""
 
 
 def record_experts(config: DistillConfig, *, progress: Progress | None = None) -> list[Expert]:
@@ -37,13 +55,8 @@ def record_experts(config: DistillConfig, *, progress: Progress | None = None) -
     return recorded_experts(config, prepared, folder, progress)
 
 
-def doctor(
-    config: DistillConfig, *, progress: Progress | None = None
-) -> tuple[Diagnosis, Estimate | None]:
+def doctor(config: DistillConfig, *, progress: Progress | None = None) -> Examined:
     """Compare the engines on two real batches of the user's data, and estimate the planned run.
-
-    Returns:
-        What the comparison found, and the estimate; None where no engine is right.
 
     Raises:
         UserError: a wrong input.
@@ -57,6 +70,7 @@ def doctor(
     seeds = make_seeds(
         prepared, draw(prepared.train, config.budget, config.seed), config.outer.learn
     )
+    refuse_without_rows(config, prepared, seeds)
     speed = measured(prepared, config.recipe, progress)
     batches = seeds.pseudo.batches(config.recipe.batch_size, 2, seed=1)
     comparing = speed.step * COMPARING * sum(batch.tokens for batch in batches) / 2
@@ -72,7 +86,7 @@ def doctor(
             tick=lambda done: tick(done, math.nan),
         )
     if diagnosis.verdict is None:
-        return diagnosis, None
+        return Examined(diagnosis, None, None)
     steps = math.ceil(
         config.expert.recipe(config.recipe).total_steps(len(prepared.train))
         / config.expert.snapshot_every
@@ -81,6 +95,7 @@ def doctor(
     judged = len(prepared.target)
     if config.outer.objective == "train-loss":
         judged = config.outer.objective_rows
+    ahead, window = window_of(config.outer, config.recipe, len(seeds.rows))
     planned = estimate(
         prepared.model,
         config.recipe,
@@ -93,10 +108,20 @@ def doctor(
         outer_steps=config.outer.outer_steps,
         engine=diagnosis.verdict.engine,
         eps=diagnosis.verdict.eps or config.outer.fd_eps,
-        window=config.outer.window,
+        window=window,
+        student_steps=ahead * students(config.outer, config.outer.outer_steps),
         segments=config.outer.segments,
         target_batches=0 if trajectory else math.ceil(judged / config.recipe.batch_size),
-        snapshots=config.expert.experts * (steps + 1) if trajectory else 0,
+        snapshots=config.expert.experts * (steps + 1) if trajectory else config.outer.pool,
     )
     outer = (planned.outer_seconds, planned.peak_bytes)
-    return diagnosis, replace(planned, forecast=distillation(config, prepared, speed, outer=outer))
+    planned = replace(planned, forecast=distillation(config, prepared, speed, outer=outer))
+    agreed = None
+    if config.outer.agreement and not trajectory:
+        engine = make_engine(diagnosis.verdict.engine, diagnosis.verdict.eps or config.outer.fd_eps)
+        with TemporaryDirectory() as folder:
+            distiller = Distiller(
+                config, prepared, seeds, config.recipe, engine, [], Path(folder), progress
+            )
+            agreed = measure(distiller, len(seeds.rows))
+    return Examined(diagnosis, planned, agreed)

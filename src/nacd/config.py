@@ -208,7 +208,7 @@ class OuterLoopConfig:
     objective_rows: int = 64
     """`train-loss`: rows of it, other training rows (never seeds) at every outer step."""
     outer_steps: int = 40
-    """Updates of the prompts; each runs a whole training and sweeps back."""
+    """Updates of the prompts; each runs a training, or its end, and sweeps back."""
     learn: str = "prompt"
     """Learnable positions: `prompt`, or `prefix:K` for K extra tokens before it."""
     projection: Literal["nearest", "straight-through", "simplex"] = "simplex"
@@ -219,9 +219,18 @@ class OuterLoopConfig:
     fd_eps: float = 2e-3
     """Finite-difference step of the first-order engines, as a share of |theta|."""
     window: int = 0
-    """Inner steps differentiated through, 8, say, where trainings are long; 0: the whole recipe."""
+    """Inner steps differentiated through: the last ones, from a student of --pool (0: the last
+    epoch); without a pool, some at a random place (0: the whole training)."""
+    pool: int = 3
+    """Students, trained on the current rows up to the window, each in an order of its own, that
+    inner loops start from in turn; 0: every inner loop trains from the beginning."""
+    renew: int = 4
+    """Outer steps after which one student of the pool makes room for a new one."""
     segments: int = 1
     """Inner loops averaged in one outer step: less noise, at their time."""
+    agreement: int = 3
+    """Inner loops, each in an order of its own, whose meta-gradients are held against each other
+    before anything is learned (`nacd doctor`, too); 0: none."""
     expert_start: int = 0
     """`trajectory`: latest expert step (of those with a snapshot) that a segment starts from."""
     expert_ahead: int = 0
@@ -295,10 +304,6 @@ def with_judge(selection: SelectionConfig, data: DataConfig) -> SelectionConfig:
     return dataclasses.replace(selection, judge="target" if data.target else "train")
 
 
-IN_ORDER = Recipe(shuffle=False)
-"""What learned rows are trained with: what a prompt is learned for hangs on when it is visited."""
-
-
 @old_names_too
 @dataclass(frozen=True)
 class DistillConfig:
@@ -317,16 +322,18 @@ class DistillConfig:
     """Rows of the final table; `full` trains on all rows: leave it out if that is dear."""
     trainings: int = 3
     """Trainings behind each row of the table, each of another seed (`random`: of other rows)."""
+    tune: bool = False
+    """Find learning rate and epochs first, on validation rows, by whole trainings on the starting
+    rows; off: train by those given."""
     tune_rates: tuple[float, ...] = ()
-    """Learning rates to try first (`5e-4 1e-3`) on development rows, training on the starting rows
-    (which --start-by chooses before, at --learning-rate)."""
+    """Old, gone in the next release: learning rates alone to try first; see --tune."""
     full_epochs: float = 1.0
     """Epochs of the table's `full` row (also shown at equal steps)."""
     track: str = ""
     """Send metrics to a tracker too: `trackio`, `tensorboard` or `wandb`, offline; empty: none."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    recipe: Recipe = field(default_factory=lambda: IN_ORDER)
+    recipe: Recipe = field(default_factory=Recipe)
     expert: ExpertConfig = field(default_factory=ExpertConfig)
     outer: OuterLoopConfig = field(default_factory=OuterLoopConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
@@ -343,6 +350,7 @@ class DistillConfig:
         """
         check_values(self)
         self.recipe.check()
+        check_tuning(self.tune, self.tune_rates, self.recipe)
         self.expert.check()
         check_tracker(self.track)
         if not self.data.data:
@@ -357,6 +365,9 @@ class DistillConfig:
             ("--check-trainings", self.outer.check_trainings, 1),
             ("--candidates", self.outer.candidates, 2),
             ("--window", self.outer.window, 0),
+            ("--pool", self.outer.pool, 0),
+            ("--agreement", self.outer.agreement, 0),
+            ("--renew", self.outer.renew, 1),
             ("--trainings", self.trainings, 1),
             ("--max-tokens", self.data.max_tokens, 2),
             ("--target-rows", self.data.target_rows, 0),
@@ -375,6 +386,8 @@ class DistillConfig:
         ):
             if not 0 < value < math.inf:
                 raise UserError(f"{flag} {value}: must be above 0.")
+        if self.outer.agreement == 1:
+            raise UserError("--agreement 1: one inner loop agrees with itself; give 2, 3, or 0.")
         if not 0 < self.outer.start_share < 1:
             raise UserError(f"--start-share {self.outer.start_share}: must lie between 0 and 1.")
         if not 0 <= self.outer.trim < 1:
@@ -390,3 +403,20 @@ class DistillConfig:
                 "(for others: `nacd compare --methods`)."
             )
         parse_budget(self.budget)
+
+
+def check_tuning(tune: bool, rates: tuple[float, ...], recipe: Recipe) -> None:
+    """Refuse flags that say two things of how the recipe is found.
+
+    Raises:
+        UserError: `--tune` beside `--tune-rates` or `--steps`.
+    """
+    if tune and rates:
+        raise UserError(
+            "--tune finds learning rate and epochs together, --tune-rates the rate alone; drop "
+            "--tune-rates."
+        )
+    if tune and recipe.steps:
+        raise UserError(
+            f"--steps {recipe.steps}: --tune finds the number of epochs; drop one of the two."
+        )

@@ -20,6 +20,7 @@ from nacd.memory import forget_peak, peak_resident
 from nacd.meta import PASSES, initial_state, step
 from nacd.models import LoraModel
 from nacd.per_row import ROOM
+from nacd.pool import students, window_of
 from nacd.prepare import Prepared
 from nacd.recipe import Recipe
 from nacd.selection.judges import JUDGES
@@ -213,15 +214,17 @@ class Work:
 
     def learning(self, outer: OuterLoopConfig) -> float:
         """The outer loop of one distillation (its objective named), without its looks."""
-        window = min(outer.window or self.steps, self.steps)
-        before = (self.steps - window) / 2  # steps that lead to a window, on average
-        inner = (PASSES[outer.engine] * window + before) * self.one / self.steps
+        ahead, window = window_of(outer, self.recipe, self.rows)
+        before = 0.0 if ahead else (self.steps - window) / 2  # that lead to a window, on average
+        step = self.one / self.steps
+        inner = (PASSES[outer.engine] * window + before) * step
         judged = {
             "target-loss": self.targets,
             "train-loss": outer.objective_rows * self.mean,
             "trajectory": 0.0,
         }[outer.objective]
-        return outer.outer_steps * outer.segments * (inner + judged)
+        loops = outer.outer_steps * outer.segments + outer.agreement
+        return loops * (inner + judged) + students(outer, outer.outer_steps) * ahead * step
 
     def looking(self, outer: OuterLoopConfig) -> float:
         """All looks at the validation rows of one distillation, of vectors and of text."""

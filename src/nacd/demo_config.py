@@ -43,6 +43,7 @@ def demo_config(config: DemoConfig) -> DistillConfig:
         recipe=Recipe(batch_size=8, epochs=3.0, learning_rate=2e-3, shuffle=False),
         outer=OuterLoopConfig(
             objective="target-loss",
+            pool=0,
             outer_steps=config.outer_steps,
             check_every=max(1, config.outer_steps // 2),
             check_trainings=1,

@@ -48,6 +48,7 @@ from nacd.selection import check_method, check_rows
 from nacd.settings import to_dict
 from nacd.split_files import held_out_line, said_on_card, write_splits
 from nacd.stages import (
+    ask_agreement,
     check_trainings,
     checked_engine,
     chosen_rows,
@@ -91,6 +92,8 @@ class Outcome:
     seeds: Seeds
     recipe: Recipe
     """What the table's rows are trained with."""
+    found_by: str
+    """How the recipe was found: `as given`, or a sentence."""
     learned: Learned
     text: list[TextRow]
     """The distilled rows."""
@@ -153,8 +156,8 @@ def learn_text(
         f"{len(prepared.train)} training rows; {len(seeds.rows)} seed rows, {tokens} tokens, "
         f"{seeds.pseudo.size} of them learnable"
     )
-    with clock.stage("tuning the learning rate"):
-        recipe = tuned_recipe(config, prepared, seeds, folder, progress)
+    with clock.stage("tuning the recipe"):
+        recipe, found_by = tuned_recipe(config, prepared, seeds, folder, progress)
     with clock.stage("checking the meta-gradient"):
         engine = checked_engine(config, prepared, seeds, recipe, folder, progress)
     experts: list[Expert] = []
@@ -165,6 +168,8 @@ def learn_text(
         distiller = Distiller(
             config, prepared, seeds, recipe, engine, experts, folder.path / "distill", progress, log
         )
+        with clock.stage("comparing meta-gradients"):
+            ask_agreement(distiller, folder, progress)
         with clock.stage("learning"):
             learned = distiller.run()
     if learned.stopped:
@@ -177,6 +182,7 @@ def learn_text(
         prepared,
         seeds,
         recipe,
+        found_by,
         learned,
         text,
         changed,
@@ -266,6 +272,7 @@ def _card(config: DistillConfig, outcome: Outcome) -> Card:
         settings={
             "objective": config.outer.objective,
             "outer steps": config.outer.outer_steps,
+            "recipe": outcome.found_by,
             "learnable positions": config.outer.learn,
             "exported outer step": outcome.learned.best_step,
             "seed": config.seed,
@@ -446,7 +453,7 @@ def judge(
             f"{learned.best_step} was best on the validation rows ({changed:.1%} of learnable "
             f"tokens changed), but was held against no real rows on test rows{why}."
         )
-    return decide(called("text"), rivals, "give --draws 5")
+    return decide(called("text"), rivals, "give --trainings 5")
 
 
 def print_result(result: Distilled, progress: Progress) -> None:

@@ -64,6 +64,7 @@ def estimate(
     eps: float = 1e-2,
     window: int = 0,
     segments: int = 1,
+    student_steps: int = 0,
     target_batches: int = 0,
     snapshots: int = 0,
 ) -> Estimate:
@@ -80,8 +81,9 @@ def estimate(
         eps: its step length.
         window: inner steps differentiated through; 0: the whole recipe.
         segments: inner loops in an outer step.
+        student_steps: ordinary steps of all students that late windows start from.
         target_batches: batches of target rows that the objective reads; 0 for `trajectory`.
-        snapshots: expert snapshots that are kept (all experts together).
+        snapshots: of all experts, or students of the pool, that are kept.
     """
     total = recipe.total_steps(rows)
     inner = min(window or total, total)
@@ -103,4 +105,5 @@ def estimate(
     outer = segments * (inner * taken[0] + target_batches * trial.step_seconds)
     disk = 3 * vectors.numel() * vectors.element_size() + snapshots * state * model.size * entry
     inner *= segments
-    return Estimate(most, outer_steps * outer, disk, outer, inner, engine, model.micro)
+    seconds = outer_steps * outer + student_steps * trial.step_seconds
+    return Estimate(most, seconds, disk, outer, inner, engine, model.micro)

@@ -29,9 +29,11 @@ from nacd.data import Encoded
 from nacd.errors import UserError
 from nacd.learn import draw
 from nacd.models import LoraModel
+from nacd.pool import window_of
 from nacd.prepare import Prepared
 from nacd.progress import Progress
 from nacd.recipe import Recipe
+from nacd.tuning import SEARCHED
 from nacd.units import duration
 
 CHECKING = 10
@@ -105,39 +107,46 @@ def distillation(
     model, loop, expert = prepared.model, config.outer, config.expert
     done = _Done(folder)
     learning = speed.step * work.learning(loop)
-    window = min(loop.window or work.steps, work.steps)
+    _, window = window_of(loop, config.recipe, rows)
     swept = speed.step_bytes
     if swept is not None:
         swept += sweep_bytes(model, window)
     if outer is not None:
         learning, swept = loop.outer_steps * outer[0], outer[1]
     vectors = 4.0 * rows * work.mean * model.width  # at most: every token learnable
+    kept = 3 * vectors + loop.pool * snapshot_bytes(model)
     recording = Stage(
         f"recording {expert.experts} experts",
         speed.step * work.recording(expert, loop),
         speed.step_bytes,
         _snapshots(config, prepared),
     )
+    searched = SEARCHED if config.tune else len(config.tune_rates)
     by = with_judge(config.selection, config.data)
     stages = [
         choosing_stage(work, speed, config.start_by, by, "choosing the starting rows"),
         Stage(
-            f"tuning over {len(config.tune_rates)} learning rates",
-            speed.step * len(config.tune_rates) * work.look,
+            f"tuning the recipe, about {searched} trainings",
+            speed.step * searched * work.look,
             speed.step_bytes,
         ),
         Stage(
             "checking the meta-gradient", speed.step * CHECKING * 4 * work.mean, speed.step_bytes
         ),
         recording,
-        Stage(f"learning, {loop.outer_steps} outer steps", learning, swept, 3 * vectors),
+        Stage(
+            f"learning, {loop.outer_steps} outer steps",
+            learning,
+            swept,
+            3 * vectors + loop.pool * snapshot_bytes(model),
+        ),
         Stage("its looks at validation rows", speed.step * work.looking(loop), speed.step_bytes),
         *_table(config, work, speed, done),
     ]
-    kept = ("seeds", "tuning", "doctor")
+    names = ("seeds", "tuning", "doctor")
     left = [
         shortened(stage, 1.0) if done.has(name) else stage
-        for stage, name in zip(stages[:3], kept, strict=True)
+        for stage, name in zip(stages[:3], names, strict=True)
     ]
     if done.has("experts/0/manifest"):
         recording = shortened(recording, 1.0)

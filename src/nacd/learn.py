@@ -16,17 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nacd.config import DistillConfig, OuterLoopConfig, budget_rows
+from nacd.config import DistillConfig, budget_rows
 from nacd.data import Encoded, Example
+from nacd.distillation.candidates import make_projection
 from nacd.distillation.neighbours import candidates
-from nacd.distillation.outer import DivergedError, OuterConfig, OuterLoop, rate_of
-from nacd.distillation.projection import (
-    Nearest,
-    Projection,
-    Simplex,
-    StraightThrough,
-    simplex_logits,
-)
+from nacd.distillation.outer import DivergedError, OuterConfig, OuterLoop, Segment, rate_of
+from nacd.distillation.projection import Simplex
 from nacd.distillation.pseudo import PseudoData, make_pseudo_data
 from nacd.distillation.text import (
     RoundTrip,
@@ -39,8 +34,8 @@ from nacd.distillation.text import (
 from nacd.errors import UserError
 from nacd.experts import Expert
 from nacd.files import read_json_lines, read_tensors, write_json_lines, write_tensors
-from nacd.meta import Engine
-from nacd.models import LoraModel
+from nacd.meta import Engine, InnerLoop
+from nacd.pool import Pool, window_of
 from nacd.prepare import Part, Prepared
 from nacd.progress import Progress
 from nacd.recipe import Recipe
@@ -77,61 +72,6 @@ def make_seeds(prepared: Prepared, indices: Sequence[int], learn: str) -> Seeds:
     rows = tuple(prepared.template.encode(example, turns="last") for example in examples)
     pseudo = make_pseudo_data(rows, learn, prepared.model.tokenizer.pad_token_id)
     return Seeds(examples, rows, pseudo)
-
-
-@torch.no_grad()
-def expected_tokens(model: LoraModel, data: PseudoData, count: int, allowed: Tensor) -> Tensor:
-    """The tokens that the model itself expects at every slot, likeliest first, (Q, count)."""
-    model.write(model.zero_theta())
-    found = []
-    for row, slots in zip(data.rows, data.slots, strict=True):
-        logits = model.hf(input_ids=torch.tensor([row.ids], device=model.device)).logits[0]
-        logits[:, ~allowed.to(model.device)] = -torch.inf
-        for position, slot in enumerate(slots):
-            if slot >= 0:
-                found.append(logits[max(0, position - 1)].topk(count).indices.cpu())
-    return torch.stack(found)
-
-
-def simplex_candidates(
-    model: LoraModel, data: PseudoData, count: int, allowed: Tensor, table: Tensor
-) -> Tensor:
-    """Candidates (Q, count): the seed's token, then neighbours and the model's guesses in turn."""
-    seeds = data.ids
-    near = candidates(table[seeds].float(), table, count, allowed).cpu()
-    guessed = expected_tokens(model, data, count, allowed)
-    rows = []
-    for q, seed in enumerate(seeds.tolist()):
-        row = [seed]
-        for pair in zip(near[q].tolist(), guessed[q].tolist(), strict=True):
-            row += [t for t in dict.fromkeys(pair) if t not in row]
-        rows.append(row[:count])
-    return torch.tensor(rows)
-
-
-def make_projection(
-    model: LoraModel, seeds: Seeds, config: OuterLoopConfig, allowed: Tensor
-) -> tuple[Projection, float]:
-    """The projection at the seeds' own tokens, and Adam's learning rate on its parameters.
-
-    Raises:
-        UserError: more candidates than there are tokens.
-    """
-    ids = seeds.pseudo.ids
-    if config.projection == "simplex":
-        if config.candidates > int(allowed.sum()):
-            raise UserError(
-                f"--candidates {config.candidates}: only {int(allowed.sum())} tokens of this "
-                "model's may be chosen (plain text that encodes to itself); give at most as many."
-            )
-        options = simplex_candidates(model, seeds.pseudo, config.candidates, allowed, model.table)
-        logits = simplex_logits(options, ids, config.start_share)
-        simplex = Simplex(logits, options, model.table, cold=config.cold)
-        return simplex, config.step_size or 0.2
-    kind = Nearest if config.projection == "nearest" else StraightThrough
-    vectors = model.embed(ids).float().clone()
-    learned = kind(vectors, model.table, allowed, config.metric, ids)
-    return learned, config.step_size or 0.02
 
 
 @dataclass
@@ -181,7 +121,7 @@ class Distiller:
         self.model = prepared.model
         table = self.model.table
         self.allowed = choosable(self.model.tokenizer, len(table)).to(table.device)
-        projection, step_size = make_projection(self.model, seeds, self.config, self.allowed)
+        projection, step_size = make_projection(self.model, seeds.pseudo, self.config, self.allowed)
         projection.parameters = projection.parameters.to(self.model.device)
         self.outer = OuterLoop(
             seeds.pseudo,
@@ -203,6 +143,11 @@ class Distiller:
         self.segments = segment_maker(
             prepared, recipe, self.config, len(seeds.rows), experts, pool_of(prepared, seeds)
         )
+        ahead, _ = window_of(self.config, recipe, len(seeds.rows))
+        self.pool = None
+        if ahead:
+            loop = InnerLoop(self.model, recipe, recipe.total_steps(len(seeds.rows)))
+            self.pool = Pool(loop, len(seeds.rows), ahead, self.config, folder / "pool")
         template = prepared.template
         self.trips = [
             RoundTrip(template, self.model.tokenizer, example, row)
@@ -215,6 +160,16 @@ class Distiller:
                 "their text stays as it is"
             )
         self._scores: dict[tuple[float | tuple[int, ...], ...], float] = {}
+
+    def segment(self, step: int, part: int) -> Segment:
+        """An inner loop of an outer step: whole, or the window of it that is differentiated."""
+        whole = self.segments(step, part)
+        if self.config.objective == "trajectory":
+            return whole
+        if self.pool is not None:
+            place = step * self.config.segments + part
+            return self.pool.late(whole, step, place, self.outer)
+        return windowed(whole, self.config.window, step, self.outer)
 
     # --- text -------------------------------------------------------------------------------
 
@@ -345,12 +300,7 @@ class Distiller:
             while outer.done < config.outer_steps:
                 began = time.perf_counter()
                 number = outer.done
-                segments = [
-                    windowed(self.segments(number, part), config.window, number, outer)
-                    if config.objective != "trajectory"
-                    else self.segments(number, part)
-                    for part in range(config.segments)
-                ]
+                segments = [self.segment(number, part) for part in range(config.segments)]
                 try:
                     row: dict[str, Any] = dict(outer.step(segments))
                 except DivergedError as error:
@@ -367,6 +317,8 @@ class Distiller:
                 self._save(metrics, best)
                 self.log(row, outer.done)
                 tick(outer.done, row["objective"])
+        if stopped is None and self.pool is not None:
+            self.pool.forget()
         return Learned(
             ids=best["ids"],
             last_ids=best["last_ids"],

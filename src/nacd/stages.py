@@ -1,6 +1,6 @@
 """The stages before learning, each kept in the run folder so that it is done once.
 
-Seed rows chosen, the learning rate tuned, the engine checked, expert trajectories recorded.
+Seed rows chosen, the recipe tuned, the engine checked, expert trajectories recorded.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ from typing import Any
 
 import torch
 
+from nacd.agreement import measure
 from nacd.config import DistillConfig, with_judge
-from nacd.data import Example, Splits
+from nacd.data import Encoded, Example, Splits
 from nacd.diagnosis import diagnose
 from nacd.distillation.pseudo import PseudoData
 from nacd.errors import UserError
 from nacd.experts import Expert, import_checkpoints, plan_experts, record_expert
 from nacd.files import read_json
-from nacd.learn import Seeds, draw
+from nacd.learn import Distiller, Seeds, draw
 from nacd.meta import PASSES, Engine, make_engine
+from nacd.pool import window_of
 from nacd.prepare import Prepared
 from nacd.progress import Progress
 from nacd.recipe import Recipe
@@ -31,6 +33,7 @@ from nacd.selection import METHODS, Task, choose_once
 from nacd.selection.random import random_order
 from nacd.settings import to_dict
 from nacd.student import EXPERT_SEED, TUNING_SEED, digest_of, mean_nll, train_student, tune_rate
+from nacd.tuning import tune_recipe
 
 FREE = ("out", "compare", "trainings")
 """Keys that may differ when a run goes on: they change no stage that is done."""
@@ -38,6 +41,9 @@ SAID = ("data.license", "data.language", "track")
 """Keys that change nothing in any run but what is said of it."""
 ROUNDING = ("model.micro_tokens",)
 """Keys that change no more than the rounding, and may be what lets a run go on."""
+OLD_RATES = (
+    "--tune-rates will be gone in the next release: --tune finds learning rate and epochs together."
+)
 
 CHECKED = 4
 """Rows a batch of the short check before a run."""
@@ -143,12 +149,45 @@ def tuned(
     return folder.once(name, search, of=digest_of(data))
 
 
+def found_recipe(
+    recipe: Recipe,
+    prepared: Prepared,
+    sets: Sequence[Sequence[Encoded]],
+    folder: RunFolder,
+    progress: Progress,
+    name: str = "tuning",
+) -> tuple[Recipe, str]:
+    """The recipe with learning rate and epochs found on validation rows, and how, in a sentence.
+
+    Its trainings are shuffled; whether later ones are, the recipe says as before.
+    """
+    if not (folder.path / f"{name}.json").is_file():
+        progress.say("finding learning rate and epochs on validation rows, by whole trainings ...")
+    found = tune_recipe(
+        prepared.model,
+        sets,
+        prepared.development.rows,
+        recipe,
+        folder,
+        name=name,
+        progress=progress,
+    )
+    progress.say(f"recipe: {found.describe()}")
+    for note in found.notes:
+        progress.say(note)
+    rate, epochs = found.recipe.learning_rate, found.recipe.epochs
+    return replace(recipe, learning_rate=rate, epochs=epochs, steps=0), found.describe()
+
+
 def tuned_recipe(
     config: DistillConfig, prepared: Prepared, seeds: Seeds, folder: RunFolder, progress: Progress
-) -> Recipe:
-    """The recipe, its learning rate chosen on development rows where --tune-rates asks for it."""
+) -> tuple[Recipe, str]:
+    """The recipe, tuned on the starting rows where that is asked for, and how it was found."""
+    if config.tune:
+        return found_recipe(config.recipe, prepared, [seeds.rows], folder, progress)
     if not config.tune_rates:
-        return config.recipe
+        return config.recipe, "as given"
+    progress.say(OLD_RATES)
     found = tuned(config.recipe, config.tune_rates, prepared, seeds.untouched, folder)
     tried = ", ".join(
         f"{rate:g}: {'diverges' if nll is None else f'{nll:.3f}'}" for rate, nll in found["nll"]
@@ -157,7 +196,8 @@ def tuned_recipe(
         f"learning rate {found['learning_rate']:g}, by development NLL after training on the "
         f"untouched seeds ({tried})"
     )
-    return replace(config.recipe, learning_rate=found["learning_rate"])
+    recipe = replace(config.recipe, learning_rate=found["learning_rate"])
+    return recipe, f"learning rate {recipe.learning_rate:g} of {len(found['nll'])} tried"
 
 
 def checked_engine(
@@ -196,6 +236,17 @@ def checked_engine(
     return make_engine(found["engine"], found["eps"] or outer.fd_eps)
 
 
+def ask_agreement(distiller: Distiller, folder: RunFolder, progress: Progress) -> None:
+    """Say how far the meta-gradients of several orders agree, before anything is learned; once."""
+    config = distiller.config
+    begun = (distiller.folder / "state.safetensors").is_file()
+    if not config.agreement or not config.outer_steps or begun:
+        return
+    rows = len(distiller.seeds.rows)
+    found = folder.once("agreement", lambda: measure(distiller, rows).to_dict())
+    progress.say(found["said"])
+
+
 def recorded_experts(
     config: DistillConfig, prepared: Prepared, folder: RunFolder, progress: Progress
 ) -> list[Expert]:
@@ -208,8 +259,7 @@ def recorded_experts(
     first = folder.path / "experts" / "0" / "manifest.json"
     if not first.is_file():
         rows = len(draw(prepared.train, config.budget, config.seed))
-        total = config.recipe.total_steps(rows)
-        inner = config.outer.segments * min(config.outer.window or total, total)
+        inner = config.outer.segments * window_of(config.outer, config.recipe, rows)[1]
         plan = plan_experts(
             prepared.model,
             list(prepared.train.rows),

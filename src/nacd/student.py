@@ -29,6 +29,8 @@ TUNING_SEED = 3000
 """The learning rate is tuned at this seed."""
 LEARNING_SEED = 10_000
 """Learning trains from LoRA seeds 10000, 10001, ...; the table's trainings have 0, 1, ..."""
+POOL_SEED = 500_000
+"""Students that late windows start from are trained from LoRA seeds 500000, 500001, ..."""
 EXPERT_SEED = 1_000_000
 """Experts train from LoRA seeds 1000000, 1000001, ...: a student starts where its expert did."""
 

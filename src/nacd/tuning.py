@@ -22,6 +22,7 @@ best, that with the fewest epochs is taken (the one-standard-error rule, Breiman
 
 from __future__ import annotations
 
+import hashlib
 import math
 import statistics
 import time
@@ -39,7 +40,7 @@ from nacd.models import LoraModel
 from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.run import RunFolder
-from nacd.student import TUNING_SEED, plain, train_student
+from nacd.student import TUNING_SEED, digest_of, plain, train_student
 
 EPOCHS = (1.0, 2.0, 4.0, 8.0)
 """Epochs of the grid."""
@@ -47,12 +48,16 @@ AROUND = (1 / 4, 1 / 2, 1.0, 2.0, 4.0)
 """Learning rates of the grid, in multiples of the recipe's."""
 BEYOND = 4
 """Values that an axis may grow by at either end."""
+TUNING_DRAWS = 50_000
+"""Random draws to tune on have seeds 50000, 50001, ..., which nothing else uses."""
 TRAININGS = 4
 """Trainings of a setting in the last rung."""
 CLEARLY = 2.0
 """A setting this many standard errors worse than the best is not trained again."""
 FEW_ROWS = 30
 """Validation rows below which the choice is said to stand on few."""
+SEARCHED = 16
+"""Trainings of a search, roughly: a dozen settings once, the better ones up to four times."""
 FORWARD = 0.4
 """Time of a forward pass, in ordinary training steps: roughly."""
 
@@ -144,7 +149,8 @@ def tune_recipe(
     """Find the learning rate and the epochs of a recipe together; see the module's docstring.
 
     Every training is one file in the folder, so that a stopped search goes on. A finished one is
-    read; one that time has ended goes on when it is given more.
+    read; one that time has ended goes on when it is given more. What was kept of other rows is
+    made anew.
 
     Args:
         model: the model; its LoRA is overwritten.
@@ -173,6 +179,8 @@ def tune_recipe(
     if not usable:
         replace(recipe, epochs=max(epochs)).check_rows(fewest)
     pad = model.tokenizer.pad_token_id
+    digests = [digest_of(plain(rows, pad)) for rows in sets]
+    of = hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
     spent = {"seconds": 0.0, "work": 0.0}
 
     def score(setting: Setting, number: int) -> RowNll | None:
@@ -205,7 +213,7 @@ def tune_recipe(
                 "seconds": time.perf_counter() - began,
             }
 
-        kept = folder.once(file, make)
+        kept = folder.once(file, make, of=digests[number % len(sets)])
         spent["seconds"] += kept["seconds"]
         spent["work"] += work
         tokens = np.asarray(kept["tokens"])
@@ -236,10 +244,10 @@ def tune_recipe(
             "notes": [*found.notes, *few],
         }
 
-    kept = folder.once(name, make)
+    kept = folder.once(name, make, of=of)
     if not kept["complete"] and (minutes is None or minutes > kept["minutes"]):
         (folder.path / f"{name}.json").unlink()
-        kept = folder.once(name, make)
+        kept = folder.once(name, make, of=of)
     chosen = replace(recipe, learning_rate=kept["learning_rate"], epochs=kept["epochs"])
     return TunedRecipe(
         chosen,

@@ -260,6 +260,7 @@ def test_a_difference_has_the_intervals_of_its_parts() -> None:
     assert found.mean == pytest.approx(-0.1)
     assert found.over_trainings == difference_interval(a.values, b.values, 0.9)
     assert found.over_rows == question_bootstrap(a.by_row - b.by_row, TOKENS, level=0.9)
+    assert found.over_rows is not None
     assert found.low == min(found.mean - (found.over_trainings or 0), found.over_rows[0])
     assert found.high == max(found.mean + (found.over_trainings or 0), found.over_rows[1])
     for one, other in ((a, untrained()), (untrained(), a)):

@@ -34,6 +34,7 @@ from nacd.prepare import prepare
 from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.runs import ShowConfig, show_text
+from nacd.tuning import Tried, TunedRecipe
 from tiny import tiny_tokenizer
 
 Folder = Callable[[str], Path]
@@ -169,6 +170,48 @@ def test_a_finished_run_is_compared_without_distilling_anew(
         compare(replace(config, runs=(str(tmp_path / "run"),)), progress=QUIET)
     with pytest.raises(UserError, match="no run folder"):
         compare(replace(config, runs=(str(tmp_path / "absent"),)), progress=QUIET)
+
+
+def test_every_model_is_tuned_for_its_budget_and_all_methods_use_that(
+    tiny_folder: Folder, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[tuple[str, list[Any], list[Any]]] = []
+
+    def tune(_: Any, sets: Any, judges: Any, recipe: Recipe, folder: Any, **named: Any) -> Any:
+        def search() -> dict[str, Any]:
+            searched.append((named["name"], [[*rows] for rows in sets], [*judges]))
+            return {"epochs": len(searched), "learning_rate": 1e-3 * len(searched)}
+
+        found = replace(recipe, **folder.once(named["name"], search))
+        tried = (Tried(found.learning_rate, found.epochs, 2.0, 1),)
+        return TunedRecipe(found, tried, True, len(judges), 0.0, ())
+
+    monkeypatch.setattr(stages_module, "tune_recipe", tune)
+    source, target = (str(tiny_folder(arch)) for arch in ("llama", "opt"))
+    config = grid(Path(source), rows, tmp_path / "g", target_models=(target,), tune=True)
+    config = replace(config, methods=("random",), seeds=1)
+    steps = [(row["target"], row["steps"]) for row in compare(config, progress=QUIET).table]
+    assert steps == [(source, 2), (target, 4)]
+    named = [f"tuning/{folder_name(model)}-4" for model in (source, target)]
+    assert [name for name, *_ in searched] == named
+    for (_, sets, validation), model in zip(searched, (source, target), strict=True):
+        prepared = prepare(replace(config.model, model=model), config.data)
+        assert validation == [*prepared.development.rows]
+        assert [len(own) for own in sets] == [4] * 4
+        labelled = {prepared.template.encode(e, turns="last") for e in prepared.train.examples}
+        assert all(row in labelled for own in sets for row in own)
+    assert len({str(own) for own in searched[0][1]}) > 1, "several random draws"
+
+    run = replace(config.distillation("4", 0), out=tmp_path / "run", tune=True, compare=())
+    nacd.distill(run, progress=QUIET)  # three epochs
+    taken = replace(config, target_models=(), methods=("text",), runs=(str(run.out),))
+    (row,) = compare(replace(taken, out=tmp_path / "taken"), progress=QUIET).table
+    assert row["steps"] == 6
+    assert len(searched) == 3, "rows of a run are trained by the run's recipe"
+    other = replace(taken, tune=False, out=tmp_path / "other")
+    (row,) = compare(other, progress=QUIET).table
+    assert "0.003 for 3 epochs" in row["why"]
+    assert "give --tune, which takes the run's" in row["why"]
 
 
 @pytest.mark.slow

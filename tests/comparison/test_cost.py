@@ -40,6 +40,10 @@ def test_the_forecast_counts_every_stage(tiny_folder: Folder, rows: Path, tmp_pa
     tuned = of(tune_rates=(1e-3, 2e-3)).before
     name = Path(config.model.model).name
     assert tuned["tuning other, budget 4"] == pytest.approx(2 * tuned[f"tuning {name}, budget 4"])
+    searched = of(tune=True).before
+    assert searched[f"tuning {name}, budget 4"] == pytest.approx(
+        8 * tuned[f"tuning {name}, budget 4"]
+    )
     matching = replace(config.outer, objective="trajectory")
     few, more = (
         of(outer=matching, expert=ExpertConfig(experts=k)).before["distilling, budget 4"]

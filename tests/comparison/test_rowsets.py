@@ -151,11 +151,14 @@ def test_the_operations_of_learning(
     looks = 2 * 2 * 5 * (training + 6 * 5 / 2)
     judged = {"target-loss": 3 * 5, "train-loss": 7 * 5, "trajectory": 0}[objective]
     experts = 2 * 5 * 8 * 5 if objective == "trajectory" else 0
-    steps = 2 * 2 * (3 * training + judged)
-    assert module._learning_flops(found) == pytest.approx(2 * (experts + steps + looks))
-    found.config = replace(found.config, outer=replace(outer, window=2))
-    steps = 2 * 2 * (3 * 2 * 2 * 5 + judged)
-    assert module._learning_flops(found) == pytest.approx(2 * (experts + steps + looks))
+    for window, pool in ((0, 3), (1, 3), (0, 0)):
+        found.config = replace(found.config, outer=replace(outer, window=window, pool=pool))
+        late = pool > 0 and objective != "trajectory"
+        swept = window or (2 if late else 6)  # the last epoch, or all of it
+        students = 3 * (6 - swept) * 2 * 5 if late else 0
+        loops = (2 * 2 + 3) * (3 * swept * 2 * 5 + judged)  # three of them before learning
+        expected = experts + students + loops + looks
+        assert module._learning_flops(found) == pytest.approx(2 * expected)
 
 
 def test_random_draws_are_those_of_distill(

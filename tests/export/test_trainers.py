@@ -326,9 +326,9 @@ def test_the_order_is_told_from_any_file_of_the_rows(tmp_path: Path) -> None:
     for recipe in (RECIPE, ORDERED):
         written(tmp_path, CHAT, recipe)
         assert {made_in_order(tmp_path / file) for file in files} == {not recipe.shuffle}
-        found = {own_recipe(tmp_path / file) for file in files}
-        assert found == {tmp_path / "train_with" / "nacd.yaml"}
-        values = yaml.safe_load(found.pop().read_text())
+        own = tmp_path / "train_with" / "nacd.yaml"
+        assert {own_recipe(tmp_path / file) for file in files} == {own}
+        values = yaml.safe_load(own.read_text())
         config = from_dict(TrainConfig, values, "nacd.yaml")
         assert config.recipe == recipe
         assert config.model == dataclasses.replace(MODEL, model=ModelConfig().model)

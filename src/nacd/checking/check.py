@@ -48,11 +48,9 @@ from nacd.run import RunFolder
 from nacd.selection import check_rows
 from nacd.split_files import held_out_line, write_splits
 from nacd.stages import open_run
-from nacd.tuning import TRAININGS, TunedRecipe, tune_recipe
+from nacd.tuning import TRAININGS, TUNING_DRAWS, TunedRecipe, tune_recipe
 from nacd.units import byte_size, duration
 
-TUNING_DRAWS = 50_000
-"""The recipe is tuned on random draws with seeds 50000, 50001, ..., which nothing else uses."""
 TUNING_SHARE = 0.3
 """Most of the time that tuning may take."""
 FADING = 0.6

@@ -24,7 +24,7 @@ from nacd.comparison.decision import comparison_lines, decided_lines
 from nacd.comparison.failures import Failure, failure, keep_failure
 from nacd.comparison.grid import Grid, Keep, cell_folder, folder_name
 from nacd.comparison.kept import Kept
-from nacd.comparison.rowsets import RowSet, check_runs, rowsets, tuning_data
+from nacd.comparison.rowsets import RowSet, check_runs, recipe_of_runs, rowsets, tuning_data
 from nacd.config import decided
 from nacd.costs import measure
 from nacd.data import Encoded, Example, Splits, encode_all, make_template, read_examples
@@ -39,7 +39,8 @@ from nacd.progress import Progress
 from nacd.recipe import Recipe
 from nacd.run import RunFolder, settings
 from nacd.split_files import held_out_line, write_splits
-from nacd.stages import open_run, tuned
+from nacd.stages import OLD_RATES, found_recipe, open_run, tuned
+from nacd.tuning import TRAININGS, TUNING_DRAWS
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ def compare(
     progress = progress or Progress()
     config.check()
     config = replace(config, outer=decided(config.outer, config.data))
+    if config.tune_rates:
+        progress.say(OLD_RATES)
     runs = check_runs(config)
     elsewhere = _elsewhere(config) if config.elsewhere else []
     splits = read_splits(config.data) if splits is None else splits
@@ -269,11 +272,18 @@ def _recipe(
     folder: RunFolder,
     progress: Progress,
 ) -> Recipe:
-    """The recipe of one target and budget, its learning rate tuned on development rows."""
+    """The recipe of one target and budget, tuned on validation rows where that is asked for."""
+    name = f"tuning/{folder_name(target.model.config.model)}-{budget}"
+    if config.tune and config.runs and target is source:
+        return recipe_of_runs(config.runs)
+    if config.tune:
+        progress.say(f"{budget}, {Path(target.model.config.model).name}:")
+        seeds = [TUNING_DRAWS + 100 * config.seed + number for number in range(TRAININGS)]
+        sets = [tuning_data(config, budget, target, source, seed).rows for seed in seeds]
+        return found_recipe(config.recipe, target, sets, folder, progress, name)[0]
     if not config.tune_rates:
         return config.recipe
-    data = tuning_data(config, budget, target, source)
-    name = f"tuning/{folder_name(target.model.config.model)}-{budget}"
+    data = tuning_data(config, budget, target, source, config.seed)
     found = tuned(config.recipe, config.tune_rates, target, data, folder, name)
     progress.say(f"{budget}: learning rate {found['learning_rate']:g}")
     return replace(config.recipe, learning_rate=found["learning_rate"])

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from nacd.budget import Budgets, budget_text, parse_budget
 from nacd.config import (
-    IN_ORDER,
     DataConfig,
     DistillConfig,
     ExpertConfig,
@@ -75,8 +74,11 @@ class CompareConfig:
     """Rows whose trained models also answer the report questions (lm-eval, multiple choice)."""
     elsewhere: str = ""
     """Other data (file or hub id): its response NLL shows what a training harms; empty: none."""
+    tune: bool = False
+    """Find learning rate and epochs for each model and budget, on validation rows, by whole
+    trainings on random rows; off: train by those given."""
     tune_rates: tuple[float, ...] = ()
-    """Learning rates to try for each model and budget, on development rows, with starting rows."""
+    """Old, gone in the next release: learning rates alone to try; see --tune."""
     full_epochs: float = 1.0
     """Epochs of the row `full` (also shown at equal steps)."""
     full_trainings: int = 1
@@ -87,7 +89,7 @@ class CompareConfig:
     """Send the distillations' metrics to a tracker too, as `nacd distill --track` does."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    recipe: Recipe = field(default_factory=lambda: IN_ORDER)
+    recipe: Recipe = field(default_factory=Recipe)
     expert: ExpertConfig = field(default_factory=ExpertConfig)
     outer: OuterLoopConfig = field(default_factory=OuterLoopConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
@@ -142,7 +144,11 @@ class CompareConfig:
             if name in METHODS:
                 check_method(name, self.selection, "--methods")
         check_method(self.start_by, self.selection, "--start-by")
-        shared = {"tune_rates": self.tune_rates, "full_epochs": self.full_epochs}
+        shared = {
+            "tune": self.tune,
+            "tune_rates": self.tune_rates,
+            "full_epochs": self.full_epochs,
+        }
         replace(self.distillation(self.budgets[0], 0), **shared).check()
 
     def distillation(self, budget: str, number: int, recipe: Recipe | None = None) -> DistillConfig:

@@ -21,6 +21,7 @@ from nacd.files import read_json
 from nacd.prepare import Prepared
 from nacd.recipe import Recipe
 from nacd.selection import METHODS
+from nacd.tuning import SEARCHED
 from nacd.units import duration
 
 
@@ -100,17 +101,22 @@ def forecast(
         rows = len(budget_rows(budget, list(source.train.rows), [*range(len(source.train))]))
         work = Work(source, recipe, rows)
         for method in config.methods:
-            spent = work.choosing(method, selection) if method in METHODS else 0.0
+            spent = own * work.choosing(method, selection) if method in METHODS else 0.0
+            if method == "swaps":
+                spent = 60 * selection.minutes
             if spent and there.read(f"choosing/{budget}/{method}/chosen") is None:
-                before[f"choosing by {method}, budget {budget}"] = own * spent
+                before[f"choosing by {method}, budget {budget}"] = spent
         if not config.runs and any(method in DISTILLED for method in config.methods):
             steps = config.outer.outer_steps
             shares = [there.learned(budget, n, steps) for n in range(config.distillations)]
             if left := math.fsum(1 - share for share in shares):
                 before[f"distilling, budget {budget}"] = own * left * distilling(work)
         for name, speed in per_token.items():
-            if config.tune_rates and there.read(f"tuning/{folder_name(name)}-{budget}") is None:
-                spent = speed * len(config.tune_rates) * work.look
+            searched = SEARCHED if config.tune else len(config.tune_rates)
+            if config.tune and config.runs and name == source_name:
+                searched = 0  # the runs' recipe is taken
+            if searched and there.read(f"tuning/{folder_name(name)}-{budget}") is None:
+                spent = speed * searched * work.look
                 before[f"tuning {Path(name).name}, budget {budget}"] = spent
             for method in config.methods:
                 if method == "soft" and name != source_name:

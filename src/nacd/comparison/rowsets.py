@@ -25,9 +25,11 @@ from nacd.files import read_json, sha256_of
 from nacd.ladder import random_prompts
 from nacd.learn import draw
 from nacd.meta import PASSES
+from nacd.pool import students, window_of
 from nacd.prepare import Prepared
 from nacd.progress import Progress
 from nacd.recipe import Recipe
+from nacd.report.facts import recipe_of, recipe_text
 from nacd.report.folder import read_run
 from nacd.run import RunFolder, differences
 from nacd.selection import METHODS, Task, choose_once, forward_flops
@@ -204,13 +206,31 @@ def _taken(
 ) -> Outcome:
     """What a run that has ended holds; nothing is learned."""
     outcome = learn_text(there, splits=splits, prepared=source, progress=progress)
-    rate = outcome.recipe.learning_rate
-    if rate != recipe.learning_rate:
+    rate, epochs = outcome.recipe.learning_rate, outcome.recipe.epochs
+    if (rate, epochs) != (recipe.learning_rate, recipe.epochs):
         raise UserError(
-            f"--runs {there.out}: trained at learning rate {rate:g}, this comparison at "
-            f"{recipe.learning_rate:g}; give --learning-rate {rate:g} without --tune-rates."
+            f"--runs {there.out}: trained at learning rate {rate:g} for {epochs:g} epochs, this "
+            f"comparison at {recipe.learning_rate:g} for {recipe.epochs:g}; give --tune, which "
+            f"takes the run's, or --learning-rate {rate:g} --epochs {epochs:g}."
         )
     return outcome
+
+
+def recipe_of_runs(runs: Sequence[str]) -> Recipe:
+    """The recipe that the rows of finished runs were learned for.
+
+    Raises:
+        UserError: they were learned for several.
+    """
+    recipes = {run: recipe_of(read_run(Path(run))) for run in runs}
+    first, *others = recipes
+    for other in others:
+        if recipes[other] != recipes[first]:
+            raise UserError(
+                f"--runs {first} {other}: learned for two recipes ({recipe_text(recipes[first])}; "
+                f"{recipe_text(recipes[other])}); compare them one at a time."
+            )
+    return recipes[first]
 
 
 def check_runs(config: CompareConfig) -> dict[str, str]:
@@ -238,13 +258,16 @@ def _of_run(config: CompareConfig, budget: str, run: Path) -> DistillConfig:
         raise UserError(f"--runs {run}: has not ended; run its `nacd distill` again first.")
     there = replace(from_dict(DistillConfig, found.config, str(run / "run.yaml")), out=run)
     now = config.distillation(budget, 0)
+    found_anew = {"recipe.learning_rate"}  # `_taken` holds what was found to what is used here
+    if there.tune or config.tune:
+        found_anew.add("recipe.epochs")
     differing = [
         f"  {key}: {old!r} there, {new!r} here"
         for key, old, new in differences(to_dict(there), to_dict(now))
         if key == "budget"
         or (
             key.startswith(("model.", "data.", "recipe."))
-            and key not in ("recipe.learning_rate", *SAID, *ROUNDING)
+            and key not in (*found_anew, *SAID, *ROUNDING)
         )
     ]
     if differing:
@@ -321,7 +344,8 @@ def _seconds(outcome: Outcome, learned: bool) -> float:
     spent = {stage["name"]: stage["seconds"] for stage in outcome.clock.stages}
     free = _chosen(outcome)["method"] == "random"
     choosing = 0.0 if free else spent.get("choosing seed rows", 0.0)
-    learning = ("recording experts", "checking the meta-gradient", "learning")
+    learning = ("recording experts", "checking the meta-gradient", "comparing meta-gradients")
+    learning = (*learning, "learning")
     return choosing + (sum(spent.get(name, 0.0) for name in learning) if learned else 0.0)
 
 
@@ -335,7 +359,7 @@ def _learning_flops(outcome: Outcome) -> float:
     prepared, outer, recipe = outcome.prepared, outcome.config.outer, outcome.recipe
     rows = outcome.seeds.rows
     total = recipe.total_steps(len(rows))
-    steps = min(outer.window or total, total)
+    ahead, steps = window_of(outer, recipe, len(rows))
     pad = prepared.model.tokenizer.pad_token_id
     batch = collate(rows, pad).tokens / len(rows) * recipe.batch_size
     train = sum(len(row) for row in prepared.train.rows)
@@ -356,15 +380,17 @@ def _learning_flops(outcome: Outcome) -> float:
     # soft prompts and text, each trained and then read without a gradient
     read = sum(len(row) for row in prepared.development.rows) / 2
     looking = looks * 2 * outer.check_trainings * (total * batch + read)
-    passes = recording + done * outer.segments * segment + looking
+    pool = students(outer, done) * ahead * batch
+    segments = done * outer.segments + (outer.agreement if done else 0)
+    passes = recording + segments * segment + pool + looking
     return 2 * forward_flops(prepared.model, passes)
 
 
 def tuning_data(
-    config: CompareConfig, budget: str, target: Prepared, source: Prepared
+    config: CompareConfig, budget: str, target: Prepared, source: Prepared, seed: int
 ) -> PseudoData:
-    """The random rows on which a target's learning rate is tuned."""
-    rows = [source.train.examples[i] for i in draw(source.train, budget, config.seed)]
+    """Random rows on which a target's recipe is tuned."""
+    rows = [source.train.examples[i] for i in draw(source.train, budget, seed)]
     return _encoded(rows, target)
 
 

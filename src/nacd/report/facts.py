@@ -60,10 +60,10 @@ GOALS = {
 
 
 def recipe_of(run: Run) -> Recipe:
-    """The recipe of the run's trainings, with the learning rate that was found, if one was."""
+    """The recipe of the run's trainings, with the learning rate and epochs that were found."""
     known = {key: value for key, value in run.setting("recipe", {}).items() if key in _RECIPE}
-    if run.tuning is not None:
-        known["learning_rate"] = run.tuning["learning_rate"]
+    found = run.tuning or {}
+    known |= {key: found[key] for key in ("learning_rate", "epochs") if key in found}
     return Recipe(**known)
 
 
@@ -203,7 +203,7 @@ def warnings(run: Run, rungs: Sequence[Rung]) -> Iterator[tuple[str, str]]:
             "Outer steps were skipped.",
             f"{skipped} of {len(run.metrics) - 1} gave no usable meta-gradient.",
         )
-    if run.tuning is not None:
+    if run.tuning is not None and "nll" in run.tuning:
         rates = [rate for rate, _ in run.tuning["nll"]]
         best = run.tuning["learning_rate"]
         if len(rates) > 1 and best in (min(rates), max(rates)):
