@@ -138,7 +138,7 @@ def distillation(
             f"learning, {loop.outer_steps} outer steps",
             learning,
             swept,
-            3 * vectors + loop.pool * snapshot_bytes(model),
+            kept,
         ),
         Stage("its looks at validation rows", speed.step * work.looking(loop), speed.step_bytes),
         *_table(config, work, speed, done),

@@ -105,8 +105,34 @@ def test_what_misleads_is_taken_back(tmp_path: Path) -> None:
     found = run.run(30)
     assert found.rows == list(range(40))
     assert (found.changed, found.judged) == (0, None)
-    assert [check["kept"] for check in found.checks] == [False] * len(found.checks)
+    assert len(found.checks) > 3
+    for check in found.checks:
+        assert all(judged["difference"] >= 0 for judged in check["tried"])
+    # half of the rounds' swaps are tried too, from the same seeds
+    assert [len(check["tried"]) for check in found.checks[:2]] == [2, 2]
     assert run.share == swapping.SHARE / 2 ** len(found.checks)
+
+
+def test_half_of_the_swaps_is_kept_where_all_of_them_are_too_many(tmp_path: Path) -> None:
+    """A source whose loss rises once more than 12 rows are others."""
+    source = Formula()
+    nll = source.nll
+
+    class Stiff(Formula):
+        def nll(self, rows: Sequence[int], seed: int) -> RowNll:
+            changed = sum(a != b for a, b in enumerate(rows))
+            found = nll(rows, seed)
+            return RowNll(found.nll + (9.0 if changed > 12 else 0.0), found.tokens)
+
+    run = search(Stiff(), tmp_path)
+    found = run.run(8)
+    first = found.checks[0]
+    whole, half = first["tried"]
+    assert first["changed"] > 12 >= sum(a != b for a, b in enumerate(first["rows"])) > 0
+    assert whole["difference"] > 0 > half["difference"]
+    assert whole["second"] == half["second"], "the kept set is trained on once"
+    assert run.checks[0]["rounds"] == swapping.ROUNDS
+    assert 0 < found.changed <= 12
 
 
 def test_a_stopped_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,8 +198,7 @@ def test_sets_are_compared_pair_by_pair() -> None:
     def nll(*values: float) -> RowNll:
         return RowNll(np.array(values), tokens)
 
-    pairs = [(nll(2.0, 4.0), nll(3.0, 5.0)), (nll(1.0, 3.0), nll(3.0, 5.0))]
-    found = against([pairs])
+    found = against([[nll(2.0, 4.0), nll(1.0, 3.0)]], [[nll(3.0, 5.0), nll(3.0, 5.0)]])
     assert (found.first, found.second) == (1.25, 2.0)
     assert found.difference == pytest.approx(-0.75)
     assert found.interval == pytest.approx(12.706 * 0.25, rel=1e-3)

@@ -4,7 +4,8 @@
             candidates alike, at weight 0 in the last steps of that training; fill the free places
             with the worthiest of both, each by a row with a response about as long
     check   after some rounds, train on the set as it is and as it was at the last check, each from
-            the same fresh seeds; keep the better one by the loss on the judging rows
+            the same fresh seeds; keep the better one by the loss on the judging rows; if that is
+            the old one, try the set half-way between them, and make the rounds' shares smaller
 
 A row's worth is only a derivative: it holds while few rows change. Sets made of the worthiest rows
 at once train far worse than random ones, which is why a round swaps few rows and weighs anew
@@ -35,7 +36,7 @@ SHARE = 1 / 8
 """Share of the set that a round leaves out."""
 CANDIDATES = 192
 """Rows from outside the set that a round weighs; half of them the worthiest known, half random."""
-ROUNDS = 6
+ROUNDS = 4
 """Rounds between two checks."""
 TRAININGS = 2
 """Trainings of each of the two sets in a check."""
@@ -98,7 +99,7 @@ class Swapped:
     judged: Judged | None
     """The set against the first one, by the last check; None: nothing was kept."""
     checks: list[dict[str, Any]]
-    """Every check: rounds so far, difference, interval, whether the swaps were kept."""
+    """Every check: rounds so far, what was tried, the last of it the one that decided."""
     scores: dict[int, float]
     """Latest mean worth of every row that was weighed."""
     seconds: float
@@ -151,25 +152,27 @@ def fill(
     return successors
 
 
-def against(pairs: Sequence[Sequence[tuple[RowNll, RowNll]]]) -> Judged:
+def against(first: Sequence[Sequence[RowNll]], second: Sequence[Sequence[RowNll]]) -> Judged:
     """One set's trainings against another's, paired by their seeds.
 
     Args:
-        pairs: by source and training, the judging rows' NLL after either set; of several sources,
-            the mean counts.
+        first: by source and training, the judging rows' NLL after the first set; of several
+            sources, the mean counts.
+        second: the same after the second set.
     """
-    means = np.array([[(a.mean, b.mean) for a, b in trainings] for trainings in pairs]).mean(0)
-    errors = [
-        mean_error(np.mean([a.nll - b.nll for a, b in trainings], axis=0), trainings[0][0].tokens)
-        for trainings in pairs
-    ]
-    differences = means[:, 0] - means[:, 1]
+    differences, errors = [], []
+    for one, other in zip(first, second, strict=True):
+        differences.append([a.mean - b.mean for a, b in zip(one, other, strict=True)])
+        rows = np.mean([a.nll - b.nll for a, b in zip(one, other, strict=True)], axis=0)
+        errors.append(mean_error(rows, one[0].tokens))
+    by_training = np.mean(differences, axis=0)
     return Judged(
-        float(differences.mean()),
-        t_interval(differences.tolist()),
+        float(by_training.mean()),
+        t_interval(by_training.tolist()),
         float(np.linalg.norm(errors) / len(errors)),
-        *means.mean(0).tolist(),
-        trainings=len(means),
+        float(np.mean([[found.mean for found in trainings] for trainings in first])),
+        float(np.mean([[found.mean for found in trainings] for trainings in second])),
+        trainings=len(by_training),
     )
 
 
@@ -208,6 +211,8 @@ class Search:
         self.weighed = [-1] * len(self.start)
         """By place, the round in which it was weighed last."""
         self.memory = Memory()
+        self.since: list[list[int]] = []
+        """The set after each round since the last check."""
         self.rounds, self.checks, self.share = 0, list[dict[str, Any]](), SHARE
         self.round, self.training = 0.0, 0.0
         """Seconds of the longest round, and of a training with its judging."""
@@ -237,35 +242,41 @@ class Search:
             reserve = 2 * self._trainings_of_last(limit) * self.training
             return self._there(name) or self.seconds + seconds + reserve <= limit
 
-        full = since == ROUNDS or self._there(check) or not room(ahead, self.round)
+        due = 2 * TRAININGS * self.training
+        full = since == ROUNDS or self._there(check) or not room(ahead, self.round + due)
         if since and full:
-            if not room(check, 2 * TRAININGS * self.training):
+            if not room(check, due):
                 return False
             self._take_check(self._check(check))
             return True
-        if self.rounds and not room(ahead, self.round):
+        if self.rounds and not room(ahead, self.round + due):
             return False
         found = self._round(ahead)
         self.round = max(self.round, found["seconds"])
         self.training = self.training or found["seconds"] / 2
         for place, row in found["successors"]:
             self.now[place] = row
+        self.since.append(list(self.now))
         self.rounds += 1
         return True
 
     def _take_check(self, check: dict[str, Any]) -> None:
-        self.training = check["seconds"] / (2 * TRAININGS)
+        self.training = check["seconds"] / (TRAININGS * (1 + len(check["tried"])))
         self.checks.append(check)
-        judged = Judged(**check["judged"])
+        *_, judged = tried = [Judged(**judged) for judged in check["tried"]]
+        if judged.difference < 0:
+            self.kept = list(check["rows"])
+        if len(tried) > 1 or judged.difference >= 0:  # too much at once
+            self.share /= 2
+        self.now, self.since = list(self.kept), []
         self.nll = min(judged.first, judged.second)
-        if check["kept"]:
-            self.kept = list(self.now)
-        else:
-            self.now, self.share = list(self.kept), self.share / 2
+        kept = "kept" if judged.difference < 0 else "taken back"
+        if len(tried) > 1:
+            kept = f"not the whole ({tried[0].difference:+.3f}), but half of the rounds: {kept}"
         self.progress.say(
             f"round {self.rounds}: {check['changed']} of {len(self.now)} rows swapped since the "
             f"last check, NLL {judged.first:.3f} against {judged.second:.3f} without "
-            f"({judged.difference:+.3f}): {'kept' if check['kept'] else 'taken back'}"
+            f"({judged.difference:+.3f}): {kept}"
         )
 
     def _trainings_of_last(self, limit: float) -> int:
@@ -344,18 +355,23 @@ class Search:
         return [*more]
 
     def _check(self, name: str) -> dict[str, Any]:
-        """The set as it is against the kept one."""
+        """The set as it is against the kept one; then, if it is worse, the set half-way."""
         first = CHECK_SEED + TRAININGS * self.rounds
+        seeds = range(first, first + TRAININGS)
 
         def make() -> dict[str, Any]:
-            judged = self._judge(self.now, self.kept, range(first, first + TRAININGS))
-            changed = sum(a != b for a, b in zip(self.now, self.kept, strict=True))
-            better = judged.difference < 0
+            old = self._nll(self.kept, seeds)
+            tried: list[Judged] = []
+            rows = self.now
+            for rows in dict.fromkeys(map(tuple, (self.now, self.since[len(self.since) // 2 - 1]))):
+                tried.append(against(self._nll(rows, seeds), old))
+                if tried[-1].difference < 0:
+                    break
             return {
-                "judged": asdict(judged),
-                "kept": better,
+                "tried": [asdict(judged) for judged in tried],
+                "rows": list(rows),
                 "rounds": self.rounds,
-                "changed": changed,
+                "changed": sum(a != b for a, b in zip(self.now, self.kept, strict=True)),
             }
 
         return self._once(name, make)
@@ -367,18 +383,11 @@ class Search:
 
         def make() -> dict[str, Any]:
             seeds = range(LAST_SEED, LAST_SEED + count)
-            return {"judged": asdict(self._judge(self.kept, self.start, seeds))}
+            found = against(self._nll(self.kept, seeds), self._nll(self.start, seeds))
+            return {"judged": asdict(found)}
 
         return Judged(**self._once(f"checks/last-{digest}", make)["judged"])
 
-    def _judge(self, first: list[int], second: list[int], seeds: Sequence[int]) -> Judged:
-        """Trainings on both sets from the same seeds."""
-        return against(
-            [
-                [
-                    (source.nll(first, self.seed + s), source.nll(second, self.seed + s))
-                    for s in seeds
-                ]
-                for source in self.sources
-            ]
-        )
+    def _nll(self, rows: Sequence[int], seeds: Sequence[int]) -> list[list[RowNll]]:
+        """The judging rows after trainings on `rows`, by source and seed."""
+        return [[s.nll(rows, self.seed + seed) for seed in seeds] for s in self.sources]
