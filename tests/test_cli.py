@@ -323,7 +323,7 @@ def test_a_full_disk_and_ctrl_c_lose_nothing(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    args = flags(tiny_folder("gpt2"), data, tmp_path / "run")
+    args = flags(tiny_folder("gpt2"), data, tmp_path / "run", "--pool", "0", "--agreement", "0")
     save, calls = safetensors.torch.save_file, 0
 
     def full(*a: object, **k: object) -> None:

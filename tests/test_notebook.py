@@ -37,5 +37,5 @@ def test_the_first_steps_run(
     assert len(losses) == 2
     assert all(map(math.isfinite, losses))
     assert losses[1] < losses[0]
-    assert len((names["chosen"].dataset / "train.jsonl").read_text().splitlines()) == 4
+    assert len((names["chosen"].dataset / "train.jsonl").read_text().splitlines()) == 6
     assert len(list((tmp_path / "runs" / "rows").iterdir())) == 2

@@ -212,7 +212,7 @@ def test_a_tuned_recipe_is_that_of_learning_table_card_and_page(
 
     monkeypatch.setattr(nacd.tuning, "search", search)
     run = replace(config(tiny_folder("llama"), rows, tmp_path / "run"), tune=True)
-    run = replace(run, compare=("seeds", "full"), draws=1)
+    run = replace(run, compare=("seeds", "full"), trainings=1)
     result = nacd.distill(run, progress=QUIET)
     nacd.distill(run, progress=QUIET)
     assert len(scores) == 1, "found once"

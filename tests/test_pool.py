@@ -123,7 +123,9 @@ def test_a_run_through_late_windows_goes_on_with_the_same_rows(
         for i in range(16)
     ]
     splits = Splits(examples[:8], examples[8:10], examples[10:13], examples[13:])
-    outer = replace(LATE, outer_steps=4, segments=2, check_every=9, check_seeds=1, step_size=1.0)
+    outer = replace(
+        LATE, outer_steps=4, segments=2, check_every=9, check_trainings=1, step_size=1.0
+    )
     config = DistillConfig(
         model=ModelConfig(model=str(tiny_folder("llama")), lora_rank=2),
         data=DataConfig(data="rows", template="qa"),

@@ -52,7 +52,7 @@ def parse_budget(budget: str | int | float) -> tuple[Literal["rows", "share", "t
         value = float(number)
     except ValueError:
         raise UserError(f"--budget {text}: not a number; {form}.") from None
-    whole = kind == "share" or (value < math.inf and value == int(value) and "." not in number)
+    whole = kind == "share" or (math.isfinite(value) and value == int(value) and "." not in number)
     if not (0 < value < math.inf and whole):  # 1.0: one row, or all of them?
         raise UserError(f"--budget {text}: must be a whole number above 0; {form}.")
     if kind == "share" and value > 100:

@@ -38,7 +38,7 @@ USAGE = """usage: nacd COMMAND [flags]      (nacd COMMAND --help shows the usual
 
   --help-all      with any command: all of its flags
   --json          with any command that has a result: the result as JSON
-  --yes           begin a run of more than an hour unasked (only a terminal is asked)
+  --yes           begin a run of more than an hour without asking
   --config FILE   settings from a run.yaml; flags beside it override them
 
   nacd check   --model smollm2 --data mine.jsonl --budget 5% --minutes 10

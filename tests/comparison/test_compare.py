@@ -189,7 +189,7 @@ def test_every_model_is_tuned_for_its_budget_and_all_methods_use_that(
     monkeypatch.setattr(stages_module, "tune_recipe", tune)
     source, target = (str(tiny_folder(arch)) for arch in ("llama", "opt"))
     config = grid(Path(source), rows, tmp_path / "g", target_models=(target,), tune=True)
-    config = replace(config, methods=("random",), seeds=1)
+    config = replace(config, methods=("random",), trainings=1)
     steps = [(row["target"], row["steps"]) for row in compare(config, progress=QUIET).table]
     assert steps == [(source, 2), (target, 4)]
     named = [f"tuning/{folder_name(model)}-4" for model in (source, target)]

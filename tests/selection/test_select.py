@@ -322,7 +322,7 @@ def test_random_seeds_are_those_of_old(data: Path, tiny_folder: Folder, tmp_path
     [
         (
             ["--start-by", "best"],
-            "--start-by best: unknown; the methods are random, best-of, longest",
+            "--start-by best: unknown; the methods are random, best-of, swaps, longest",
         ),
         (
             ["--start-by", "rds+", "--target-rows", "0", "--objective", "trajectory"],
