@@ -1,4 +1,4 @@
-"""The demo's own rows and flags, through the whole pipeline, on a tiny model."""
+"""The demo's own rows and flags, both of its runs, on a tiny model."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from nacd import demo as module
+from nacd import demo_config
 from nacd.cli import main
-from nacd.demo_config import DemoConfig, demo_config
 
 
 @pytest.mark.slow
@@ -21,29 +20,22 @@ def test_the_demo(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def longer(config: DemoConfig) -> object:  # the tiny tokenizer's words are letters
-        made = demo_config(config)
-        return replace(made, data=replace(made.data, max_tokens=512))
-
-    monkeypatch.setattr(module, "demo_config", longer)
+    data = demo_config._data()  # the tiny tokenizer's words are letters
+    monkeypatch.setattr(demo_config, "_data", lambda: replace(data, max_tokens=512))
     out = tmp_path / "demo"
     flags = ["demo", "--model", str(tiny_folder("llama")), "--outer-steps", "1"]
-    assert main([*flags, "--out", str(out), "--json"]) == 0
+    assert main([*flags, "--minutes", "0.3", "--out", str(out), "--json"]) == 0
     found = capsys.readouterr()
-    made = json.loads(found.out)
-    assert made["rows"] == 16
-    assert [row["method"] for row in made["table"]] == [
-        "zero-shot",
-        "random",
-        "seeds",
-        "seeds-shuffled",
-        "random-prompts",
-        "soft",
-        "text",
-        "text-shuffled",
-        "full-equal-steps",
-        "full",
-    ]
-    assert "not that distilling pays" in " ".join(found.err.split())
-    assert len((out / "dataset" / "train.jsonl").read_text().splitlines()) == 16
-    assert (out / "report.html").is_file()
+    checked, distilled = json.loads(found.out)
+    assert distilled["rows"] == 16
+    shuffled = ["zero-shot", "random", "seeds", "text"]
+    assert [row["method"] for row in distilled["table"]] == shuffled
+    # the distillation trains by the recipe that the check has found
+    settings = (out / "distill" / "run.yaml").read_text()
+    assert f"learning_rate: {checked['recipe']['learning_rate']}" in settings
+    said = " ".join(found.err.split())
+    assert said.index("1 of 2: nacd check") < said.index("2 of 2: nacd distill")
+    assert said.rindex(checked["verdict"]) > said.index("So much for 16 rows")
+    for run in ("check", "distill"):
+        assert (out / run / "report.html").is_file()
+    assert len((out / "distill" / "dataset" / "train.jsonl").read_text().splitlines()) == 16

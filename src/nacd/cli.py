@@ -275,7 +275,7 @@ def _check(config: Any, progress: Progress) -> Said:
 def _demo(config: Any, progress: Progress) -> Said:
     from nacd.demo import demo
 
-    return Said(demo(config))
+    return Said(demo(config, progress))
 
 
 def _compare(config: Any, progress: Progress) -> Said:

@@ -16,7 +16,7 @@ import pytest
 
 from made_run import HOSTILE, add_expert, dump, lines, make_run, metrics, row
 from nacd.config import DataConfig, DistillConfig, ExpertConfig, OuterLoopConfig
-from nacd.demo_config import DemoConfig, demo_config
+from nacd.demo_config import DemoConfig, distill_config
 from nacd.errors import UserError
 from nacd.models import ModelConfig
 from nacd.recipe import Recipe
@@ -230,11 +230,12 @@ def test_the_command_repeats_the_run(tmp_path: Path, config: DistillConfig) -> N
 def test_the_demo_is_repeated_as_the_demo(tmp_path: Path) -> None:
     from nacd.cli import parse
 
-    demo = DemoConfig(out=Path(f"{tmp_path / 'run'}-again"), outer_steps=3, seed=2)
-    run = read_run(make_run(tmp_path / "run", config=demo_config(demo)))
+    demo = DemoConfig(out=tmp_path / "demo", budget="12", outer_steps=3, seed=2)
+    made = make_run(tmp_path / "demo" / "distill", config=distill_config(demo, Recipe()))
+    run = read_run(made)
     program, verb, *flags = shlex.split(command(run))
     assert (program, verb) == ("nacd", "demo")
-    assert parse("demo", flags) == demo
+    assert parse("demo", flags) == replace(demo, out=Path(f"{demo.out}-again"))
 
 
 def test_a_setting_that_no_longer_exists_is_left_out(tmp_path: Path) -> None:

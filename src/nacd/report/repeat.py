@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from nacd.config import DistillConfig
-from nacd.demo_config import DemoConfig, demo_config
+from nacd.demo_config import EXEMPLARS
 from nacd.report.folder import Run
 from nacd.settings import to_dict
 
 
 def command(run: Run) -> str:
     """The command that repeats the run in a new folder."""
-    again = f"{run.setting('out', 'runs/distill')}-again"
-    if run.setting("data.data") == demo_config(DemoConfig()).data.data:
-        given = {"model": "model.model", "outer_steps": "outer.outer_steps", "seed": "seed"}
+    out = Path(run.setting("out", "runs/distill"))
+    again = f"{out}-again"
+    if run.setting("data.data") == EXEMPLARS:  # the distillation of the demo, in its folder
+        again = f"{out.parent}-again"
+        given = {
+            "model": "model.model",
+            "budget": "budget",
+            "outer_steps": "outer.outer_steps",
+            "seed": "seed",
+        }
         values = {name: run.setting(key) for name, key in given.items()}
         flags = [f for name, value in values.items() for f in _flag(name, value)]
         return shlex.join(["nacd", "demo", "--out", again, *flags])
