@@ -21,6 +21,8 @@ def grid(model: Path, data: Path, out: Path, **changes: object) -> CompareConfig
         data=DataConfig(data=str(data), target_rows=6),
         recipe=Recipe(batch_size=2, epochs=2, learning_rate=5e-3, shuffle=False),
         outer=OuterLoopConfig(outer_steps=2, check_every=1, engine="exact", step_size=1.0),
-        selection=SelectionConfig(warmup_share=0.3, warmup_epochs=2, projection_dim=256),
+        selection=SelectionConfig(
+            warmup_share=0.3, warmup_epochs=2, projection_dim=256, minutes=0.001
+        ),
     )
     return replace(config, **changes)  # pyright: ignore[reportArgumentType]

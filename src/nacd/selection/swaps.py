@@ -35,8 +35,9 @@ from nacd.selection.random import random_order
 from nacd.selection.swapping import Search, Swapped
 from nacd.student import LEARNING_SEED, plain, train_student
 
-OBJECTIVE_ROWS = 128
-"""Training rows whose loss a row is weighed by, others in every round."""
+OBJECTIVE_ROWS = 512
+"""Training rows whose loss a row is weighed by, others in every round. At the end of a training its
+gradient is as much chance as signal on a sample of the set's own size (docs/results.md)."""
 PROBES = 4
 """Steps of the last epoch at which rows are weighed, each row at one of them."""
 BATCH = 24
