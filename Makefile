@@ -13,7 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PY) -m pytest -q -n $
 .PHONY: help demo test test-fast lint docs clean
 
 help:
-	@echo "make demo       the whole pipeline on a real model and a real data set, about 10 minutes"
+	@echo "make demo       a check and a short distillation of real data, about 10 minutes"
 	@echo "make test       lint, types and every test"
 	@echo "make test-fast  the quick tests alone"
 	@echo "make lint       lint and types alone"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 USAGE = """usage: nacd COMMAND [flags]      (nacd COMMAND --help shows the usual flags)
 
   check      how many rows do you need, and does a choice beat random ones?
-  demo       the whole pipeline, small, on a real model and data, offline
+  demo       a check and a short distillation of real data, offline
   distill    distil a data set to a few per cent of its rows, as text
   select     choose real rows instead (RDS+, LESS, k-center, BM25, ...)
   compare    methods x budgets x target models x seeds, in one table
