@@ -20,6 +20,7 @@ from pyarrow import parquet
 
 from nacd.comparison.compare import compare
 from nacd.comparison.config import CompareConfig
+from nacd.data import read_examples
 from nacd.progress import Progress
 from nacd.settings import from_dict
 
@@ -274,3 +275,26 @@ def test_what_rows_are_worth_goes_on_where_it_stopped(
     more = script("worth.py", *flags, "--repeats", "2")
     assert more[:2] == lines[:2]
     assert len({file.name for file in tmp_path.glob("out/*.json")} - kept) == 8
+
+
+@pytest.mark.slow
+def test_chosen_rows_against_random_ones(script: Callable[..., list[str]], tmp_path: Path) -> None:
+    """The rows of a selection are found again by their digests, and the report rows are read."""
+    examples = read_examples(str(tmp_path / "data" / "train.jsonl"))
+    digests = [example.digest for example in examples]
+    run = tmp_path / "chosen"
+    (run / "selection").mkdir(parents=True)
+    (run / "chosen.json").write_text(json.dumps({"digests": digests[:4]}))
+    (run / "selection" / "start.json").write_text(json.dumps({"digests": [*digests[2:6], "gone"]}))
+    flags = ("--target-rows", "4", "--of", str(run), "--trainings", "2", "--rates", "1e-3", "1e-2")
+    lines = script("whole_rows.py", *flags)
+    table = {line[:26].strip(): line[26:].split() for line in lines[-3:]}
+    assert [*table] == ["random", "chosen", "chosen: starting rows"]
+    gap = float(table["chosen"][0]) - float(table["random"][0])
+    assert float(table["chosen"][1]) == pytest.approx(gap, abs=2e-3)
+    assert any("starting rows: " in line and "absent" in line for line in lines)
+    assert len([*tmp_path.glob("out/tuning-*.json")]) == 2
+    assert len([*tmp_path.glob("out/*-?.json")]) >= 6
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("out/*.json")}
+    assert script("whole_rows.py", *flags)[-3:] == lines[-3:]
+    assert {file: file.stat().st_mtime_ns for file in before} == before
