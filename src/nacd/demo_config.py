@@ -74,6 +74,7 @@ def distill_config(config: DemoConfig, recipe: Recipe) -> DistillConfig:
             outer_steps=config.outer_steps,
             check_every=max(1, config.outer_steps // 2),
             check_trainings=1,
+            agreement=0,
             engine="one-sided",
         ),
     )
