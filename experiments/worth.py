@@ -5,8 +5,8 @@
 A probe trains on random rows by the tuned recipe (four epochs at 5e-4, shuffled), carries the loss
 on 96 other training rows back through the last epoch, and gives every row outside the set the
 derivative of that loss in its weight, as if it were visited with weight 0: two forward passes of
-the row at theta +- eps v, at one of four steps; see `nacd.meta.weights`. A row's worth is the mean
-of its standardised derivatives. Sets of the same size are then made of the rows by their worth,
+the row at theta +- eps v, at one of four steps; see `nacd.meta.unvisited`. A row's worth is the
+mean of its standardised derivatives. Sets of the same size are then made of the rows by their worth,
 with the response lengths of the training rows or as they come, and trained on by the same recipe.
 Losses are of development rows; report rows are not read. Each probe and each training is one JSON
 file, so that a run goes on. FOLDER holds ARC-Easy's train.jsonl and validation.jsonl.
@@ -23,13 +23,11 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 from stage import opened, parser
-from torch import Tensor
 
 import nacd
 from nacd.data import bucketed, collate, training_order
 from nacd.distillation.objectives import target_objective
-from nacd.meta import InnerLoop, Start, initial_state
-from nacd.meta.adjoint import sweep
+from nacd.meta import FirstOrder, InnerLoop, Start, initial_state, unvisited
 from nacd.prepare import Prepared
 from nacd.progress import Progress
 from nacd.run import RunFolder
@@ -64,33 +62,23 @@ def probe(prepared: Prepared, size: int, number: int) -> dict[str, Any]:
     at, _ = loop.run(start, batches[:-window], log_rate, None)
     late = batches[-window:]
     steps = list(range(0, max(1, window - 2), EVERY))
-    kept: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def gradient(i: int, theta: Tensor) -> tuple[Tensor, Tensor]:
-        return model.value_and_grad(theta, late[i])[:2]
-
-    def product(i: int, theta: Tensor, slope: Tensor, v: Tensor) -> Tensor:
-        if i in steps:
-            kept[i] = theta.clone(), v.clone()
-        length = float(v.norm())
-        if length == 0.0:
-            return torch.zeros_like(theta)
-        eps = EPS * float(theta.norm()) / length
-        return (model.value_and_grad(theta + eps * v, late[i])[1] - slope) / eps
-
-    swept = sweep(loop, at, window, log_rate, objective, gradient, product, trim=0.01)
     places, worth = np.arange(len(outside)) % len(steps), np.zeros(len(outside))
-    for place, step in enumerate(steps):
-        theta, v = kept[step]
-        eps = PROBE_EPS * float(theta.norm()) / float(v.norm())
-        mine = np.flatnonzero(places == place)
-        mine = mine[np.argsort([len(rows[outside[j]]) for j in mine], kind="stable")]
-        for part in np.array_split(mine, math.ceil(len(mine) / 24)):
-            batch = collate([rows[outside[j]] for j in part], pad)
-            up, _ = model.row_nll(theta + eps * v, batch)
-            down, _ = model.row_nll(theta - eps * v, batch)
-            worth[part] = ((down - up) / (2 * eps)).cpu().double().numpy()
-        worth[mine] = (worth[mine] - worth[mine].mean()) / worth[mine].std()
+    mine = [np.flatnonzero(places == place) for place in range(len(steps))]
+    mine = [js[np.argsort([len(rows[outside[j]]) for j in js], kind="stable")] for js in mine]
+    beside = {
+        step: [
+            collate([rows[outside[j]] for j in part], pad)
+            for part in np.array_split(js, math.ceil(len(js) / 24))
+        ]
+        for step, js in zip(steps, mine, strict=True)
+    }
+    engine = FirstOrder(EPS, central=False)
+    swept, found = unvisited(
+        loop, at, late, log_rate, objective, engine, beside, eps=PROBE_EPS, trim=0.01
+    )
+    for step, js in zip(steps, mine, strict=True):
+        values = -found[step].cpu().double().numpy()
+        worth[js] = (values - values.mean()) / values.std()
     return {"rows": outside, "worth": worth.tolist(), "judged": swept.value}
 
 

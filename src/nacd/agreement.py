@@ -24,7 +24,6 @@ from torch import Tensor
 
 from nacd.config import OuterLoopConfig
 from nacd.learn import Distiller
-from nacd.meta import meta_gradient
 from nacd.pool import window_of
 from nacd.recipe import Recipe
 
@@ -115,16 +114,7 @@ def measure(distiller: Distiller, rows: int) -> Agreement:
     with distiller.progress.stage("agreement", config.agreement) as tick:
         for step in range(config.agreement):
             segment = distiller.segment(0, step) if distiller.pool else distiller.segment(step, 0)
-            found = meta_gradient(
-                segment.loop,
-                segment.start,
-                [outer.pseudo.batch(batch) for batch in segment.order],
-                outer.log_rate.to(vectors),
-                vectors,
-                segment.objective,
-                outer.engine,
-                trim=config.trim,
-            )
+            found = outer.differentiate(segment, vectors)
             gradients.append(outer.projection.pull(found.vectors, 0.0).flatten().cpu())
             tick(step + 1, found.value)
     cosines = tuple(_cosine(a, b) for a, b in combinations(gradients, 2))

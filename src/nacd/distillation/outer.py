@@ -139,6 +139,19 @@ class OuterLoop:
         """P (Q, d) now."""
         return self.projection.vectors(self.progress)
 
+    def differentiate(self, segment: Segment, vectors: Tensor) -> MetaGradient:
+        """The meta-gradient of one inner loop at `vectors`, (Q, d)."""
+        return meta_gradient(
+            segment.loop,
+            segment.start,
+            [self.pseudo.batch(rows) for rows in segment.order],
+            self.log_rate.to(vectors),
+            vectors,
+            segment.objective,
+            self.engine,
+            trim=self.config.trim,
+        )
+
     def step(self, segments: Sequence[Segment]) -> dict[str, float]:
         """One outer step; what it saw, of the segments that were kept (NaN where none was).
 
@@ -150,16 +163,7 @@ class OuterLoop:
         rate_gradient = torch.zeros(())
         values, inner_ends, growths = [], [], []
         for segment in segments:
-            result = meta_gradient(
-                segment.loop,
-                segment.start,
-                [self.pseudo.batch(rows) for rows in segment.order],
-                self.log_rate.to(vectors),
-                vectors,
-                segment.objective,
-                self.engine,
-                trim=self.config.trim,
-            )
+            result = self.differentiate(segment, vectors)
             growths.append(_growth(result))
             if not _finite(result) or growths[-1] > self.config.explode:
                 continue
