@@ -6,8 +6,9 @@ A probe trains on random rows by the tuned recipe (four epochs at 5e-4, shuffled
 on 96 other training rows back through the last epoch, and gives every row outside the set the
 derivative of that loss in its weight, as if it were visited with weight 0: two forward passes of
 the row at theta +- eps v, at one of four steps; see `nacd.meta.unvisited`. A row's worth is the
-mean of its standardised derivatives. Sets of the same size are then made of the rows by their worth,
-with the response lengths of the training rows or as they come, and trained on by the same recipe.
+mean of its standardised derivatives. Sets of the same size are then made of the rows by their
+worth, with the response lengths of the training rows or as they come, and trained on by the same
+recipe.
 Losses are of development rows; report rows are not read. Each probe and each training is one JSON
 file, so that a run goes on. FOLDER holds ARC-Easy's train.jsonl and validation.jsonl.
 """
