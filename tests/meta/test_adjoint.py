@@ -13,20 +13,19 @@ import torch
 from torch import Tensor
 
 from float64 import float64_only
+from nacd.config.recipe import Recipe
 from nacd.data import Batch
 from nacd.meta import (
     Exact,
     FirstOrder,
-    InnerLoop,
     MetaGradient,
-    Start,
     clamp_largest,
-    initial_state,
     meta_gradient,
     unrolled_meta_gradient,
 )
-from nacd.models import LoraModel, ModelConfig, load_model
-from nacd.recipe import Recipe
+from nacd.model.lora import LoraModel, ModelConfig, load_model
+from nacd.training.inner import InnerLoop, Start
+from nacd.training.update import initial_state
 from tiny import ARCHITECTURES, ROWS
 
 Folder = Callable[[str], Path]

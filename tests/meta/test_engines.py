@@ -13,23 +13,22 @@ import torch
 from torch import Tensor
 
 from float64 import float64_only
+from nacd.config.recipe import Recipe
 from nacd.data import Batch
 from nacd.meta import (
     Engine,
     EngineName,
     Exact,
     FirstOrder,
-    InnerLoop,
     MetaGradient,
-    Start,
-    initial_state,
     make_engine,
     meta_gradient,
     unrolled_meta_gradient,
 )
-from nacd.models import LoraModel, ModelConfig, load_model
-from nacd.per_row import row_gradients
-from nacd.recipe import Recipe
+from nacd.model.lora import LoraModel, ModelConfig, load_model
+from nacd.model.per_row import row_gradients
+from nacd.training.inner import InnerLoop, Start
+from nacd.training.update import initial_state
 from tiny import ARCHITECTURES, MIXTURES, ROWS
 
 Folder = Callable[[str], Path]

@@ -13,18 +13,12 @@ import torch
 from torch import Tensor
 
 from float64 import float64_only
+from nacd.config.recipe import Recipe
 from nacd.data import Batch
-from nacd.meta import (
-    FirstOrder,
-    InnerLoop,
-    Start,
-    initial_state,
-    step,
-    unvisited,
-    weight_gradient,
-)
-from nacd.models import LoraModel, ModelConfig, load_model, twice_differentiable
-from nacd.recipe import Recipe
+from nacd.meta import FirstOrder, unvisited, weight_gradient
+from nacd.model.lora import LoraModel, ModelConfig, load_model, twice_differentiable
+from nacd.training.inner import InnerLoop, Start
+from nacd.training.update import initial_state, step
 from tiny import ROWS
 
 RECIPES = {

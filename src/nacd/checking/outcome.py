@@ -6,11 +6,11 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nacd import cautions
 from nacd.checking.plan import TRIES, Costs, Goal, still_asked
 from nacd.checking.trainings import Trainings
 from nacd.checking.verdict import (
@@ -21,9 +21,11 @@ from nacd.checking.verdict import (
     half_of,
     name_of,
 )
-from nacd.overlap import overlapping, row_text
-from nacd.tuning import FEW_ROWS, TunedRecipe
-from nacd.verdict import Difference, word
+from nacd.comparison import cautions
+from nacd.config.recipe import Recipe
+from nacd.data.overlap import overlapping, row_text
+from nacd.statistics.verdict import Difference, word
+from nacd.training.tuning import FEW_ROWS, TunedRecipe
 
 PARTS = (
     ("train", "training"),
@@ -34,6 +36,37 @@ PARTS = (
 """The splits, by the names that people know."""
 MINUTES = (2, 3, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 240, 360, 480, 720, 1440)
 """Times that are advised."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What `check` found."""
+
+    folder: Path
+    """The run folder."""
+    dataset: Path | None
+    """The rows that are recommended; None: none of them."""
+    report: Path
+    """The page that shows all of it."""
+    kind: str
+    """`all`, `more`, `fewer`, `choose`, `random`, `none` or `too few`; see
+    `nacd.checking.verdict`."""
+    verdict: str
+    """What to do, in one sentence, with the figure that says so."""
+    detail: str
+    """What is known of the other question; may be empty."""
+    rows: int
+    """Rows that are recommended."""
+    recipe: Recipe
+    """Of all trainings at the budget, tuned."""
+    table: list[dict[str, Any]]
+    """A row a set that was trained on."""
+    minutes: float
+    """Time spent, all calls together."""
+    advised: float | None
+    """Minutes that may answer what is open; None: nothing is, or time would not help."""
+    held_out: str = ""
+    """Where the test rows are, and how to measure on them."""
 
 
 @dataclass(frozen=True)

@@ -6,19 +6,18 @@ the same folder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pyarrow import parquet
 
-from nacd.comparison.config import ROWS
 from nacd.comparison.failures import TRACEBACK
 from nacd.comparison.grid import cell_folder
 from nacd.comparison.table import summarise, write_parquet
-from nacd.files import read_json, write_json
-from nacd.report.page import ReportConfig, write_report
+from nacd.config.compare import ROWS
+from nacd.store.files import read_json, write_json
 
 Key = tuple[str, str, str, int]
 """Target model, budget, row, training seed."""
@@ -35,6 +34,8 @@ class Kept:
     sizes: Mapping[str, int]
     asked: Set[Key]
     """Trainings of this call's grid."""
+    page: Callable[[Path], Path]
+    """Writes the page of a folder; its path."""
     cells: dict[Key, dict[str, Any]] = field(default_factory=dict)
     """What this call has made or read so far."""
 
@@ -55,7 +56,7 @@ class Kept:
         table = summarise([*cells.values()], ORDER)
         found = {"table": table, "sizes": self.sizes, "trainings": counted}
         write_json(self.folder / "results.json", found)
-        return write_report(ReportConfig(self.folder))
+        return self.page(self.folder)
 
     def faults(self) -> list[Path]:
         """Tracebacks of this call's cells that failed by a fault of this program."""

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nacd.data.pseudo import PseudoData
 from nacd.distillation.neighbours import Metric, nearest, regulariser
 from nacd.distillation.projection import Projection, Simplex
-from nacd.distillation.pseudo import PseudoData
-from nacd.meta import Engine, InnerLoop, MetaGradient, Objective, Start, meta_gradient
+from nacd.meta import Engine, MetaGradient, Objective, meta_gradient
+from nacd.training.inner import InnerLoop, Start
 
 PATIENCE = 5
 """Outer steps in a row that may be skipped before learning stops."""

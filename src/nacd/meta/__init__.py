@@ -1,10 +1,8 @@
 """Meta-gradients through training: optimiser updates, the engines, the adjoint sweep."""
 
 from nacd.meta.adjoint import (
-    InnerLoop,
     MetaGradient,
     Objective,
-    Start,
     Sweep,
     clamp_largest,
     meta_gradient,
@@ -20,7 +18,6 @@ from nacd.meta.engines import (
     Products,
     make_engine,
 )
-from nacd.meta.update import State, clip, initial_state, step, step_vjp
 from nacd.meta.weights import unvisited, weight_gradient
 
 __all__ = [
@@ -29,20 +26,13 @@ __all__ = [
     "EngineName",
     "Exact",
     "FirstOrder",
-    "InnerLoop",
     "MetaGradient",
     "Objective",
     "Products",
-    "Start",
-    "State",
     "Sweep",
     "clamp_largest",
-    "clip",
-    "initial_state",
     "make_engine",
     "meta_gradient",
-    "step",
-    "step_vjp",
     "sweep",
     "unrolled_meta_gradient",
     "unvisited",

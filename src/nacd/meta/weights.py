@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from nacd.data.batches import Batch
-from nacd.meta.adjoint import InnerLoop, Objective, Start, Sweep, sweep
+from nacd.meta.adjoint import Objective, Sweep, sweep
 from nacd.meta.engines import FirstOrder
+from nacd.training.inner import InnerLoop, Start
 
 
 def weight_gradient(

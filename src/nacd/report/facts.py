@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nacd import cautions
+from nacd.comparison import cautions
 from nacd.comparison.decision import called
+from nacd.comparison.rungs import Rung, diverged
 from nacd.comparison.table import best_real
-from nacd.recipe import Recipe
-from nacd.report.folder import Run
-from nacd.report.rungs import Rung, diverged
-from nacd.verdict import Difference, word
+from nacd.config.recipe import recipe_of
+from nacd.statistics.verdict import Difference, word
+from nacd.store.folder import Run
 
 Tile = tuple[str, str, str]
 """A figure at the top: name, value, remark."""
@@ -59,16 +59,7 @@ GOALS = {
 }
 
 
-def recipe_of(run: Run) -> Recipe:
-    """The recipe of the run's trainings, with the learning rate and epochs that were found."""
-    known = {key: value for key, value in run.setting("recipe", {}).items() if key in _RECIPE}
-    found = run.tuning or {}
-    known |= {key: found[key] for key in ("learning_rate", "epochs") if key in found}
-    return Recipe(**known)
-
-
 SPLITS = {"train": "training", "development": "validation", "report": "test"}
-_RECIPE = set(Recipe.__dataclass_fields__)
 
 
 def verdict(run: Run) -> str:
@@ -280,7 +271,7 @@ def setup(run: Run) -> list[tuple[str, str]]:
             f"on {' '.join(run.setting('model.lora_targets', []))}",
         ),
         ("Template", str(run.setting("data.template"))),
-        ("Recipe", recipe_text(recipe)),
+        ("Recipe", recipe.describe()),
         ("Learned", f"{run.setting('outer.learn')}, {run.setting('outer.projection')} projection"),
         (
             "Outer steps",
@@ -302,18 +293,3 @@ def setup(run: Run) -> list[tuple[str, str]]:
 def _chosen(run: Run) -> str:
     method = run.setting("start_by", "random")
     return "drawn at random" if method == "random" else f"chosen by {method}"
-
-
-def recipe_text(recipe: Recipe) -> str:
-    """Optimiser, rate, length, batch and clipping in a line."""
-    length = (
-        f"{recipe.steps} steps"
-        if recipe.steps
-        else f"{recipe.epochs:g} epoch{'s' * (recipe.epochs != 1)}"
-    )
-    name = "AdamW" if recipe.optimizer == "adamw" else "SGD"
-    return (
-        f"{name}, learning rate {recipe.learning_rate:g} ({recipe.schedule}, warm-up "
-        f"{percent(recipe.warmup, 0)}), {length}, {recipe.batch_size} rows a step, clipped at "
-        f"{recipe.clip:g}"
-    )

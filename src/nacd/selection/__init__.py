@@ -1,10 +1,8 @@
 """Choosing real rows: a representation of the rows, a selector over it, filters, a budget."""
 
+from nacd.config.methods import METHODS, MethodEntry, check_method
 from nacd.selection.choice import (
-    METHODS,
     Chosen,
-    MethodEntry,
-    check_method,
     check_rows,
     choose,
     choose_once,

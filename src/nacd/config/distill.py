@@ -1,0 +1,140 @@
+"""What `nacd distill` is told."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nacd.config.budget import Budget, budget_text, parse_budget
+from nacd.config.experts import ExpertConfig
+from nacd.config.model import ModelConfig
+from nacd.config.outer import OuterLoopConfig
+from nacd.config.recipe import Recipe
+from nacd.config.rows import DataConfig
+from nacd.config.selection import SelectionConfig
+from nacd.config.settings import Folder, check_values, convert
+from nacd.errors import UserError
+from nacd.store.renamed import old_names_too
+from nacd.store.tracking import check_tracker
+
+LADDER = ("zero-shot", "random", "seeds", "random-prompts", "soft", "text", "full")
+
+
+@old_names_too
+@dataclass(frozen=True)
+class DistillConfig:
+    """`nacd distill`: from a data file to distilled text."""
+
+    out: Folder = Folder(Path("runs/distill"))
+    """Run folder; the same command again goes on where it stopped."""
+    budget: Budget = Budget("5%")
+    """Size of the distilled set: rows (`112`), tokens (`20000t`) or a percentage (`5%`) of the
+    training rows that are left once the held-out parts are set aside."""
+    seed: int = 0
+    """Seed of everything that is drawn."""
+    start_by: str = "random"
+    """How the starting rows are chosen: `random`, or a method of `nacd select`."""
+    compare: tuple[str, ...] = LADDER
+    """Rows of the final table; `full` trains on all rows: leave it out if that is dear."""
+    trainings: int = 3
+    """Trainings behind each row of the table, each of another seed (`random`: of other rows)."""
+    tune: bool = False
+    """Find learning rate and epochs first, on validation rows, by whole trainings on the starting
+    rows; off: train by those given."""
+    tune_rates: tuple[float, ...] = ()
+    """Old, gone in the next release: learning rates alone to try first; see --tune."""
+    full_epochs: float = 1.0
+    """Epochs of the table's `full` row (also shown at equal steps)."""
+    track: str = ""
+    """Send metrics to a tracker too: `trackio`, `tensorboard` or `wandb`, offline; empty: none."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    recipe: Recipe = field(default_factory=Recipe)
+    expert: ExpertConfig = field(default_factory=ExpertConfig)
+    outer: OuterLoopConfig = field(default_factory=OuterLoopConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+
+    def __post_init__(self) -> None:
+        """Keep a path and a text, however they were given."""
+        convert(self, out=Path, budget=budget_text)
+
+    def check(self) -> None:
+        """Refuse what cannot be run, before anything is loaded.
+
+        Raises:
+            UserError: a flag's value is out of range; it is named.
+        """
+        check_values(self)
+        self.recipe.check()
+        check_tuning(self.tune, self.tune_rates, self.recipe)
+        self.expert.check()
+        check_tracker(self.track)
+        if not self.data.data:
+            raise UserError(
+                "--data is missing: give a JSONL, JSON, CSV or Parquet file, or a hub id."
+            )
+        for flag, value, least in (
+            ("--outer-steps", self.outer.outer_steps, 0),
+            ("--segments", self.outer.segments, 1),
+            ("--objective-rows", self.outer.objective_rows, 1),
+            ("--check-every", self.outer.check_every, 1),
+            ("--check-trainings", self.outer.check_trainings, 1),
+            ("--candidates", self.outer.candidates, 2),
+            ("--window", self.outer.window, 0),
+            ("--pool", self.outer.pool, 0),
+            ("--agreement", self.outer.agreement, 0),
+            ("--renew", self.outer.renew, 1),
+            ("--trainings", self.trainings, 1),
+            ("--max-tokens", self.data.max_tokens, 2),
+            ("--target-rows", self.data.target_rows, 0),
+            ("--expert-start", self.outer.expert_start, 0),
+            ("--expert-ahead", self.outer.expert_ahead, 0),
+            ("--step-size", self.outer.step_size, 0),
+            ("--rate-step-size", self.outer.rate_step_size, 0),
+            ("--beta", self.outer.beta, 0),
+        ):
+            if not least <= value < math.inf:
+                raise UserError(f"{flag} {value}: must be at least {least}.")
+        for flag, value in (
+            ("--fd-eps", self.outer.fd_eps),
+            ("--full-epochs", self.full_epochs),
+            *(("--tune-rates", rate) for rate in self.tune_rates),
+        ):
+            if not 0 < value < math.inf:
+                raise UserError(f"{flag} {value}: must be above 0.")
+        if self.outer.agreement == 1:
+            raise UserError("--agreement 1: one inner loop agrees with itself; give 2, 3, or 0.")
+        if not 0 < self.outer.start_share < 1:
+            raise UserError(f"--start-share {self.outer.start_share}: must lie between 0 and 1.")
+        if not 0 <= self.outer.trim < 1:
+            raise UserError(f"--trim {self.outer.trim}: a share, at least 0 and below 1.")
+        if not self.outer.cold > 0:
+            raise UserError(f"--cold {self.outer.cold}: a temperature, must be above 0.")
+        if not re.fullmatch(r"prompt|prefix:[1-9]\d*", self.outer.learn):
+            raise UserError(f"--learn {self.outer.learn}: give `prompt`, or `prefix:8`, say.")
+        unknown = sorted(set(self.compare) - set(LADDER))
+        if unknown:
+            raise UserError(
+                f"--compare {' '.join(unknown)}: unknown; the rows are {', '.join(LADDER)} "
+                "(for others: `nacd compare --methods`)."
+            )
+        parse_budget(self.budget)
+
+
+def check_tuning(tune: bool, rates: tuple[float, ...], recipe: Recipe) -> None:
+    """Refuse flags that say two things of how the recipe is found.
+
+    Raises:
+        UserError: `--tune` beside `--tune-rates` or `--steps`.
+    """
+    if tune and rates:
+        raise UserError(
+            "--tune finds learning rate and epochs together, --tune-rates the rate alone; drop "
+            "--tune-rates."
+        )
+    if tune and recipe.steps:
+        raise UserError(
+            f"--steps {recipe.steps}: --tune finds the number of epochs; drop one of the two."
+        )

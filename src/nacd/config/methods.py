@@ -1,0 +1,111 @@
+"""The methods that choose real rows, and what is refused of their settings; no code of theirs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from nacd.config.selection import SelectionConfig
+from nacd.errors import UserError
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """One method of `METHODS`; its code is loaded when it is used."""
+
+    about: str
+    """What it chooses, in a few words."""
+    module: str
+    """Where it lives; the function has the module's name."""
+    needs_target: bool = False
+    """Whether it looks at target rows."""
+    package: str = ""
+    """A package of the extra `select` that it needs."""
+    orders: bool = False
+    """Whether it chose the order of its rows, too, as one to train in."""
+    anytime: bool = False
+    """Whether it searches for --minutes, and goes on when it is given more."""
+
+
+METHODS: dict[str, MethodEntry] = {
+    "random": MethodEntry("a seeded random draw", "nacd.selection.random", orders=True),
+    "best-of": MethodEntry(
+        "the best of several random draws, each trained on",
+        "nacd.selection.best_of",
+        orders=True,
+    ),
+    "swaps": MethodEntry(
+        "a random draw with rows swapped for worthier ones, as long as time allows",
+        "nacd.selection.swaps",
+        anytime=True,
+    ),
+    "longest": MethodEntry("the longest responses", "nacd.selection.longest"),
+    "kcenter": MethodEntry("rows spread over the hidden states", "nacd.selection.kcenter"),
+    "bm25": MethodEntry(
+        "rows that share rare words with the target rows", "nacd.selection.bm25", True, "bm25s"
+    ),
+    "rds+": MethodEntry(
+        "rows with hidden states like the target rows'", "nacd.selection.rds", True
+    ),
+    "less": MethodEntry(
+        "rows with gradients like the target rows' (LESS)", "nacd.selection.less", True
+    ),
+    "trajectory": MethodEntry(
+        "rows whose weight in a training lowers the target loss", "nacd.selection.trajectory", True
+    ),
+}
+
+
+def check_method(method: str, config: SelectionConfig, flag: str = "--method") -> None:
+    """Refuse what no method can choose by, before anything is read.
+
+    Args:
+        method: a name.
+        config: the settings of all methods.
+        flag: the flag that named the method.
+
+    Raises:
+        UserError: an unknown method, a package that is not installed, or a value out of range.
+    """
+    if method not in METHODS:
+        raise UserError(f"{flag} {method}: unknown; the methods are {', '.join(METHODS)}.")
+    if METHODS[method].package:
+        _require(METHODS[method].package, f"{flag} {method}")
+    if not 0 <= config.dedup <= 1:
+        raise UserError(
+            f"--dedup {config.dedup:g}: a similarity, must lie between 0 (none) and 1 (same words)."
+        )
+    if config.dedup:
+        _require("datasketch", f"--dedup {config.dedup:g}")
+    if not 0 < config.warmup_share <= 1:
+        raise UserError(
+            f"--warmup-share {config.warmup_share:g}: a share of the rows, must be above 0 and at "
+            "most 1."
+        )
+    if not 0 < config.minutes < math.inf:
+        raise UserError(f"--minutes {config.minutes:g}: must be above 0.")
+    if config.swaps_from == "swaps" or config.swaps_from not in METHODS:
+        others = ", ".join(name for name in METHODS if name != "swaps")
+        raise UserError(f"--swaps-from {config.swaps_from}: give one of {others}.")
+    if config.also_rates and len(config.also_rates) != len(config.also):
+        raise UserError(
+            f"--also-rates {' '.join(f'{rate:g}' for rate in config.also_rates)}: give one for "
+            f"each of the {len(config.also)} models of --also, or none."
+        )
+    for rate in config.also_rates:
+        if not 0 < rate < math.inf:
+            raise UserError(f"--also-rates {rate:g}: must be above 0.")
+    for name in ("tries", "warmup_epochs", "projection_dim", "weight_passes"):
+        if getattr(config, name) < 1:
+            raise UserError(
+                f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1."
+            )
+
+
+def _require(package: str, flag: str) -> None:
+    if find_spec(package) is None:
+        raise UserError(
+            f"{flag}: needs the package {package}, which is not installed; run `pip install "
+            f"{package}`."
+        )

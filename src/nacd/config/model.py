@@ -1,0 +1,34 @@
+"""Which model is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+PACKAGED = "smollm2"
+"""The model that is read out of a Python package."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model is loaded, how, and the LoRA that is put on it."""
+
+    model: str = PACKAGED
+    """Hub id, folder, GGUF file, or `smollm2` (SmolLM2-135M-Instruct out of a Python package)."""
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    """Number format of the frozen weights; LoRA's are never below float32."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention implementation, by its name in transformers."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the model runs; `auto` takes CUDA, then MPS, then the CPU."""
+    lora_rank: int = 8
+    """Rank of the LoRA update."""
+    lora_alpha: float = 16.0
+    """LoRA's numerator: the update is scaled by alpha / rank."""
+    lora_targets: tuple[str, ...] = ("all-linear",)
+    """Names of the modules that get LoRA (`q_proj v_proj`), or `all-linear`."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    micro_tokens: int = 0
+    """Most tokens that go through the model at once (a longer row goes alone); the gradient is the
+    whole batch's. 0: 384 on the CPU, 2048 elsewhere, less where memory is short."""
