@@ -25,6 +25,7 @@ from nacd.meta import (
     meta_gradient,
     unrolled_meta_gradient,
 )
+from nacd.meta.losses import EmbeddingLoss
 from nacd.model.lora import LoraModel, ModelConfig, load_model
 from nacd.model.per_row import row_gradients
 from nacd.training.inner import InnerLoop, Start
@@ -183,13 +184,14 @@ def test_an_adapter_that_is_not_reached_has_gradient_zero(tiny_folder: Folder) -
 
 def test_a_zero_cotangent_gives_zero(model: LoraModel) -> None:
     theta, vectors = model.fresh_theta(3), vectors_of(model)
+    loss = EmbeddingLoss(model, batch_of(1), vectors)
+    known = loss.slopes(theta, learnables=True)
     for central in (True, False):
-        engine = FirstOrder(1e-2, central)
-        found = engine(model, theta, batch_of(1), vectors, torch.zeros_like(theta), (theta, None))
+        found = FirstOrder(1e-2, central)(loss, theta, torch.zeros_like(theta), known)
         assert found.theta is not None
         assert float(found.theta.abs().max()) == 0.0
-        assert found.vectors.shape == vectors.shape
-        assert float(found.vectors.abs().max()) == 0.0
+        assert [x.shape for x in found.learnables] == [vectors.shape]
+        assert float(found.learnables[0].abs().max()) == 0.0
 
 
 def test_every_name_makes_its_engine() -> None:
@@ -202,8 +204,8 @@ def test_every_name_makes_its_engine() -> None:
     assert set(expected) == set(get_args(EngineName))
     for name, engine in expected.items():
         assert make_engine(name, 0.02) == engine
-    assert expected["one-sided"].needs_vector_gradient
-    assert not any(expected[n].needs_vector_gradient for n in ("exact", "tesla", "first-order"))
+    assert expected["one-sided"].reuses_slopes
+    assert not any(expected[n].reuses_slopes for n in ("exact", "tesla", "first-order"))
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

@@ -17,12 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from nacd.data.batches import Batch
-from nacd.meta.engines import Engine
+from nacd.meta.engines import Engine, Products, Slopes, StepLoss
+from nacd.meta.losses import EmbeddingLoss
 from nacd.model.lora import twice_differentiable
 from nacd.training.inner import InnerLoop, Start
 from nacd.training.update import State, step, step_vjp
@@ -57,52 +59,68 @@ class MetaGradient(Sweep):
     """dL/dP, (Q, d)."""
 
 
-Gradient = Callable[[int, Tensor], tuple[Tensor, Tensor]]
-"""(inner step i, theta_i) -> the loss () and its gradient in theta (P,)."""
-Product = Callable[[int, Tensor, Tensor, Tensor], Tensor | None]
-"""(inner step i, theta_i, g_i, v) -> (d2 l / dtheta2) v, (P,), or None where it is left out.
+L = TypeVar("L", bound=StepLoss)
 
-Called from the last step to the first; what else the cotangent v tells, the caller gathers in it.
-"""
+
+class Gather(Protocol):
+    """Takes what a step of the sweep back tells beside the cotangent, last step first."""
+
+    def __call__(self, i: int, theta: Tensor, v: Tensor, learnables: tuple[Tensor, ...]) -> None:
+        """(d2 l / dx dtheta) v of inner step i at theta (P,), v (P,), for each learnable x."""
+        ...
+
+
+class Sweeper(Protocol[L]):
+    """An engine for a kind of loss; see `nacd.meta.engines.Engine`."""
+
+    @property
+    def reuses_slopes(self) -> bool:
+        """Whether the loss's gradient in the learnables is to be kept."""
+        ...
+
+    def __call__(self, loss: L, theta: Tensor, v: Tensor, known: Slopes) -> Products:
+        """The products at theta (P,) for the cotangent v (P,)."""
+        ...
 
 
 def sweep(
     loop: InnerLoop,
     start: Start,
-    steps: int,
+    losses: Sequence[L],
     log_rate: Tensor,
     objective: Objective,
-    gradient: Gradient,
-    product: Product,
+    engine: Sweeper[L],
+    gather: Gather,
     *,
     trim: float = 0.0,
 ) -> Sweep:
-    """Train for `steps` inner steps, then carry the objective's cotangent back through them.
+    """Train on the inner losses in turn, then carry the objective's cotangent back through them.
 
     Args:
         loop: model and recipe.
         start: theta_0, its optimiser state and step count; constants.
-        steps: N.
+        losses: those of the N inner steps.
         log_rate: logarithm of the peak learning rate, ().
         objective: value and gradient at theta_N.
-        gradient: the inner loss and its gradient at a step.
-        product: the Hessian-vector product at a step.
+        engine: how the second-order products are computed.
+        gather: takes those in what is learned.
         trim: share of each step's gradient cotangents v, the largest, that are clamped; see
             `clamp_largest`. 0 leaves the gradient exact.
     """
-    gradients: list[Tensor] = []
-    losses: list[float] = []
+    kept_slopes: list[Slopes] = []
+    values: list[float] = []
+    steps = len(losses)
     theta, state = start.theta, start.state
 
     def advance(theta: Tensor, state: State, i: int) -> tuple[Tensor, State]:
         k = start.count + i
-        return step(loop.recipe, theta, state, gradients[i], loop.rate(log_rate, k), k)
+        return step(loop.recipe, theta, state, kept_slopes[i].theta, loop.rate(log_rate, k), k)
 
     with torch.no_grad():
         for i in range(steps):
-            loss, slope = gradient(i, theta)
-            gradients.append(slope)
-            losses.append(float(loss))
+            found = losses[i].slopes(theta, learnables=engine.reuses_slopes)
+            kept_slopes.append(found)
+            values.append(float(found.value))
             theta, state = advance(theta, state, i)
         end = theta
         value, cotangent = objective(end)
@@ -120,24 +138,26 @@ def sweep(
                 kept.append((at, theta, state))
             kept.pop()
             k = start.count + i
-            slope = gradients.pop()
+            known = kept_slopes.pop()
             parts = step_vjp(
                 loop.recipe,
                 theta,
                 state,
-                slope,
+                known.theta,
                 log_rate,
                 loop.recipe.rate(k, loop.total),
                 k,
                 cotangent,
                 cotangent_state,
             )
-            curvature = product(i, theta, slope, clamp_largest(parts.gradient, trim))
+            v = clamp_largest(parts.gradient, trim)
+            curvature, learnables = engine(losses[i], theta, v, known)
+            gather(i, theta, v, learnables)
             d_log_rate += parts.log_rate
             cotangent = parts.theta if curvature is None else parts.theta + curvature
             cotangent_state = parts.state
             norms.append(float(cotangent.norm()))
-    return Sweep(value, d_log_rate, cotangent, end, losses, norms)
+    return Sweep(value, d_log_rate, cotangent, end, values, norms)
 
 
 def meta_gradient(
@@ -164,27 +184,12 @@ def meta_gradient(
         trim: see `sweep`.
     """
     d_vectors = torch.zeros_like(vectors)
-    in_vectors: list[tuple[Tensor, Tensor] | None] = []
-    """Of every step, the slots that its batch has (n,) and the gradient there (n, d)."""
+    losses = [EmbeddingLoss(loop.model, batch, vectors) for batch in batches]
 
-    def gradient(i: int, theta: Tensor) -> tuple[Tensor, Tensor]:
-        loss, slope, other = loop.model.value_and_grad(
-            theta, batches[i], vectors, in_vectors=engine.needs_vector_gradient
-        )
-        slots = batches[i].slots
-        own = slots[slots >= 0].unique().to(vectors.device)
-        in_vectors.append(None if other is None else (own, other[own]))
-        return loss, slope
+    def gather(i: int, theta: Tensor, v: Tensor, learnables: tuple[Tensor, ...]) -> None:
+        d_vectors.index_add_(0, losses[i].own, learnables[0])
 
-    def product(i: int, theta: Tensor, slope: Tensor, v: Tensor) -> Tensor | None:
-        known, other = in_vectors.pop(), None
-        if known is not None:
-            other = torch.zeros_like(vectors).index_copy_(0, *known)
-        found = engine(loop.model, theta, batches[i], vectors, v, (slope, other))
-        d_vectors.add_(found.vectors)
-        return found.theta
-
-    found = sweep(loop, start, len(batches), log_rate, objective, gradient, product, trim=trim)
+    found = sweep(loop, start, losses, log_rate, objective, engine, gather, trim=trim)
     return MetaGradient(**vars(found), vectors=d_vectors)
 
 

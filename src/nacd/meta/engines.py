@@ -2,31 +2,31 @@
 
 Given the gradient's cotangent v (P,), the adjoint sweep needs
 
-    (d2 l / dP dtheta) v,  (Q, d)      and      (d2 l / dtheta2) v,  (P,)
+    (d2 l / dtheta2) v,  (P,)      and      (d2 l / dx dtheta) v
 
-at (theta_k, batch_k). An engine computes both:
+at theta_k, for whatever x is learned beside theta: embeddings, weights of rows. An engine knows
+no model, only the loss of one inner step (`StepLoss`), and computes both:
 
-- `exact`: the gradient of <grad_theta l, v> with respect to (P, theta). One double backward;
+- `exact`: the gradient of <grad_theta l, v> with respect to (x, theta). One double backward;
   attention must have one.
 - `first-order`: the central difference (grad l(theta + eps v) - grad l(theta - eps v)) / 2 eps, the
-  gradients taken with respect to (P, theta). Two ordinary passes: any attention kernel,
+  gradients taken with respect to (x, theta). Two ordinary passes: any attention kernel,
   checkpointing. (Finite differences of gradients: DARTS, arXiv 1806.09055.)
 - `one-sided`: (grad l(theta + eps v) - grad l(theta)) / eps, the forward sweep's gradient reused.
-- `tesla`: the first product only, the second taken as 0 (TESLA, arXiv 2211.10586): an
+- `tesla`: the second product only, the first taken as 0 (TESLA, arXiv 2211.10586): an
   approximation, wrong wherever curvature matters.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from nacd.data.batches import Batch
-from nacd.model.lora import LoraModel, twice_differentiable
-
+T = TypeVar("T")
 EngineName = Literal["exact", "first-order", "one-sided", "tesla"]
 PASSES: dict[str, float] = {
     "exact": 4.0,
@@ -39,14 +39,49 @@ PASSES: dict[str, float] = {
 time too (`benchmarks/metagradient.py`)."""
 
 
-@dataclass(frozen=True)
-class Products:
+class Slopes(NamedTuple):
+    """A loss and its gradients at one theta."""
+
+    value: Tensor
+    """The loss, ()."""
+    theta: Tensor
+    """Its gradient in theta, (P,)."""
+    learnables: tuple[Tensor, ...]
+    """Its gradient in each learnable, in their shapes; empty where it was not asked for."""
+
+
+class Products(NamedTuple):
     """The two second-order products; see the module's docstring."""
 
-    vectors: Tensor
-    """(d2 l / dP dtheta) v, (Q, d)."""
     theta: Tensor | None
     """(d2 l / dtheta2) v, (P,); None where the engine leaves it out."""
+    learnables: tuple[Tensor, ...]
+    """(d2 l / dx dtheta) v for each learnable x, in their shapes."""
+
+
+class StepLoss(Protocol):
+    """The loss of one inner step, as a function of theta (P,) and of what is learned."""
+
+    @property
+    def learnables(self) -> tuple[Tensor, ...]:
+        """The values x that the loss is taken at."""
+        ...
+
+    def slopes(self, theta: Tensor, *, learnables: bool) -> Slopes:
+        """The loss and its gradient in theta and, if asked for, in the learnables."""
+        ...
+
+
+Summand = Callable[[Tensor, tuple[Tensor, ...]], Tensor]
+"""(theta, learnables) -> a part of the loss, (), differentiable in both."""
+
+
+class TwiceDifferentiable(StepLoss, Protocol):
+    """A loss that can also be differentiated twice."""
+
+    def in_summands(self, run: Callable[[list[Summand]], T]) -> T:
+        """What `run` makes of the parts that the loss is the sum of, one at a time."""
+        ...
 
 
 class Engine(Protocol):
@@ -58,22 +93,16 @@ class Engine(Protocol):
         ...
 
     @property
-    def needs_vector_gradient(self) -> bool:
-        """True where the forward sweep must keep the loss's gradient in the vectors."""
+    def reuses_slopes(self) -> bool:
+        """True where the forward sweep must keep the loss's gradient in the learnables."""
         ...
 
     def __call__(
-        self,
-        model: LoraModel,
-        theta: Tensor,
-        batch: Batch,
-        vectors: Tensor,
-        v: Tensor,
-        gradient: tuple[Tensor, Tensor | None],
+        self, loss: TwiceDifferentiable, theta: Tensor, v: Tensor, known: Slopes
     ) -> Products:
-        """Products at theta (P,) for vectors (Q, d) and cotangent v (P,).
+        """Products at theta (P,) for the cotangent v (P,).
 
-        `gradient` is the loss's gradient there in theta (P,), and in vectors (Q, d) or None.
+        `known` is what the forward sweep has kept of the loss there.
         """
         ...
 
@@ -83,7 +112,7 @@ class Exact:
     """Double backward of <grad_theta l, v>."""
 
     curvature: bool = True
-    needs_vector_gradient: bool = False
+    reuses_slopes: bool = False
 
     @property
     def name(self) -> EngineName:
@@ -91,35 +120,29 @@ class Exact:
         return "exact" if self.curvature else "tesla"
 
     def __call__(
-        self,
-        model: LoraModel,
-        theta: Tensor,
-        batch: Batch,
-        vectors: Tensor,
-        v: Tensor,
-        gradient: tuple[Tensor, Tensor | None],
+        self, loss: TwiceDifferentiable, theta: Tensor, v: Tensor, known: Slopes
     ) -> Products:
         """See `Engine`."""
         theta = theta.detach().requires_grad_()
-        vectors = vectors.detach().requires_grad_()
-        wanted = (vectors, theta) if self.curvature else (vectors,)
-        labels = int(batch.predicted.sum())
+        learnables = tuple(x.detach().requires_grad_() for x in loss.learnables)
+        wanted = (*learnables, theta) if self.curvature else learnables
 
-        def run(parts: list[Batch]) -> list[Tensor]:
+        def run(parts: list[Summand]) -> list[Tensor]:
             sums = [torch.zeros_like(leaf) for leaf in wanted]
             for part in parts:
-                loss = model.loss_at(theta, part, vectors, labels=labels)
-                (slope,) = torch.autograd.grad(loss, theta, create_graph=True)
-                found = torch.autograd.grad(
-                    slope @ v, wanted, allow_unused=True, materialize_grads=True
-                )
+                with torch.enable_grad():
+                    (slope,) = torch.autograd.grad(
+                        part(theta, learnables), theta, create_graph=True
+                    )
+                    found = torch.autograd.grad(
+                        slope @ v, wanted, allow_unused=True, materialize_grads=True
+                    )
                 for own, more in zip(sums, found, strict=True):
                     own += more.detach()
             return sums
 
-        with twice_differentiable(), torch.enable_grad():
-            products = model.in_parts(batch, run, backward=2)
-        return Products(products[0], products[1] if self.curvature else None)
+        sums = loss.in_summands(run)
+        return Products(sums.pop() if self.curvature else None, tuple(sums))
 
 
 @dataclass(frozen=True)
@@ -136,36 +159,24 @@ class FirstOrder:
         return "first-order" if self.central else "one-sided"
 
     @property
-    def needs_vector_gradient(self) -> bool:
+    def reuses_slopes(self) -> bool:
         """One-sided reuses the forward sweep's gradient."""
         return not self.central
 
-    def __call__(
-        self,
-        model: LoraModel,
-        theta: Tensor,
-        batch: Batch,
-        vectors: Tensor,
-        v: Tensor,
-        gradient: tuple[Tensor, Tensor | None],
-    ) -> Products:
+    def __call__(self, loss: StepLoss, theta: Tensor, v: Tensor, known: Slopes) -> Products:
         """See `Engine`."""
         length = float(v.norm())
         if length == 0.0:
-            return Products(torch.zeros_like(vectors), torch.zeros_like(theta))
+            zeros = tuple(torch.zeros_like(x) for x in loss.learnables)
+            return Products(torch.zeros_like(theta), zeros)
         eps = self.eps * float(theta.norm()) / length
-        _, up, up_vectors = model.value_and_grad(theta + eps * v, batch, vectors, in_vectors=True)
+        up = loss.slopes(theta + eps * v, learnables=True)
         if self.central:
-            _, down, down_vectors = model.value_and_grad(
-                theta - eps * v, batch, vectors, in_vectors=True
-            )
-            span = 2 * eps
+            down, span = loss.slopes(theta - eps * v, learnables=True), 2 * eps
         else:
-            down, down_vectors = gradient
-            span = eps
-        assert up_vectors is not None
-        assert down_vectors is not None
-        return Products((up_vectors - down_vectors) / span, (up - down) / span)
+            down, span = known, eps
+        pairs = zip(up.learnables, down.learnables, strict=True)
+        return Products((up.theta - down.theta) / span, tuple((a - b) / span for a, b in pairs))
 
 
 def make_engine(name: EngineName, eps: float) -> Engine:

@@ -21,12 +21,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from nacd.data.batches import Batch
 from nacd.meta.adjoint import Objective, Sweep, sweep
-from nacd.meta.engines import FirstOrder
+from nacd.meta.engines import FirstOrder, Slopes
+from nacd.meta.losses import PlainLoss, UnvisitedLoss, WeightedLoss
 from nacd.training.inner import InnerLoop, Start
 
 
@@ -54,31 +54,13 @@ def weight_gradient(
     Returns:
         The sweep, and for every batch dL/dw, (B,).
     """
-    model = loop.model
-    before: list[Tensor] = []
     weights: list[Tensor] = []
 
-    def gradient(i: int, theta: Tensor) -> tuple[Tensor, Tensor]:
-        rows, slope = model.rows_and_grad(theta, batches[i])
-        before.append(rows)
-        return rows.sum() / batches[i].response_tokens, slope
+    def gather(i: int, theta: Tensor, v: Tensor, learnables: tuple[Tensor, ...]) -> None:
+        weights.append(learnables[0])
 
-    def product(i: int, theta: Tensor, slope: Tensor, v: Tensor) -> Tensor:
-        rows, length = before.pop(), float(v.norm())
-        if length == 0.0:
-            weights.append(torch.zeros_like(rows))
-            return torch.zeros_like(theta)
-        eps = engine.eps * float(theta.norm()) / length
-        up, up_slope = model.rows_and_grad(theta + eps * v, batches[i])
-        if engine.central:
-            down, down_slope = model.rows_and_grad(theta - eps * v, batches[i])
-            span = 2 * eps
-        else:
-            down, down_slope, span = rows, slope, eps
-        weights.append((up - down) / (span * batches[i].response_tokens))
-        return (up_slope - down_slope) / span
-
-    found = sweep(loop, start, len(batches), log_rate, objective, gradient, product, trim=trim)
+    losses = [WeightedLoss(loop.model, batch) for batch in batches]
+    found = sweep(loop, start, losses, log_rate, objective, engine, gather, trim=trim)
     return found, weights[::-1]
 
 
@@ -110,30 +92,18 @@ def unvisited(
     Returns:
         The sweep, and for every step of `candidates` dL/dw of its rows, (n,), batch after batch.
     """
-    model = loop.model
+    beside = {
+        i: UnvisitedLoss(loop.model, rows, batches[i].response_tokens)
+        for i, rows in candidates.items()
+    }
     found: dict[int, Tensor] = {}
+    central = FirstOrder(eps)
 
-    def gradient(i: int, theta: Tensor) -> tuple[Tensor, Tensor]:
-        return model.value_and_grad(theta, batches[i])[:2]
+    def gather(i: int, theta: Tensor, v: Tensor, learnables: tuple[Tensor, ...]) -> None:
+        if i in beside:
+            nothing = Slopes(log_rate, theta, ())
+            (found[i],) = central(beside[i], theta, v, nothing).learnables
 
-    def product(i: int, theta: Tensor, slope: Tensor, v: Tensor) -> Tensor:
-        length = float(v.norm())
-        if i in candidates:
-            step = 0.0 if length == 0.0 else eps * float(theta.norm()) / length
-            sums = [
-                [model.row_nll(theta + sign * step * v, batch)[0] for batch in candidates[i]]
-                for sign in (1, -1)
-            ]
-            up, down = (torch.cat(rows) for rows in sums)
-            span = 2 * step * batches[i].response_tokens
-            found[i] = (up - down) / span if step else torch.zeros_like(up)
-        if length == 0.0:
-            return torch.zeros_like(theta)
-        step = engine.eps * float(theta.norm()) / length
-        up = model.value_and_grad(theta + step * v, batches[i])[1]
-        if not engine.central:
-            return (up - slope) / step
-        return (up - model.value_and_grad(theta - step * v, batches[i])[1]) / (2 * step)
-
-    swept = sweep(loop, start, len(batches), log_rate, objective, gradient, product, trim=trim)
+    losses = [PlainLoss(loop.model, batch) for batch in batches]
+    swept = sweep(loop, start, losses, log_rate, objective, engine, gather, trim=trim)
     return swept, found
