@@ -17,6 +17,7 @@ from scipy.stats import spearmanr
 from stage import opened, parser
 
 import nacd
+from nacd.data.rows import Rows
 from nacd.distillation.learn import draw
 from nacd.experts import record_expert
 from nacd.meta.objectives import matching
@@ -24,7 +25,7 @@ from nacd.selection.random import random_order
 from nacd.store.run import RunFolder
 from nacd.terminal.progress import Progress
 from nacd.training.evaluation import response_nll
-from nacd.training.student import mean_nll, plain, train_student
+from nacd.training.student import mean_nll, train_student
 
 SEED = 0
 """LoRA's initial values, of the expert and of every student."""
@@ -68,7 +69,7 @@ def main() -> None:
     def trained(number: int) -> dict[str, Any]:
         drawn = draw(prepared.train, options.rows, DRAW + number)
         theta = train_student(
-            model, recipe, plain([prepared.train.rows[i] for i in drawn], pad), SEED
+            model, recipe, Rows.of([prepared.train.rows[i] for i in drawn], pad), SEED
         )
         others = [prepared.train.rows[i] for i in judges if i not in set(drawn)][: JUDGES[-1]]
         nll = response_nll(model, theta, others)

@@ -23,13 +23,14 @@ import numpy as np
 from stage import opened, parser
 
 import nacd
+from nacd.data.rows import Rows
 from nacd.distillation.learn import draw
 from nacd.model.prepare import Prepared
 from nacd.statistics.intervals import difference_interval, question_bootstrap
 from nacd.store.run import RunFolder
 from nacd.terminal.progress import Progress
 from nacd.training.evaluation import response_nll
-from nacd.training.student import TUNING_SEED, mean_nll, plain, train_student
+from nacd.training.student import TUNING_SEED, mean_nll, train_student
 
 DRAWS = 10_000
 """Random draws have seeds 10000, 10001, ..., as in a comparison."""
@@ -54,7 +55,7 @@ def trained(
 ) -> dict[str, Any]:
     """One training, and the loss on development rows, or of every report row."""
     pad = prepared.model.tokenizer.pad_token_id
-    data = plain([prepared.train.rows[i] for i in rows], pad)
+    data = Rows.of([prepared.train.rows[i] for i in rows], pad)
     theta = train_student(prepared.model, recipe, data, seed)
     if tuning:
         return {"nll": mean_nll(prepared.model, theta, prepared.development.rows)}

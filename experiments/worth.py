@@ -27,6 +27,7 @@ from stage import opened, parser
 
 import nacd
 from nacd.data import bucketed, collate, training_order
+from nacd.data.rows import Rows
 from nacd.meta import FirstOrder, unvisited
 from nacd.meta.objectives import target_objective
 from nacd.model.prepare import Prepared
@@ -34,7 +35,7 @@ from nacd.selection.random import random_order
 from nacd.store.run import RunFolder
 from nacd.terminal.progress import Progress
 from nacd.training.inner import InnerLoop, Start
-from nacd.training.student import CHECK_SEED, LEARNING_SEED, mean_nll, plain, train_student
+from nacd.training.student import CHECK_SEED, LEARNING_SEED, mean_nll, train_student
 from nacd.training.update import initial_state
 
 RECIPE = nacd.Recipe(batch_size=8, epochs=4, learning_rate=5e-4)
@@ -164,7 +165,7 @@ def main() -> None:
         for name, chosen in named.items():
 
             def trained(chosen: list[int] = chosen, seed: int = CHECK_SEED + repeat) -> dict:
-                data = plain([rows[i] for i in chosen], prepared.model.tokenizer.pad_token_id)
+                data = Rows.of([rows[i] for i in chosen], prepared.model.tokenizer.pad_token_id)
                 theta = train_student(prepared.model, RECIPE, data, seed)
                 return {"nll": mean_nll(prepared.model, theta, prepared.development.rows)}
 

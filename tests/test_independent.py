@@ -18,13 +18,15 @@ from nacd.comparison.ladder import Entry, _summary, entries_for
 from nacd.config import LADDER, OuterLoopConfig
 from nacd.config.recipe import Recipe
 from nacd.data import Encoded, collate
-from nacd.data.pseudo import PseudoData, make_pseudo_data
+from nacd.data.rows import Rows, learnable_rows
 from nacd.distillation.candidates import expected_tokens
 from nacd.distillation.segments import segment_maker
 from nacd.meta import FirstOrder
+from nacd.meta.engines import Slopes
+from nacd.meta.losses import EmbeddingLoss
 from nacd.model.lora import ModelConfig, load_model
 from nacd.training.inner import Start
-from nacd.training.student import plain, train_student
+from nacd.training.student import train_student
 
 
 def test_ladder_difference() -> None:
@@ -48,11 +50,11 @@ def test_ladder_difference() -> None:
 
 
 def test_entries_train_on_what_they_say() -> None:
-    def of(i: int) -> PseudoData:
-        return plain([Encoded((i, 2, 3), (False, True, True), (0, 1))] * 4, 0)
+    def of(i: int) -> Rows:
+        return Rows.of([Encoded((i, 2, 3), (False, True, True), (0, 1))] * 4, 0)
 
     seeds, text, last, full, drawn = map(of, (11, 12, 13, 14, 15))
-    learnable = make_pseudo_data(seeds.rows, "prefix:1", 0)
+    learnable = learnable_rows(seeds.rows, "prefix:1", 0)
     soft = torch.ones(4, 2)
     r = Recipe(batch_size=2, shuffle=False)
     found = {
@@ -155,7 +157,7 @@ def test_student_is_torch(tiny_folder: Callable[[str], Path]) -> None:
     ]
     r = Recipe(batch_size=4, epochs=3, learning_rate=5e-3, weight_decay=0.1, clip=0.5)
     with float64_only():
-        found = train_student(model, r, plain(rs, 0), 7)
+        found = train_student(model, r, Rows.of(rs, 0), 7)
         model.write(model.fresh_theta(7))
         ps = [p for p in model.hf.parameters() if p.requires_grad]
         opt = torch.optim.AdamW(ps, lr=5e-3, weight_decay=0.1)
@@ -184,7 +186,7 @@ def test_eps_is_a_share_of_theta(
     model = load_model(
         ModelConfig(model=str(tiny_folder("llama")), lora_rank=2, device="cpu", dtype="float64")
     )
-    pseudo = make_pseudo_data(
+    pseudo = learnable_rows(
         [Encoded((5, 6, 7, 8), (False, False, False, True), (1, 3))], "prompt", 0
     )
     theta = model.fresh_theta(1)
@@ -196,13 +198,14 @@ def test_eps_is_a_share_of_theta(
         "value_and_grad",
         lambda self, t, *a, **k: seen.append(t) or real(self, t, *a, **k),
     )
-    FirstOrder(2e-3)(model, theta, pseudo.batch([0]), model.embed(pseudo.ids), v, (theta, None))
+    loss = EmbeddingLoss(model, pseudo.batch([0]), model.embed(pseudo.ids))
+    FirstOrder(2e-3)(loss, theta, v, Slopes(v.sum(), theta, ()))
     assert [float((t - theta).norm() / theta.norm()) for t in seen] == pytest.approx([2e-3, 2e-3])
 
 
 def test_expected_tokens(tiny_folder: Callable[[str], Path]) -> None:
     model = load_model(ModelConfig(model=str(tiny_folder("llama")), lora_rank=2, device="cpu"))
-    pseudo = make_pseudo_data(
+    pseudo = learnable_rows(
         [Encoded((5, 60, 71, 8, 9), (False,) * 4 + (True,), (1, 4))], "prompt", 0
     )
     allowed = torch.ones(308, dtype=torch.bool)

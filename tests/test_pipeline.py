@@ -28,6 +28,7 @@ from nacd.config import (
 from nacd.config.recipe import Recipe, recipe_of
 from nacd.config.settings import to_dict
 from nacd.data import make_template, read_examples
+from nacd.data.rows import Rows
 from nacd.distillation.learn import Distiller
 from nacd.distillation.outer import OuterLoop
 from nacd.errors import UserError
@@ -36,7 +37,7 @@ from nacd.model.lora import ModelConfig, load_model
 from nacd.model.prepare import prepare
 from nacd.store.folder import read_run
 from nacd.terminal.progress import Progress
-from nacd.training.student import TUNING_SEED, mean_nll, plain, train_student
+from nacd.training.student import TUNING_SEED, mean_nll, train_student
 from nacd.training.tuning import Found, Setting, Tried
 from tiny import ARCHITECTURES
 
@@ -189,7 +190,7 @@ def test_a_prefix_that_learned_nothing_leaves_the_real_rows(
     tuning = json.loads((run.out / "tuning.json").read_text())
     for rate, nll in tuning["nll"]:
         tried = replace(run.recipe, learning_rate=rate)
-        theta = train_student(model, tried, plain(encoded, 0), TUNING_SEED)
+        theta = train_student(model, tried, Rows.of(encoded, 0), TUNING_SEED)
         assert nll == pytest.approx(mean_nll(model, theta, development), rel=1e-6)
 
     soft = read_soft_prompts(run.out / "soft_prompts.safetensors")
@@ -225,7 +226,7 @@ def test_a_tuned_recipe_is_that_of_learning_table_card_and_page(
     prepared = prepare(run.model, run.data)
     real = {example.digest: example for example in prepared.train.examples}
     own = [real[row["seed_digest"]] for row in exported(run.out)]
-    data = plain([prepared.template.encode(e, turns="last") for e in own], 0)
+    data = Rows.of([prepared.template.encode(e, turns="last") for e in own], 0)
     recipe = Recipe(batch_size=2, epochs=3, learning_rate=2e-3)
     theta = train_student(prepared.model, recipe, data, TUNING_SEED)
     nll = mean_nll(prepared.model, theta, prepared.development.rows)

@@ -86,7 +86,7 @@ class Verb:
     def kind(self) -> type[Any]:
         """The configuration's dataclass."""
         module, _, name = self.configuration.rpartition(".")
-        return getattr(import_module(f"nacd.{module}"), name)
+        return getattr(import_module(f"nacd.config.{module}"), name)
 
 
 def _quiet_libraries() -> None:
@@ -357,33 +357,33 @@ _TRAINING = "learning_rate batch_size epochs"
 VERBS: dict[str, Verb] = {
     "check": Verb(
         _check,
-        "checking.config.CheckConfig",
+        "check.CheckConfig",
         f"{_ROWS} minutes methods tune device seed",
         "check --model smollm2 --data mine.jsonl --budget 5% --minutes 10",
     ),
-    "demo": Verb(_demo, "demo_config.DemoConfig"),
+    "demo": Verb(_demo, "demo.DemoConfig"),
     "distill": Verb(
         _distill,
-        "config.DistillConfig",
+        "distill.DistillConfig",
         f"{_ROWS} {_TRAINING} outer_steps compare device seed",
         "distill --model smollm2 --data mine.jsonl --budget 5% --out runs/mine",
     ),
     "select": Verb(
         _select,
-        "command_configs.SelectConfig",
+        "commands.SelectConfig",
         f"method {_ROWS} dedup stratify group_column device seed",
         "select --method rds+ --model smollm2 --data mine.jsonl --budget 5%",
     ),
     "compare": Verb(
         _compare,
-        "comparison.config.CompareConfig",
+        "compare.CompareConfig",
         "methods budgets model target_models data out heldout trainings runs "
         f"{_TRAINING} device seed",
         "compare --methods random rds+ full --budgets 2% 5% --data mine.jsonl",
     ),
     "experts": Verb(
         _experts,
-        "config.DistillConfig",
+        "distill.DistillConfig",
         "model data out heldout experts expert_rate expert_epochs expert_batch snapshot_every "
         "expert_from device seed",
         "experts --model smollm2 --data mine.jsonl --experts 2 --out runs/mine",
@@ -392,27 +392,27 @@ VERBS: dict[str, Verb] = {
     ),
     "doctor": Verb(
         _doctor,
-        "config.DistillConfig",
+        "distill.DistillConfig",
         f"model data budget dtype max_tokens {_TRAINING} outer_steps window "
         "gradient_checkpointing device",
         "doctor --model smollm2 --data mine.jsonl --budget 5%",
         "`nacd doctor`: which meta-gradient engine is right on this model and these rows, "
         "and what the outer steps of `nacd distill` take with the same flags. It writes nothing.",
     ),
-    "report": Verb(_report, "command_configs.ReportConfig"),
-    "runs": Verb(_runs, "command_configs.RunsConfig"),
-    "show": Verb(_show, "command_configs.ShowConfig"),
+    "report": Verb(_report, "commands.ReportConfig"),
+    "runs": Verb(_runs, "commands.RunsConfig"),
+    "show": Verb(_show, "commands.ShowConfig"),
     "train": Verb(
         _train,
-        "command_configs.TrainConfig",
+        "commands.TrainConfig",
         f"model data out max_tokens {_TRAINING} shuffle lora_rank gradient_checkpointing "
         "device seed",
         "train --model smollm2 --data runs/mine/dataset/train.jsonl --no-shuffle",
     ),
-    "push": Verb(_push, "command_configs.PushConfig"),
+    "push": Verb(_push, "commands.PushConfig"),
     "evaluate": Verb(
         _evaluate,
-        "command_configs.EvaluateConfig",
+        "commands.EvaluateConfig",
         "model adapter data tasks shots choices max_tokens out dtype device",
         "evaluate --adapter runs/train/adapter --data heldout.jsonl",
         required="",

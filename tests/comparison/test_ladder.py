@@ -15,14 +15,14 @@ from nacd.comparison.ladder import Entry, climb, entries_for, lines
 from nacd.config import LADDER
 from nacd.config.recipe import Recipe
 from nacd.data import Encoded
-from nacd.data.pseudo import make_pseudo_data
+from nacd.data.rows import Rows, learnable_rows
 from nacd.errors import UserError
 from nacd.model.prepare import Part
 from nacd.store.run import RunFolder
 from nacd.terminal.progress import Progress
-from nacd.training.student import plain, tune_rate
+from nacd.training.student import tune_rate
 
-ROWS = plain([Encoded((1, 2, 3), (False, True, True), (0, 1))] * 4, pad_id=0)
+ROWS = Rows.of([Encoded((1, 2, 3), (False, True, True), (0, 1))] * 4, pad_id=0)
 
 
 def entries(recipe: Recipe) -> dict[str, Entry]:
@@ -105,12 +105,12 @@ def test_a_training_of_other_rows_is_made_anew(
 ) -> None:
     """Other ids, other labels, other vectors or slots, another learning rate."""
     one, two = Encoded((1, 2, 3), (False, True, True), (0, 1)), (False, False, True)
-    data = make_pseudo_data([one] * 4, "prompt", 0)
+    data = learnable_rows([one] * 4, "prompt", 0)
     soft = torch.zeros(4, 2)
     entry = Entry("soft", "NACD soft", lambda _: data, vectors=soft)
     relabelled = [replace(one, response=two), *[one] * 3]
     others = [
-        replace(entry, data=lambda _: make_pseudo_data(relabelled, "prompt", 0)),
+        replace(entry, data=lambda _: learnable_rows(relabelled, "prompt", 0)),
         replace(entry, data=lambda _: data.with_ids(data.ids + 1)),
         replace(entry, vectors=soft + 1),
         replace(entry, recipe=Recipe(learning_rate=2e-3)),

@@ -30,13 +30,14 @@ from nacd.config import (
 from nacd.config.budget import parse_budget
 from nacd.config.recipe import Recipe
 from nacd.data import Encoded
+from nacd.data.rows import Rows
 from nacd.errors import UserError
 from nacd.experts import record_expert
 from nacd.model.lora import ModelConfig, load_model
 from nacd.model.prepare import prepare
 from nacd.selection import Task, choose
 from nacd.terminal.progress import Progress
-from nacd.training.student import plain, train_student
+from nacd.training.student import train_student
 
 QUIET = Progress(quiet=True)
 SCHEDULES = {
@@ -263,7 +264,7 @@ def test_nor_does_one_below_the_commands(
     model = load_model(config)
     row = Encoded((5, 6, 7, 8), (False, False, True, True), (0, 2))
     with pytest.raises(UserError, match="--batch-size 64: 3 rows"):
-        train_student(model, STILL, plain([row] * 3, 0), 0)
+        train_student(model, STILL, Rows.of([row] * 3, 0), 0)
     with pytest.raises(UserError, match="--expert-batch 64: 3 rows"):
         record_expert(
             model,

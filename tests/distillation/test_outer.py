@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nacd.data import Encoded
-from nacd.data.pseudo import make_pseudo_data
+from nacd.data.rows import learnable_rows
 from nacd.distillation import outer as module
 from nacd.distillation.outer import PATIENCE, DivergedError, OuterConfig, OuterLoop, Segment
 from nacd.distillation.projection import Nearest, Simplex
@@ -25,7 +25,7 @@ def make_loop(**changes: float) -> OuterLoop:
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(20, WIDTH, generator=generator)
     row = Encoded((1, 2, 3, 4), (False, False, False, True), (0, 3))
-    pseudo = make_pseudo_data([row], "prompt", pad_id=0)
+    pseudo = learnable_rows([row], "prompt", pad_id=0)
     allowed = torch.ones(20, dtype=torch.bool)
     projection = Nearest(table[pseudo.ids].clone(), table, allowed)
     config = OuterConfig(**({"step_size": 0.1} | changes))  # pyright: ignore[reportArgumentType]

@@ -18,7 +18,7 @@ from float64 import float64_only
 from nacd.config import DataConfig, DistillConfig, OuterLoopConfig
 from nacd.config.recipe import Recipe
 from nacd.data import Encoded, Example, Message, Splits, training_order
-from nacd.data.pseudo import PseudoData, make_pseudo_data
+from nacd.data.rows import Rows, learnable_rows
 from nacd.distillation.learn import Distiller, make_seeds
 from nacd.distillation.outer import OuterLoop
 from nacd.distillation.pool import Pool, students, window_of
@@ -56,11 +56,11 @@ def test_one_student_at_a_time_is_renewed() -> None:
     assert students(LATE, 0) == 0
 
 
-def made(model: LoraModel) -> PseudoData:
+def made(model: LoraModel) -> Rows:
     rows = [
         Encoded((1, 20 + i, 30, 40 + i, 50), (False,) * 3 + (True,) * 2, (1, 3)) for i in range(5)
     ]
-    return make_pseudo_data(rows, "prompt", model.tokenizer.pad_token_id)
+    return learnable_rows(rows, "prompt", model.tokenizer.pad_token_id)
 
 
 def test_a_late_window_has_the_gradient_of_the_unrolled_graph(

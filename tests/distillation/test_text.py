@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nacd.data import Encoded, Example, Message, Template, make_template
-from nacd.data.pseudo import make_pseudo_data
+from nacd.data.rows import learnable_rows
 from nacd.distillation.text import RoundTrip, choosable, share_changed, slot_ids, to_text
 from nacd.errors import UserError
 from tiny import ARCHITECTURES, ROWS, TOKENS, tiny_tokenizer
@@ -150,7 +150,7 @@ def test_tokens_that_merge_are_chosen_anew_or_put_back(name: str, alternative: b
 def test_to_text_gives_rows_that_encode_to_what_they_say(arch: str, name: str) -> None:
     tokenizer, template = setting(arch, name)
     rows = [template.encode(seed, turns="last") for seed in SEEDS]
-    pseudo = make_pseudo_data(rows, "prompt", 0)
+    pseudo = learnable_rows(rows, "prompt", 0)
     trips = [
         RoundTrip(template, tokenizer, seed, row) for seed, row in zip(SEEDS, rows, strict=True)
     ]
@@ -180,7 +180,7 @@ def prefixed(name: str) -> tuple[list[Example], Any, list[RoundTrip], list[int]]
     rows = [template.encode(seed, turns="last") for seed in seeds]
     start = rows[1].prompt[0]
     assert rows[1].ids[start : start + 2] == (right, left)
-    pseudo = make_pseudo_data(rows, "prefix:2", 0)
+    pseudo = learnable_rows(rows, "prefix:2", 0)
     pairs = zip(seeds, pseudo.rows, strict=True)
     trips = [RoundTrip(template, tokenizer, seed, row) for seed, row in pairs]
     assert [trip.reversible for trip in trips] == [True, False, True]

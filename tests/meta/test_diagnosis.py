@@ -15,7 +15,7 @@ from torch import Tensor
 from nacd.config.recipe import Recipe
 from nacd.costs.estimate import estimate
 from nacd.data import Batch, Example, Message, encode_all, make_template
-from nacd.data.pseudo import make_pseudo_data
+from nacd.data.rows import learnable_rows
 from nacd.errors import UserError
 from nacd.meta.diagnosis import COSINE, EPS, SHORT_EPS, Diagnosis, Row, Verdict, diagnose
 from nacd.model.lora import LoraModel, ModelConfig, load_model
@@ -40,7 +40,7 @@ def case(folder: Path, dtype: Any, **options: Any) -> tuple[LoraModel, list[Batc
     ]
     template = make_template("qa", model.tokenizer, examples)
     rows, _, _ = encode_all(template, examples, 200)
-    pseudo = make_pseudo_data(rows, "prompt", model.tokenizer.pad_token_id)
+    pseudo = learnable_rows(rows, "prompt", model.tokenizer.pad_token_id)
     return (
         model,
         [pseudo.batch([0, 1, 2]), pseudo.batch([3, 4, 5])],

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from nacd.config.recipe import Recipe
 from nacd.data import Encoded, bucketed
-from nacd.data.pseudo import make_pseudo_data
+from nacd.data.rows import learnable_rows
 from nacd.distillation.outer import Segment
 from nacd.distillation.segments import windowed
 from nacd.meta.objectives import target_objective, trajectory_objective
@@ -78,7 +78,7 @@ def test_the_target_loss_is_a_mean_over_response_tokens(model: LoraModel) -> Non
 
 def test_a_window_starts_where_the_student_is_by_then(model: LoraModel) -> None:
     recipe = Recipe(batch_size=1, epochs=1, learning_rate=1e-2, shuffle=False)
-    pseudo = make_pseudo_data(ROWS, "prompt", model.tokenizer.pad_token_id)
+    pseudo = learnable_rows(ROWS, "prompt", model.tokenizer.pad_token_id)
     vectors = model.embed(pseudo.ids).double()
     log_rate = torch.tensor(-4.6, dtype=torch.float64)
     outer: Any = SimpleNamespace(pseudo=pseudo, log_rate=log_rate, vectors=lambda: vectors)

@@ -16,6 +16,8 @@ from nacd.config.recipe import Recipe
 from nacd.data import Batch, Encoded, collate
 from nacd.errors import UserError
 from nacd.meta import Exact
+from nacd.meta.engines import Slopes
+from nacd.meta.losses import EmbeddingLoss
 from nacd.meta.diagnosis import diagnose
 from nacd.model import microbatch
 from nacd.model.lora import DOUBLE, MICRO_TOKENS, LoraModel, ModelConfig, load_model
@@ -230,7 +232,8 @@ def _row_gradients(model: LoraModel, theta: torch.Tensor, batch: Batch) -> torch
 
 def _exact(model: LoraModel, theta: torch.Tensor, batch: Batch) -> torch.Tensor:
     vectors, v = torch.zeros(1, model.width, dtype=theta.dtype), torch.ones_like(theta)
-    found = Exact()(model, theta, batch, vectors, v, (v, None)).theta
+    known = Slopes(v.sum(), v, ())
+    found = Exact()(EmbeddingLoss(model, batch, vectors), theta, v, known).theta
     assert found is not None
     return found
 

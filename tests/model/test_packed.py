@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from float64 import float64_only
 from nacd.data import Batch, Encoded, collate
 from nacd.meta import Exact, make_engine
+from nacd.meta.losses import EmbeddingLoss
 from nacd.model.lora import LoraModel, ModelConfig, load_model, twice_differentiable
 from nacd.model.per_row import row_gradients
 from nacd.selection.hidden import last_hidden
@@ -200,18 +201,19 @@ def test_every_engine_is_that_of_rows_alone(
     v = torch.randn(model.size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     expected = Oracle(model, batch, v)
     theta, vectors = theta_of(model), vectors_of(model)
-    _, slope, other = model.value_and_grad(theta, batch, vectors, in_vectors=True)
+    loss = EmbeddingLoss(model, batch, vectors)
+    known = loss.slopes(theta, learnables=True)
     found = {
-        name: make_engine(name, 1e-6)(model, theta, batch, vectors, v, (slope, other))
+        name: make_engine(name, 1e-6)(loss, theta, v, known)
         for name in ("exact", "tesla", "first-order", "one-sided")
     }
-    close(found["exact"].vectors, expected.products[0])
+    close(found["exact"].learnables[0], expected.products[0])
     close(found["exact"].theta, expected.products[1])
-    close(found["tesla"].vectors, expected.products[0])
+    close(found["tesla"].learnables[0], expected.products[0])
     if arch == "opt":  # its kinks are another question
         return
     for name, within in (("first-order", 1e-5), ("one-sided", 1e-4)):
-        close(found[name].vectors, expected.products[0], within)
+        close(found[name].learnables[0], expected.products[0], within)
         close(found[name].theta, expected.products[1], within)
 
 
@@ -270,4 +272,6 @@ def test_a_row_without_a_label_adds_nothing(models: Callable[[str], LoraModel]) 
             close(a, b)
         assert float(model.row_nll(arguments[0], batch)[0][-1]) == 0.0
         v = torch.ones(model.size, dtype=torch.float64)
-        assert Exact()(model, *arguments[:2], arguments[2], v, (v, None)).vectors.isfinite().all()
+        loss = EmbeddingLoss(model, *arguments[1:])
+        known = loss.slopes(arguments[0], learnables=False)
+        assert Exact()(loss, arguments[0], v, known).learnables[0].isfinite().all()

@@ -15,7 +15,7 @@ import torch
 from nacd.config import DataConfig, DistillConfig, OuterLoopConfig
 from nacd.config.recipe import Recipe
 from nacd.data import Example, Message, make_template
-from nacd.data.pseudo import make_pseudo_data
+from nacd.data.rows import learnable_rows
 from nacd.distillation.learn import Distiller, Seeds, make_seeds
 from nacd.distillation.neighbours import nearest, regulariser
 from nacd.distillation.text import TextRow
@@ -81,7 +81,7 @@ def seeds_and_text(learn: str, change: dict[int, str]) -> tuple[object, Seeds, l
     examples = (example("the fox?"), example("the dog", source="rows.jsonl:2"))
     template = make_template("plain", tokenizer, examples)
     rows = tuple(template.encode(e, turns="last") for e in examples)
-    pseudo = make_pseudo_data(rows, learn, 0)
+    pseudo = learnable_rows(rows, learn, 0)
     text = []
     for row, seed in zip(pseudo.rows, examples, strict=True):
         ids = list(row.ids)

@@ -14,6 +14,7 @@ import pytest
 from nacd.config import DataConfig, DistillConfig, SelectionConfig
 from nacd.config.recipe import Recipe
 from nacd.data import Example, Message, Splits
+from nacd.data.rows import Rows
 from nacd.distillation.stages import chosen_rows
 from nacd.errors import UserError
 from nacd.model.lora import ModelConfig
@@ -27,7 +28,7 @@ from nacd.selection.method import Task
 from nacd.selection.random import random_order
 from nacd.store.run import RunFolder
 from nacd.terminal.progress import Progress
-from nacd.training.student import LEARNING_SEED, mean_nll, plain, train_student
+from nacd.training.student import LEARNING_SEED, mean_nll, train_student
 
 QUIET = Progress(quiet=True)
 RECIPE = Recipe(batch_size=2, epochs=3, learning_rate=3e-3, shuffle=False)
@@ -61,7 +62,7 @@ def test_the_best_draw_in_its_own_order(prepared: Prepared, tmp_path: Path) -> N
     losses = {}
     for number in range(5):
         drawn = tuple(random_order(30, 1_000_003 * number)[:6])
-        data = plain([prepared.train.rows[i] for i in drawn], pad)
+        data = Rows.of([prepared.train.rows[i] for i in drawn], pad)
         theta = train_student(prepared.model, RECIPE, data, LEARNING_SEED + number)
         losses[drawn] = mean_nll(prepared.model, theta, prepared.target.rows)
     assert tuple(order[:6]) == min(losses, key=lambda drawn: losses[drawn])
@@ -152,7 +153,7 @@ def test_what_is_tried_is_what_is_chosen(prepared: Prepared, tmp_path: Path) -> 
     for number in range(5):
         queue = random_order(30, 1_000_003 * number)
         drawn = [*stratified(queue, [e.group for e in examples])][:6]
-        data = plain([part.rows[i] for i in drawn], pad)
+        data = Rows.of([part.rows[i] for i in drawn], pad)
         theta = train_student(prepared.model, RECIPE, data, LEARNING_SEED + number)
         losses.append((mean_nll(prepared.model, theta, prepared.target.rows), drawn))
     assert chosen == min(losses)[1]

@@ -14,13 +14,14 @@ from torch import Tensor
 from nacd.config import DataConfig
 from nacd.config.recipe import Recipe
 from nacd.data import Example, Message, Splits
+from nacd.data.rows import Rows
 from nacd.errors import UserError
 from nacd.model.lora import ModelConfig
 from nacd.model.prepare import Prepared, prepare
 from nacd.store.run import RunFolder
 from nacd.training import tuning
 from nacd.training.evaluation import RowNll
-from nacd.training.student import TUNING_SEED, plain, train_student
+from nacd.training.student import TUNING_SEED, train_student
 from nacd.training.tuning import Found, Setting, Tried, search, tune_recipe
 
 RATES = (1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3)
@@ -219,7 +220,7 @@ def test_on_a_model_it_scores_whole_shuffled_trainings(prepared: Prepared, tmp_p
         rate, epochs, number = file.stem.rsplit("-", 2)
         recipe = Recipe(batch_size=2, epochs=float(epochs), learning_rate=float(rate))
         pad = prepared.model.tokenizer.pad_token_id
-        data = plain(sets[int(number) % 2], pad)
+        data = Rows.of(sets[int(number) % 2], pad)
         theta = train_student(prepared.model, recipe, data, TUNING_SEED + int(number))
         found = tuning.response_nll(prepared.model, theta, prepared.development.rows)
         assert json.loads(file.read_text())["nll"] == pytest.approx(found.nll.tolist())

@@ -24,6 +24,7 @@ from nacd.config import SelectionConfig, with_judge
 from nacd.config.check import SWAPPING, CheckConfig
 from nacd.config.recipe import Recipe
 from nacd.data import Encoded
+from nacd.data.rows import Rows
 from nacd.distillation.learn import draw
 from nacd.model.prepare import Prepared
 from nacd.selection import Task, choose_once
@@ -31,7 +32,7 @@ from nacd.selection.random import random_order
 from nacd.store.run import RunFolder
 from nacd.terminal.progress import Progress
 from nacd.training.evaluation import response_nll
-from nacd.training.student import plain, train_student
+from nacd.training.student import train_student
 from nacd.training.tuning import TunedRecipe
 
 DRAWS = 10_000
@@ -103,9 +104,9 @@ class Trainings:
 
     def encoded(self, indices: Sequence[int]) -> list[Encoded]:
         """Training rows as they are exported: of a conversation, the last turn is the label."""
-        train, encode = self.prepared.train, self.prepared.template.encode
+        train, encode = self.prepared.train, self.prepared.template.as_exported
         return [
-            encode(train.examples[i], turns="last")
+            encode(train.examples[i])
             if sum(m.role == "assistant" for m in train.examples[i].messages) > 1
             else train.rows[i]
             for i in indices
@@ -207,7 +208,7 @@ class Trainings:
             return train_student(
                 model,
                 recipe,
-                plain(rows, model.tokenizer.pad_token_id),
+                Rows.of(rows, model.tokenizer.pad_token_id),
                 seed,
                 tick=lambda done, _, loss: tick(done, loss),
             )

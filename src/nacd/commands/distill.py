@@ -17,7 +17,7 @@ from nacd.comparison.table import Cell, difference
 from nacd.config import DistillConfig, decided
 from nacd.costs.forecasts import announce, distillation, measured
 from nacd.data import Splits, hub_license
-from nacd.data.pseudo import PseudoData
+from nacd.data.rows import Rows
 from nacd.distillation.learn import Learned, Seeds, draw
 from nacd.distillation.run import Outcome, learn_text
 from nacd.distillation.text import TextRow, share_changed
@@ -44,7 +44,6 @@ from nacd.store.files import read_json, write_json
 from nacd.store.folder import read_run
 from nacd.store.run import RunFolder
 from nacd.terminal.progress import Progress
-from nacd.training.student import plain
 
 
 @dataclass(frozen=True)
@@ -179,12 +178,12 @@ def _table(config: DistillConfig, outcome: Outcome, progress: Progress) -> list[
     prepared, seeds, distiller = outcome.prepared, outcome.seeds, outcome.distiller
     learned = outcome.learned
     last = distiller.text(learned.last_ids)
-    train, encode = prepared.train, prepared.template.encode
+    train, encode = prepared.train, prepared.template.as_exported
 
-    def draws(seed: int) -> PseudoData:
+    def draws(seed: int) -> Rows:
         drawn = draw(train, config.budget, 10_000 + 100 * config.seed + seed)
-        rows = [encode(train.examples[i], turns="last") for i in drawn]  # as rows are exported
-        return plain(rows, seeds.pseudo.pad_id)
+        rows = [encode(train.examples[i]) for i in drawn]
+        return Rows.of(rows, seeds.pseudo.pad_id)
 
     entries = entries_for(
         config.compare,
@@ -201,7 +200,7 @@ def _table(config: DistillConfig, outcome: Outcome, progress: Progress) -> list[
         last=distiller.settled(last),
         last_changed=share_changed(seeds.pseudo, last),
         last_rate=learned.last_learning_rate,
-        full=plain(train.rows, seeds.pseudo.pad_id),
+        full=Rows.of(train.rows, seeds.pseudo.pad_id),
         recipe=outcome.recipe,
         full_epochs=config.full_epochs,
     )

@@ -23,14 +23,14 @@ import torch
 from torch import Tensor
 
 from nacd.config.recipe import Recipe
-from nacd.data.pseudo import PseudoData
+from nacd.data.rows import Rows
 from nacd.model.lora import LoraModel
 from nacd.model.prepare import Part
 from nacd.statistics.intervals import t_interval
 from nacd.store.run import RunFolder
 from nacd.terminal.progress import Progress
 from nacd.training.evaluation import response_nll
-from nacd.training.student import digest_of, train_student, visited
+from nacd.training.student import train_student, visited
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Entry:
 
     name: str
     label: str
-    data: Callable[[int], PseudoData | None]
+    data: Callable[[int], Rows | None]
     """Training seed -> rows; None trains nothing."""
     vectors: Tensor | None = None
     changed: float | None = None
@@ -52,7 +52,7 @@ class Entry:
     """If not the ladder's number of trainings."""
 
 
-def random_prompts(data: PseudoData, allowed: Tensor, seed: int) -> PseudoData:
+def random_prompts(data: Rows, allowed: Tensor, seed: int) -> Rows:
     """The same rows with random choosable tokens at the slots."""
     pool = allowed.nonzero()[:, 0].cpu().numpy()
     drawn = np.random.default_rng((seed, 29)).choice(pool, size=data.size)
@@ -90,7 +90,7 @@ def climb(
             cell = folder.once(
                 f"ladder/{entry.name}-{seed}",
                 partial(_measure, model, used, entry, data, seed, report),
-                of=f"{digest_of(data, entry.vectors)} at {used.learning_rate:.9g}",
+                of=f"{(data or Rows((), 0)).digest(entry.vectors)} at {used.learning_rate:.9g}",
             )
             cells.setdefault(entry.name, []).append(cell)
             tick(done, math.nan if cell["report_nll"] is None else cell["report_nll"])
@@ -101,7 +101,7 @@ def _measure(
     model: LoraModel,
     used: Recipe,
     entry: Entry,
-    data: PseudoData | None,
+    data: Rows | None,
     seed: int,
     report: Part,
 ) -> dict[str, Any]:
@@ -185,20 +185,20 @@ def lines(summary: Sequence[Mapping[str, Any]]) -> list[str]:
 def entries_for(
     chosen: Sequence[str],
     *,
-    draws: Callable[[int], PseudoData],
-    seeds: PseudoData,
-    learnable: PseudoData,
+    draws: Callable[[int], Rows],
+    seeds: Rows,
+    learnable: Rows,
     allowed: Tensor,
     soft: Tensor,
     soft_rate: float,
     soft_step: int,
-    text: PseudoData,
+    text: Rows,
     text_changed: float,
     text_rate: float,
-    last: PseudoData,
+    last: Rows,
     last_changed: float,
     last_rate: float,
-    full: PseudoData,
+    full: Rows,
     recipe: Recipe,
     full_epochs: float,
 ) -> list[Entry]:

@@ -19,7 +19,7 @@ from nacd.config.compare import DISTILLED, LEARNED, CompareConfig
 from nacd.config.recipe import Recipe, recipe_of
 from nacd.config.settings import from_dict, to_dict
 from nacd.data import Encoded, Example, collate
-from nacd.data.pseudo import PseudoData, make_pseudo_data
+from nacd.data.rows import Rows, learnable_rows
 from nacd.data.split import Splits
 from nacd.distillation.learn import draw
 from nacd.distillation.pool import students, window_of
@@ -34,14 +34,13 @@ from nacd.store.files import read_json, sha256_of
 from nacd.store.folder import read_run
 from nacd.store.run import RunFolder, differences
 from nacd.terminal.progress import Progress
-from nacd.training.student import digest_of, plain
 
 
 @dataclass(frozen=True)
 class Training:
     """One training: the rows under a target's tokenizer, and what is particular to it."""
 
-    data: PseudoData | None
+    data: Rows | None
     """None trains nothing."""
     vectors: Tensor | None = None
     """Soft prompts (Q, d) for the rows' slots."""
@@ -60,7 +59,7 @@ class Training:
     @property
     def digest(self) -> str:
         """A hash of the rows, and of the vectors in their slots."""
-        return digest_of(self.data, self.vectors)
+        return (self.data or Rows((), 0)).digest(self.vectors)
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ def _plain(
         steps = recipe.total_steps(len(draw(source.train, budget, config.seed)))
 
         def full(target: Prepared, _: int, steps: int | None = None) -> Training:
-            data = plain(target.train.rows, target.model.tokenizer.pad_token_id)
+            data = Rows.of(target.train.rows, target.model.tokenizer.pad_token_id)
             return Training(data, steps=steps, epochs=None if steps else config.full_epochs)
 
         equal = partial(full, steps=steps)
@@ -300,14 +299,14 @@ def _of_distillation(
             rows = [row.example for row in outcome.text]
         elif method == "other-prompts":
             rows = other_prompts(seeds, seed)
-        encoded: list[Encoded] = [target.template.encode(row, turns="last") for row in rows]
+        encoded: list[Encoded] = [target.template.as_exported(row) for row in rows]
         if method == "random-prompts":
-            pseudo = make_pseudo_data(encoded, outcome.config.outer.learn, tokenizer.pad_token_id)
+            pseudo = learnable_rows(encoded, outcome.config.outer.learn, tokenizer.pad_token_id)
             allowed = choosable(tokenizer, len(target.model.table))
             return Training(
                 random_prompts(pseudo, allowed, seed), in_order=True, tokens_changed=1.0
             )
-        data = plain(encoded, tokenizer.pad_token_id)
+        data = Rows.of(encoded, tokenizer.pad_token_id)
         if method not in LEARNED:
             return Training(
                 data,
@@ -387,16 +386,16 @@ def _learning_flops(outcome: Outcome) -> float:
 
 def tuning_data(
     config: CompareConfig, budget: str, target: Prepared, source: Prepared, seed: int
-) -> PseudoData:
+) -> Rows:
     """Random rows on which a target's recipe is tuned."""
     rows = [source.train.examples[i] for i in draw(source.train, budget, seed)]
     return _encoded(rows, target)
 
 
-def _encoded(rows: Sequence[Example], target: Prepared) -> PseudoData:
+def _encoded(rows: Sequence[Example], target: Prepared) -> Rows:
     """Real rows under a target's template and tokenizer, labelled as exported rows are."""
     pad = target.model.tokenizer.pad_token_id
-    return plain([target.template.encode(example, turns="last") for example in rows], pad)
+    return Rows.of([target.template.as_exported(example) for example in rows], pad)
 
 
 def of_training(recipe: Recipe, training: Training) -> Recipe:

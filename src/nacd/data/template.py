@@ -137,6 +137,16 @@ class Template:
         content = written.spans[-2] or (0, 0)
         return self._encoded(ids, spans, labels, content, len(written.lost), lead)
 
+    def as_exported(self, example: Example) -> Encoded:
+        """The row as token ids with the labels that a data set of ours gives it: the last turn's.
+
+        What is trained on real rows beside distilled ones is labelled in this way too.
+
+        Raises:
+            UserError: as `encode`.
+        """
+        return self.encode(example, turns="last")
+
     def replace_prompt(self, example: Example, text: str) -> Example:
         """The same row with another last user turn."""
         *earlier, user, response = example.messages

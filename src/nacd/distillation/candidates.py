@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nacd.config import OuterLoopConfig
-from nacd.data.pseudo import PseudoData
+from nacd.data.rows import Rows
 from nacd.distillation.neighbours import candidates
 from nacd.distillation.projection import (
     Nearest,
@@ -24,7 +24,7 @@ from nacd.model.lora import LoraModel
 
 
 @torch.no_grad()
-def expected_tokens(model: LoraModel, data: PseudoData, count: int, allowed: Tensor) -> Tensor:
+def expected_tokens(model: LoraModel, data: Rows, count: int, allowed: Tensor) -> Tensor:
     """The tokens that the model itself expects at every slot, likeliest first, (Q, count)."""
     model.write(model.zero_theta())
     found = []
@@ -38,7 +38,7 @@ def expected_tokens(model: LoraModel, data: PseudoData, count: int, allowed: Ten
 
 
 def simplex_candidates(
-    model: LoraModel, data: PseudoData, count: int, allowed: Tensor, table: Tensor
+    model: LoraModel, data: Rows, count: int, allowed: Tensor, table: Tensor
 ) -> Tensor:
     """Candidates (Q, count): the seed's token, then neighbours and the model's guesses in turn."""
     seeds = data.ids
@@ -54,7 +54,7 @@ def simplex_candidates(
 
 
 def make_projection(
-    model: LoraModel, data: PseudoData, config: OuterLoopConfig, allowed: Tensor
+    model: LoraModel, data: Rows, config: OuterLoopConfig, allowed: Tensor
 ) -> tuple[Projection, float]:
     """The projection at the seeds' own tokens, and Adam's learning rate on its parameters.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from nacd.config import DistillConfig, budget_rows
 from nacd.config.recipe import Recipe
 from nacd.data import Encoded, Example
-from nacd.data.pseudo import PseudoData, make_pseudo_data
+from nacd.data.rows import Rows, learnable_rows
 from nacd.distillation.candidates import make_projection
 from nacd.distillation.neighbours import candidates
 from nacd.distillation.outer import DivergedError, OuterConfig, OuterLoop, Segment, rate_of
@@ -43,7 +43,7 @@ from nacd.store.files import read_json_lines, read_tensors, write_json_lines, wr
 from nacd.store.tracking import Log, silent
 from nacd.terminal.progress import Progress
 from nacd.training.inner import InnerLoop
-from nacd.training.student import CHECK_SEED, mean_nll, plain, train_student
+from nacd.training.student import CHECK_SEED, mean_nll, train_student
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class Seeds:
     examples: tuple[Example, ...]
     rows: tuple[Encoded, ...]
     """Encoded with the last turn as the only label, as they are exported."""
-    pseudo: PseudoData
+    pseudo: Rows
     """With learnable slots, and with a prefix where that is what is learned."""
 
     @property
-    def untouched(self) -> PseudoData:
+    def untouched(self) -> Rows:
         """The rows as they are, nothing learnable in them."""
-        return plain(self.rows, self.pseudo.pad_id)
+        return Rows.of(self.rows, self.pseudo.pad_id)
 
 
 def draw(train: Part, budget: str, seed: int) -> list[int]:
@@ -70,8 +70,8 @@ def draw(train: Part, budget: str, seed: int) -> list[int]:
 def make_seeds(prepared: Prepared, indices: Sequence[int], learn: str) -> Seeds:
     """Seed samples with their learnable slots."""
     examples = tuple(prepared.train.examples[i] for i in indices)
-    rows = tuple(prepared.template.encode(example, turns="last") for example in examples)
-    pseudo = make_pseudo_data(rows, learn, prepared.model.tokenizer.pad_token_id)
+    rows = tuple(prepared.template.as_exported(example) for example in examples)
+    pseudo = learnable_rows(rows, learn, prepared.model.tokenizer.pad_token_id)
     return Seeds(examples, rows, pseudo)
 
 
@@ -193,13 +193,13 @@ class Distiller:
 
         return to_text(self.seeds.pseudo, ids.cpu(), self.seeds.examples, self.trips, alternatives)
 
-    def settled(self, rows: Sequence[TextRow]) -> PseudoData:
+    def settled(self, rows: Sequence[TextRow]) -> Rows:
         """Text rows as training data: exactly what a tokenizer makes of the exported text."""
-        return plain([row.encoded for row in rows], self.seeds.pseudo.pad_id)
+        return Rows.of([row.encoded for row in rows], self.seeds.pseudo.pad_id)
 
     # --- development ------------------------------------------------------------------------
 
-    def _nll(self, data: PseudoData, vectors: Tensor | None) -> float:
+    def _nll(self, data: Rows, vectors: Tensor | None) -> float:
         recipe = replace(self.recipe, learning_rate=self.outer.learning_rate)
         scores = []
         for seed in range(CHECK_SEED, CHECK_SEED + self.config.check_trainings):

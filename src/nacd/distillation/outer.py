@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nacd.data.pseudo import PseudoData
+from nacd.data.rows import Rows
 from nacd.distillation.neighbours import Metric, nearest, regulariser
 from nacd.distillation.projection import Projection, Simplex
 from nacd.meta import Engine, MetaGradient, Objective, meta_gradient
@@ -98,7 +98,7 @@ class OuterLoop:
 
     def __init__(
         self,
-        pseudo: PseudoData,
+        pseudo: Rows,
         projection: Projection,
         engine: Engine,
         config: OuterConfig,

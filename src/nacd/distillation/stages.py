@@ -18,7 +18,7 @@ from nacd.config import DistillConfig, with_judge
 from nacd.config.recipe import Recipe
 from nacd.config.settings import to_dict
 from nacd.data import Encoded, Example, Splits
-from nacd.data.pseudo import PseudoData
+from nacd.data.rows import Rows
 from nacd.distillation.agreement import measure
 from nacd.distillation.learn import Distiller, Seeds, draw
 from nacd.distillation.pool import window_of
@@ -35,7 +35,6 @@ from nacd.terminal.progress import Progress
 from nacd.training.student import (
     EXPERT_SEED,
     TUNING_SEED,
-    digest_of,
     mean_nll,
     train_student,
     tune_rate,
@@ -132,7 +131,7 @@ def tuned(
     recipe: Recipe,
     rates: Sequence[float],
     prepared: Prepared,
-    data: PseudoData,
+    data: Rows,
     folder: RunFolder,
     name: str = "tuning",
 ) -> dict[str, Any]:
@@ -153,7 +152,7 @@ def tuned(
         found = tune_rate(rates, score)
         return {"learning_rate": found.learning_rate, "nll": [*found.nll.items()]}
 
-    return folder.once(name, search, of=digest_of(data))
+    return folder.once(name, search, of=data.digest())
 
 
 def found_recipe(

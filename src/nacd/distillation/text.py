@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from nacd.data.example import Encoded, Example
-from nacd.data.pseudo import PseudoData
+from nacd.data.rows import Rows
 from nacd.data.template import Template
 from nacd.errors import UserError
 
@@ -63,7 +63,7 @@ class RoundTrip:
         self.tokenizer = tokenizer
         self.seed = seed
         self.row = row
-        self.untouched = template.encode(seed, turns="last")  # without a learned prefix
+        self.untouched = template.as_exported(seed)  # without a learned prefix
         text = self._text(self.untouched.ids[slice(*self.untouched.prompt)])
         content = seed.prompt
         start = content.find(text) if text else -1
@@ -84,7 +84,7 @@ class RoundTrip:
 
     def encode(self, ids: Sequence[int]) -> Encoded:
         """What encoding that text gives."""
-        return self.template.encode(self.example(ids), turns="last")
+        return self.template.as_exported(self.example(ids))
 
     def _first_lost(self, ids: Sequence[int]) -> int | None:
         """First position whose id or label does not come back; None: all of them do."""
@@ -130,7 +130,7 @@ class RoundTrip:
 
 
 def to_text(
-    pseudo: PseudoData,
+    pseudo: Rows,
     ids: Tensor,
     seeds: Sequence[Example],
     trips: Sequence[RoundTrip],
@@ -172,14 +172,14 @@ def to_text(
     return rows
 
 
-def slot_ids(pseudo: PseudoData, rows: Sequence[TextRow]) -> Tensor:
+def slot_ids(pseudo: Rows, rows: Sequence[TextRow]) -> Tensor:
     """Token ids (Q,) at the slots of text rows; of a row without its prefix, those at the start."""
     pairs = zip(rows, pseudo.rows, strict=True)
     kept = [row.encoded if len(row.encoded) == len(own) else own for row, own in pairs]
     return replace(pseudo, rows=tuple(kept)).ids
 
 
-def share_changed(pseudo: PseudoData, rows: Sequence[TextRow]) -> float:
+def share_changed(pseudo: Rows, rows: Sequence[TextRow]) -> float:
     """Share of all learnable tokens that are not the seeds'."""
     learnable = [sum(slot >= 0 for slot in slots) for slots in pseudo.slots]
     changed = sum(row.changed * n for row, n in zip(rows, learnable, strict=True))

@@ -9,7 +9,7 @@ from typing import Any
 
 from nacd.config import ModelConfig, ReadConfig
 from nacd.config.recipe import Recipe
-from nacd.data.pseudo import prefix_length
+from nacd.data.rows import prefix_length
 from nacd.export.card import (
     Card,
     code,

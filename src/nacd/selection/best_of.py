@@ -12,6 +12,7 @@ import math
 from typing import Any
 
 from nacd.data import training_order
+from nacd.data.rows import Rows
 from nacd.errors import UserError
 from nacd.selection.choice import take
 from nacd.selection.filters import filtered
@@ -19,7 +20,7 @@ from nacd.selection.judges import judged_by, judges_of
 from nacd.selection.method import Ranking, Task, forward_flops
 from nacd.selection.random import random_order
 from nacd.store.files import finite, read_json, write_json
-from nacd.training.student import LEARNING_SEED, mean_nll, plain, train_student
+from nacd.training.student import LEARNING_SEED, mean_nll, train_student
 
 
 def best_of(task: Task) -> Ranking:
@@ -42,7 +43,7 @@ def best_of(task: Task) -> Ranking:
             free = [i for i in order if i not in aside]
             draws.append(take(task.budget, rows, filtered(free, task.prepared.train, task.config)))
             pad = model.tokenizer.pad_token_id
-            data = plain([task.trained_row(i) for i in draws[-1]], pad)
+            data = Rows.of([task.trained_row(i) for i in draws[-1]], pad)
             seed = LEARNING_SEED + number
             if number == len(losses):
                 theta = train_student(model, task.recipe, data, seed)

@@ -46,7 +46,7 @@ class Task:
 
     def trained_row(self, index: int) -> Encoded:
         """A training row as chosen rows are trained on: the last turn its only label."""
-        return self.prepared.template.encode(self.prepared.train.examples[index], turns="last")
+        return self.prepared.template.as_exported(self.prepared.train.examples[index])
 
     def rows_digest(self) -> str:
         """Of the training and target rows, to tell intermediates of other rows apart."""

@@ -20,6 +20,7 @@ from nacd.config import DataConfig
 from nacd.config.budget import parse_budget
 from nacd.config.recipe import Recipe
 from nacd.data import Encoded, Splits, bucketed, collate, training_order
+from nacd.data.rows import Rows
 from nacd.errors import UserError
 from nacd.meta import FirstOrder, unvisited
 from nacd.meta.objectives import target_objective
@@ -35,7 +36,7 @@ from nacd.store.files import read_json, write_json
 from nacd.store.run import RunFolder
 from nacd.training.evaluation import RowNll, response_nll
 from nacd.training.inner import InnerLoop, Start
-from nacd.training.student import LEARNING_SEED, plain, train_student
+from nacd.training.student import LEARNING_SEED, train_student
 from nacd.training.update import initial_state
 
 OBJECTIVE_ROWS = 512
@@ -86,7 +87,7 @@ class ModelSource:
             UserError: the training diverged.
         """
         model, pad = self.model, self.model.tokenizer.pad_token_id
-        theta = train_student(model, self.recipe, plain([self.rows[i] for i in rows], pad), seed)
+        theta = train_student(model, self.recipe, Rows.of([self.rows[i] for i in rows], pad), seed)
         found = response_nll(model, theta, self.judges)
         trained = self.recipe.epochs * sum(len(self.rows[i]) for i in rows)
         self.flops += forward_flops(model, 2 * trained + sum(len(row) for row in self.judges))

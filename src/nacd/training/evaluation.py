@@ -12,13 +12,12 @@ import contextlib
 import logging
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -161,7 +160,7 @@ def choice_accuracy(
                 length = len(lm.tok_encode(question["context"] + lead + answer))
                 longest = max(longest, length)
                 if length > lm.max_length:
-                    shorter = len(template.encode(example, turns="last")) - 1
+                    shorter = len(template.as_exported(example)) - 1
                     raise UserError(
                         f"{example.source}: the question and its longest choice have {length} "
                         f"tokens, and the model reads {lm.max_length}. --max-tokens {shorter} "
@@ -284,6 +283,22 @@ def _harness_model(
         model.hf.train(training)
 
 
+@contextlib.contextmanager
+def _replaced(module: Any, names: Mapping[str, Any]) -> Iterator[None]:
+    """Other values for names of a module, for as long as the block lasts."""
+    before = {name: getattr(module, name) for name in names if hasattr(module, name)}
+    try:
+        for name, value in names.items():
+            setattr(module, name, value)
+        yield
+    finally:
+        for name in names:
+            if name in before:
+                setattr(module, name, before[name])
+            else:
+                delattr(module, name)
+
+
 def _simple_evaluate(lm: Any, tasks: list[Any], **options: Any) -> dict[str, Any]:
     """lm-eval's results, without its description of this machine: it asks git (whose complaint
     would stand in the terminal) and a dozen other programs."""
@@ -295,8 +310,8 @@ def _simple_evaluate(lm: Any, tasks: list[Any], **options: Any) -> dict[str, Any
     silent = partial(lm_eval.api.task.tqdm, disable=True)  # writing questions out takes no time
     with (
         _quiet(),
-        mock.patch.multiple(lm_eval.evaluator, create=True, **described),
-        mock.patch.object(lm_eval.api.task, "tqdm", silent),
+        _replaced(lm_eval.evaluator, described),
+        _replaced(lm_eval.api.task, {"tqdm": silent}),
     ):
         found = run(
             model=lm,

@@ -7,7 +7,6 @@ compared in one trainer, batch by batch; on the same text, its loss curve is tha
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from nacd.config.recipe import Recipe
 from nacd.data import Encoded
-from nacd.data.pseudo import PseudoData, training_order
+from nacd.data.rows import Rows, training_order
 from nacd.errors import UserError
 from nacd.model.lora import LoraModel
 from nacd.training.evaluation import response_nll
@@ -39,25 +38,10 @@ Tick = Callable[[int, int, float], None]
 """(step, steps, loss)."""
 
 
-def plain(rows: Sequence[Encoded], pad_id: int) -> PseudoData:
-    """Rows without a learnable position."""
-    return PseudoData(tuple(rows), tuple((-1,) * len(row) for row in rows), pad_id)
-
-
-def digest_of(data: PseudoData | None, vectors: Tensor | None = None) -> str:
-    """A hash of what is trained on: ids and labels of the rows, and the vectors in their slots."""
-    rows = () if data is None else data.rows
-    digest = hashlib.sha256(repr([(row.ids, row.response) for row in rows]).encode())
-    if data is not None and vectors is not None:
-        digest.update(repr(data.slots).encode())
-        digest.update(vectors.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def train_student(
     model: LoraModel,
     recipe: Recipe,
-    data: PseudoData,
+    data: Rows,
     seed: int,
     *,
     vectors: Tensor | None = None,
@@ -96,7 +80,7 @@ def train_student(
     return at.theta
 
 
-def visited(data: PseudoData, recipe: Recipe, steps: int, seed: int) -> tuple[int, int]:
+def visited(data: Rows, recipe: Recipe, steps: int, seed: int) -> tuple[int, int]:
     """How many rows, and tokens of them, such a training sees at least once."""
     order = training_order(len(data.rows), recipe.batch_size, steps, recipe.order_seed(seed))
     seen = {row for batch in order for row in batch}

@@ -34,13 +34,14 @@ import numpy as np
 
 from nacd.config.recipe import Recipe
 from nacd.data import Encoded
+from nacd.data.rows import Rows
 from nacd.errors import UserError
 from nacd.model.lora import LoraModel
 from nacd.statistics.intervals import mean_error
 from nacd.store.run import RunFolder
 from nacd.terminal.progress import Progress
 from nacd.training.evaluation import RowNll, response_nll
-from nacd.training.student import TUNING_SEED, digest_of, plain, train_student
+from nacd.training.student import TUNING_SEED, train_student
 
 EPOCHS = (1.0, 2.0, 4.0, 8.0)
 """Epochs of the grid."""
@@ -179,7 +180,7 @@ def tune_recipe(
     if not usable:
         replace(recipe, epochs=max(epochs)).check_rows(fewest)
     pad = model.tokenizer.pad_token_id
-    digests = [digest_of(plain(rows, pad)) for rows in sets]
+    digests = [Rows.of(rows, pad).digest() for rows in sets]
     of = hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
     spent = {"seconds": 0.0, "work": 0.0}
 
@@ -195,7 +196,7 @@ def tune_recipe(
 
         def make() -> dict[str, Any]:
             began = time.perf_counter()
-            data = plain(rows, pad)
+            data = Rows.of(rows, pad)
             title = f"{setting.learning_rate:g}, {setting.epochs:g} ep."
             with progress.stage(title, tried.total_steps(len(rows))) as tick:
                 theta = train_student(

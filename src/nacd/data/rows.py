@@ -1,12 +1,12 @@
-"""Pseudo-data: seed rows whose prompt positions are learnable slots into one table of vectors.
+"""Encoded rows, real ones or with learnable slots into one table of vectors P (Q, d).
 
-In: encoded seed rows. Out: `PseudoData`, which collates batches whose `slots` point into P (Q, d).
-Responses stay as they are. With `prompt` every token wholly inside the last user turn is learned;
-with `prefix:K`, K extra tokens in front of it.
+`Rows` collates batches whose `slots` point into P. Responses stay as they are. With `prompt` every
+token wholly inside the last user turn is learned; with `prefix:K`, K extra tokens in front of it.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -36,14 +36,20 @@ def prefix_length(positions: str) -> int:
 
 
 @dataclass(frozen=True)
-class PseudoData:
-    """Rows with learnable positions."""
+class Rows:
+    """Rows that are trained on, all of whose tokens are given or some of which are learned."""
 
     rows: tuple[Encoded, ...]
     """Token ids, at learnable positions the current text's."""
-    slots: tuple[tuple[int, ...], ...]
-    """For every row, the index into P of each of its tokens, -1 where nothing is learned."""
     pad_id: int
+    slots: tuple[tuple[int, ...], ...] = ()
+    """For every row, the index into P of each of its tokens, -1 where nothing is learned; empty:
+    nothing is, in no row."""
+
+    @classmethod
+    def of(cls, rows: Sequence[Encoded], pad_id: int) -> Rows:
+        """Rows as they are: nothing in them is learned."""
+        return cls(tuple(rows), pad_id)
 
     @property
     def size(self) -> int:
@@ -56,14 +62,22 @@ class PseudoData:
         return torch.tensor(
             [
                 token
-                for row, slots in zip(self.rows, self.slots, strict=True)
+                for row, slots in zip(self.rows, self.slots, strict=bool(self.slots))
                 for token, slot in zip(row.ids, slots, strict=True)
                 if slot >= 0
             ],
             dtype=torch.long,
         )
 
-    def with_ids(self, ids: Tensor) -> PseudoData:
+    def digest(self, vectors: Tensor | None = None) -> str:
+        """A hash of what is trained on: ids and labels, and the vectors (Q, d) in the slots."""
+        digest = hashlib.sha256(repr([(row.ids, row.response) for row in self.rows]).encode())
+        if vectors is not None:
+            digest.update(repr(self.slots).encode())
+            digest.update(vectors.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def with_ids(self, ids: Tensor) -> Rows:
         """The same rows with other token ids (Q,) at the slots."""
         flat = ids.tolist()
         rows = tuple(
@@ -89,20 +103,19 @@ class PseudoData:
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Collate rows."""
-        return collate(
-            [self.rows[i] for i in indices], self.pad_id, [self.slots[i] for i in indices]
-        )
+        slots = [self.slots[i] for i in indices] if self.slots else None
+        return collate([self.rows[i] for i in indices], self.pad_id, slots)
 
     def batches(self, batch_size: int, steps: int, seed: int) -> list[Batch]:
         """The batches of a training run of `steps` steps: seeded shuffles, epoch after epoch."""
         return [self.batch(i) for i in training_order(len(self.rows), batch_size, steps, seed)]
 
 
-def make_pseudo_data(rows: Sequence[Encoded], positions: str, pad_id: int) -> PseudoData:
-    """Give seed rows their learnable slots.
+def learnable_rows(rows: Sequence[Encoded], positions: str, pad_id: int) -> Rows:
+    """Give rows their learnable slots.
 
     Args:
-        rows: encoded seed rows.
+        rows: encoded rows.
         positions: `prompt` or `prefix:K`.
         pad_id: padding token id.
 
@@ -133,4 +146,4 @@ def make_pseudo_data(rows: Sequence[Encoded], positions: str, pad_id: int) -> Ps
             "no row has a token wholly inside its last user turn, so there is nothing to learn; "
             "check the prompts and --template."
         )
-    return PseudoData(tuple(new_rows), tuple(all_slots), pad_id)
+    return Rows(tuple(new_rows), pad_id, tuple(all_slots))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nacd.data import Encoded
-from nacd.data.pseudo import make_pseudo_data, prefix_length
+from nacd.data.rows import learnable_rows, prefix_length
 from nacd.errors import UserError
 
 ROWS = (
@@ -17,7 +17,7 @@ ROWS = (
 
 
 def test_prompt_positions_are_numbered_row_after_row() -> None:
-    pseudo = make_pseudo_data(ROWS, "prompt", 0)
+    pseudo = learnable_rows(ROWS, "prompt", 0)
     assert pseudo.rows == ROWS
     assert pseudo.slots == ((-1, 0, 1, 2, -1, -1, -1), (-1, 3, -1, -1), (-1, -1, -1))
     assert pseudo.size == 4
@@ -26,7 +26,7 @@ def test_prompt_positions_are_numbered_row_after_row() -> None:
 
 
 def test_a_prefix_stands_before_the_prompt() -> None:
-    pseudo = make_pseudo_data(ROWS, "prefix:2", 0)
+    pseudo = learnable_rows(ROWS, "prefix:2", 0)
     first, second, third = pseudo.rows
     assert first.ids == (1, 10, 11, 10, 11, 12, 2, 30, 31)
     assert first.response == (False,) * 7 + (True, True)
@@ -40,7 +40,7 @@ def test_a_prefix_stands_before_the_prompt() -> None:
 
 @pytest.mark.parametrize("positions", ["prompt", "prefix:3"])
 def test_other_ids_go_to_the_slots_alone(positions: str) -> None:
-    pseudo = make_pseudo_data(ROWS, positions, 0)
+    pseudo = learnable_rows(ROWS, positions, 0)
     ids = torch.arange(100, 100 + pseudo.size)
     changed = pseudo.with_ids(ids)
     assert torch.equal(changed.ids, ids)
@@ -54,14 +54,14 @@ def test_other_ids_go_to_the_slots_alone(positions: str) -> None:
 
 
 def test_a_batch_points_into_the_table() -> None:
-    batch = make_pseudo_data(ROWS, "prompt", 0).batch([1, 0])
+    batch = learnable_rows(ROWS, "prompt", 0).batch([1, 0])
     assert batch.ids.tolist() == [[1, 13, 2, 32, 0, 0, 0], [1, 10, 11, 12, 2, 30, 31]]
     assert batch.slots.tolist() == [[-1, 3, -1, -1, -1, -1, -1], [-1, 0, 1, 2, -1, -1, -1]]
     assert batch.response_tokens == 3
 
 
 def test_every_row_is_visited_once_an_epoch() -> None:
-    pseudo = make_pseudo_data(ROWS, "prompt", 0)
+    pseudo = learnable_rows(ROWS, "prompt", 0)
     batches = pseudo.batches(batch_size=2, steps=4, seed=0)
     assert len(batches) == 4
     for epoch in (batches[:2], batches[2:]):
@@ -72,7 +72,7 @@ def test_every_row_is_visited_once_an_epoch() -> None:
 @pytest.mark.parametrize("text", ["suffix:3", "prefix", "prefix:", "prefix:0", "prefix:-1", ""])
 def test_unknown_positions_are_refused(text: str) -> None:
     with pytest.raises(UserError, match=r"--learn .*prefix:8"):
-        make_pseudo_data(ROWS, text, 0)
+        learnable_rows(ROWS, text, 0)
 
 
 def test_prefix_length() -> None:
@@ -82,4 +82,4 @@ def test_prefix_length() -> None:
 
 def test_rows_without_a_learnable_token_are_refused() -> None:
     with pytest.raises(UserError, match="nothing to learn"):
-        make_pseudo_data(ROWS[2:], "prompt", 0)
+        learnable_rows(ROWS[2:], "prompt", 0)
