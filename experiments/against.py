@@ -2,7 +2,7 @@
 
 python experiments/against.py runs/ladder [--row text] [--of runs/other]
 
-With --of the row is another comparison's (of the same report rows), held against the first one's.
+With --of the row is another comparison's (of the same test rows), held against the first one's.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def cells(run: Path) -> Cells:
 
 
 def report_rows(run: Path) -> str:
-    """What tells a comparison's report rows from others."""
+    """What tells a comparison's test rows from others."""
     return json.loads((run / "provenance.json").read_text(encoding="utf-8"))["data"]["report"]
 
 
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--of", type=Path)
     options = parser.parse_args()
     if options.of and report_rows(options.of) != report_rows(options.run):
-        parser.error(f"--of {options.of}: its report rows are not those of {options.run}.")
+        parser.error(f"--of {options.of}: its test rows are not those of {options.run}.")
     rows, rivals = cells(options.of or options.run), cells(options.run)
     for (target, budget), group in rows.items():
         mine = group.get(options.row, [])

@@ -4,10 +4,10 @@
 
 Every outer step learns from one (LoRA initialisation, shuffle) pair. What two pairs share is
 signal, the rest is theirs alone: with mean cosine c between pairs, the mean of K of them has cosine
-sqrt(K c / (1 + (K - 1) c)) to the mean of all. Measured at the untouched seeds, on the gradient in
-the simplex's logits, for several recipes, and with only one of the two changed. Each measurement is
-one JSON file, so that a run goes on.
-FOLDER holds ARC-Easy's train.jsonl and validation.jsonl; report rows are not read.
+sqrt(K c / (1 + (K - 1) c)) to the mean of all. Measured at the untouched starting rows, on the
+gradient in the simplex's logits, for several recipes, and with only one of the two changed. Each
+measurement is one JSON file, so that a run goes on.
+FOLDER holds ARC-Easy's train.jsonl and validation.jsonl; test rows are not read.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ if its target loss falls. What cannot be gained here cannot be gained anywhere: 
 nothing, the objective or the learnable part is wrong; if soft gains and text does not, projection
 is.
 
-The losses are of the segment's own target rows (what is overfitted), and of development rows after
-the same training; report rows are not read. FOLDER holds ARC-Easy's train.jsonl and
+The losses are of the segment's own target rows (what is overfitted), and of validation rows after
+the same training; test rows are not read. FOLDER holds ARC-Easy's train.jsonl and
 validation.jsonl. Each of the three is kept, and every swap tried.
 """
 

@@ -62,7 +62,7 @@ def configuration(options: argparse.Namespace, name: str, seed: int) -> nacd.Dis
 
 def print_table(runs: Path) -> None:
     """What the runs that have ended found."""
-    print(f"{'run':<24}{'row':<22}{'NLL':>8}{'vs seeds':>18}{'changed':>9}")
+    print(f"{'run':<24}{'row':<22}{'NLL':>8}{'vs start':>18}{'changed':>9}")
     for file in sorted(runs.glob("*/results.json")):
         for row in json.loads(file.read_text())["table"]:
             against, changed = row.get("minus_seeds"), row["tokens_changed"]

@@ -5,8 +5,8 @@
 Every draw of rows is trained on once, from one expert's own initial values. Before anything is
 learned, each objective ranks the draws: the target loss after training, the loss on so many other
 training rows, and the matching loss to the expert at several steps. How well does each ranking
-agree with the loss on development rows (Spearman)? Each training is one JSON file, so that the same
-command goes on. FOLDER holds ARC-Easy's train.jsonl and validation.jsonl; report rows are not read.
+agree with the loss on validation rows (Spearman)? Each training is one JSON file, so that the same
+command goes on. FOLDER holds ARC-Easy's train.jsonl and validation.jsonl; test rows are not read.
 """
 
 from __future__ import annotations

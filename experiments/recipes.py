@@ -5,7 +5,7 @@
 The same seeds are learned through short SGD loops from LoRA's initial values, through windows along
 the student's own AdamW path, and through the whole AdamW recipe. Each is then trained on by the
 final recipe (AdamW, one epoch, in the file's order): how much of the gain is left? All losses are
-of development rows, means of two trainings from initial values that learning did not see; report
+of validation rows, means of two trainings from initial values that learning did not see; report
 rows are not read. Each inner loop is a resumable folder. FOLDER holds ARC-Easy's train.jsonl and
 validation.jsonl.
 """
@@ -61,7 +61,7 @@ def main() -> None:
     found = folder.once("sgd-rate", sgd_rate)
     sgd = replace(SGD, learning_rate=found["rate"])
     tried = ", ".join(f"{nll:.3f} at {rate:g}" for rate, nll in found["nll"])
-    print(f"SGD's learning rate, development NLL on the untouched seeds: {tried}")
+    print(f"SGD's learning rate, validation NLL on the untouched starting rows: {tried}")
 
     def final(distiller: Distiller) -> dict[str, Any]:
         text = distiller.settled(distiller.text(distiller.outer.projection.tokens()))

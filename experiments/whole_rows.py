@@ -5,8 +5,8 @@
 
 Trains on the rows that runs of `nacd select` have chosen, on the rows that a search by swaps began
 with, and on random draws, another for each training. The k-th training of every set has the same
-initial values. With several --rates, the one with the lowest loss on development rows after a
-training on a random draw is taken first. The table is of report rows, which neither choosing nor
+initial values. With several --rates, the one with the lowest loss on validation rows after a
+training on a random draw is taken first. The table is of test rows, which neither choosing nor
 tuning has read; intervals are over trainings (Welch's t) and over questions (bootstrap). Each
 training is one JSON file, so that a run goes on.
 """
@@ -53,7 +53,7 @@ def chosen(run: Path, prepared: Prepared) -> dict[str, list[int]]:
 def trained(
     prepared: Prepared, recipe: nacd.Recipe, rows: list[int], seed: int, tuning: bool
 ) -> dict[str, Any]:
-    """One training, and the loss on development rows, or of every report row."""
+    """One training, and the loss on validation rows, or of every report row."""
     pad = prepared.model.tokenizer.pad_token_id
     data = Rows.of([prepared.train.rows[i] for i in rows], pad)
     theta = train_student(prepared.model, recipe, data, seed)
@@ -100,7 +100,7 @@ def main() -> None:
             tokens = np.asarray(kept["tokens"])
             figures[name].append(np.asarray(kept["nll"]))
             progress.say(f"{name}, training {k + 1}: {figures[name][-1].sum() / tokens.sum():.3f}")
-    print(f"{options.model}, rate {rate:g}, {options.epochs:g} epochs, {len(tokens)} report rows")
+    print(f"{options.model}, rate {rate:g}, {options.epochs:g} epochs, {len(tokens)} test rows")
     print(f"{'rows':<26}{'NLL':>7}{'minus random (trainings)':>26}{'questions':>18}{'tokens':>8}")
     nll = {name: [x.sum() / tokens.sum() for x in found] for name, found in figures.items()}
     base = np.mean(figures["random"], axis=0)

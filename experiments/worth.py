@@ -9,7 +9,7 @@ the row at theta +- eps v, at one of four steps; see `nacd.meta.unvisited`. A ro
 mean of its standardised derivatives. Sets of the same size are then made of the rows by their
 worth, with the response lengths of the training rows or as they come, and trained on by the same
 recipe.
-Losses are of development rows; report rows are not read. Each probe and each training is one JSON
+Losses are of validation rows; test rows are not read. Each probe and each training is one JSON
 file, so that a run goes on. FOLDER holds ARC-Easy's train.jsonl and validation.jsonl.
 """
 

@@ -157,7 +157,7 @@ def test_one_row_against_every_other(tmp_path: Path) -> None:
         (run / "provenance.json").write_text(json.dumps({"data": {"report": rows}}))
     refused = subprocess.run(command, capture_output=True, text=True)
     assert refused.returncode == 2
-    assert "its report rows are not those of" in refused.stderr
+    assert "its test rows are not those of" in refused.stderr
     shutil.copy(tmp_path / "provenance.json", other)
     shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert [line.split() for line in shown.splitlines()[1:]] == [
@@ -234,7 +234,7 @@ def test_which_inner_loop_survives_the_recipe(script: Callable[..., list[str]]) 
     rows = [line.split() for line in lines[3:-1]]
     assert [" ".join(row[:-9]) for row in rows] == ["whole recipe", "windows of 4", "SGD, 4 steps"]
     figures = [[float(x.rstrip("%")) for x in row[-9:]] for row in rows]
-    assert len({row[3] for row in figures}) == 1, "one final recipe on untouched seeds"
+    assert len({row[3] for row in figures}) == 1, "one final recipe on untouched starting rows"
     assert figures[0][0] == figures[0][3], "the whole recipe is the final one"
     timed = [line.rsplit(maxsplit=1)[0] for line in lines]
     again = [line.rsplit(maxsplit=1)[0] for line in script("recipes.py", *flags)]
@@ -279,7 +279,7 @@ def test_what_rows_are_worth_goes_on_where_it_stopped(
 
 @pytest.mark.slow
 def test_chosen_rows_against_random_ones(script: Callable[..., list[str]], tmp_path: Path) -> None:
-    """The rows of a selection are found again by their digests, and the report rows are read."""
+    """The rows of a selection are found again by their digests, and the test rows are read."""
     examples = read_examples(str(tmp_path / "data" / "train.jsonl"))
     digests = [example.digest for example in examples]
     run = tmp_path / "chosen"

@@ -210,7 +210,7 @@ def test_a_tuned_recipe_is_that_of_learning_table_card_and_page(
         scores.append(score(Setting(3.0, 2e-3), 0).mean)
         return Found(Setting(3.0, 2e-3), (Tried(2e-3, 3.0, scores[-1], 1),), True, ("A note.",))
 
-    monkeypatch.setattr(nacd.training.tuning, "search", search)
+    monkeypatch.setattr("nacd.training.tuning.search", search)
     run = replace(config(tiny_folder("llama"), rows, tmp_path / "run"), tune=True)
     run = replace(run, compare=("seeds", "full"), trainings=1)
     result = nacd.distill(run, progress=QUIET)
@@ -239,7 +239,7 @@ def test_a_learned_prefix_where_some_do_not_survive(
     run = prefixed(tiny_folder("llama"), merging, tmp_path / "run", 2)
     nacd.distill(replace(run, compare=("seeds", "text")), progress=Progress())
     said = capsys.readouterr().err
-    assert "of 8 seed rows do not come back from their own tokens" in said
+    assert "of 8 starting rows do not come back from their own tokens" in said
     metrics = (run.out / "distill" / "metrics.jsonl").read_text().splitlines()
     assert 0 < json.loads(metrics[-1])["tokens_changed"] < 1
     soft = read_soft_prompts(run.out / "soft_prompts.safetensors")

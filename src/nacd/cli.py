@@ -26,7 +26,7 @@ USAGE = """usage: nacd COMMAND [flags]      (nacd COMMAND --help shows the usual
   demo       a check and a short distillation of real data, offline
   distill    distil a data set to a few per cent of its rows, as text
   select     choose real rows instead (RDS+, LESS, k-center, BM25, ...)
-  compare    methods x budgets x target models x seeds, in one table
+  compare    methods x budgets x target models x trainings, in one table
   experts    record expert trajectories of training on the full data
   doctor     which engine is right for this model, and what a run costs
   report     one self-contained HTML page of a run

@@ -365,7 +365,7 @@ def test_a_training_that_diverges_is_a_failed_one(
     found = {row["method"]: row for row in result.table}
     assert found["random"]["failed"] == 2
     assert re.search(
-        r"report rows is nan after 4 steps: .* --learning-rate 1e\+30; give a smaller",
+        r"test rows is nan after 4 steps: .* --learning-rate 1e\+30; give a smaller",
         found["random"]["why"],
     )
     assert not result.faults

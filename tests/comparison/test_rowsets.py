@@ -47,7 +47,11 @@ def outcome(source: Prepared, folder: Path, number: int, chosen_by: str = "bm25"
     seeds = [example(f"seed {number} {i}", f"reply {i}") for i in range(2)]
     rows = tuple(source.template.encode(seed, turns="last") for seed in seeds)
     text = [SimpleNamespace(example=example(f"text {number} {i}", f"reply {i}")) for i in range(2)]
-    stages = [("choosing seed rows", 2.0), ("learning", 100.0 * (1 + number)), ("tuning", 5000.0)]
+    stages = [
+        ("choosing starting rows", 2.0),
+        ("learning", 100.0 * (1 + number)),
+        ("tuning", 5000.0),
+    ]
     return SimpleNamespace(
         folder=SimpleNamespace(path=folder),
         seeds=SimpleNamespace(examples=tuple(seeds), rows=rows, pseudo=f"pseudo {number}"),
@@ -164,7 +168,7 @@ def test_the_operations_of_learning(
 def test_random_draws_are_those_of_distill(
     config: CompareConfig, source: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every training another draw, none of them the seeds' own; `nacd distill` has the same."""
+    """Every training another draw, none of them the starting rows; `nacd distill` has the same."""
     config = replace(config, seed=2, methods=("random",))
     folder = RunFolder(tmp_path / "grid")
     splits: Any = None

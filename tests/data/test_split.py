@@ -75,7 +75,7 @@ def test_exact_numbers_and_none():
 
 
 def test_too_much_asked():
-    with pytest.raises(UserError, match=r"90 report, 10 development and 20 target rows leave none"):
+    with pytest.raises(UserError, match=r"90 test, 10 validation and 20 target rows leave none"):
         split_by_hash(rows(*range(100)), development=10, report=90)
 
 

@@ -1,4 +1,4 @@
-"""What the outer loop keeps as best, by what it saw on development rows."""
+"""What the outer loop keeps as best, by what it saw on validation rows."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_more_candidates_than_tokens_are_refused() -> None:
 def test_learning_starts_at_the_seeds_whatever_they_are_made_of(
     projection: Any, tiny_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Bytes of characters are no tokens to choose, but they are the seeds' own."""
+    """Bytes of characters are no tokens to choose, but they are the starting rows' own."""
     turns = [(f"Naïve — 你好 {i}?", "a fox") for i in range(3)]
     rows = [
         Example((Message("user", user), Message("assistant", reply)), f"rows:{i}")

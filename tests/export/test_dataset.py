@@ -210,8 +210,8 @@ def test_writing_again_replaces(tmp_path: Path) -> None:
 
 def test_card_says_what_the_rows_are() -> None:
     results = [
-        {"row": "random", "NLL": 2.81234, "minus seeds (95 %)": "+0.012 ± 0.003"},
-        {"row": "NACD text", "NLL": None, "minus seeds (95 %)": ""},
+        {"row": "random", "NLL": 2.81234, "minus starting rows (95 %)": "+0.012 ± 0.003"},
+        {"row": "NACD text", "NLL": None, "minus starting rows (95 %)": ""},
     ]
     text = render_learned_card(replace(CARD, results=results), RAW)
     said = header(text)

@@ -16,9 +16,9 @@ from nacd.config.recipe import Recipe
 from nacd.data import Batch, Encoded, collate
 from nacd.errors import UserError
 from nacd.meta import Exact
+from nacd.meta.diagnosis import diagnose
 from nacd.meta.engines import Slopes
 from nacd.meta.losses import EmbeddingLoss
-from nacd.meta.diagnosis import diagnose
 from nacd.model import microbatch
 from nacd.model.lora import DOUBLE, MICRO_TOKENS, LoraModel, ModelConfig, load_model
 from nacd.model.microbatch import SHARE, fitting, part_bytes, settle

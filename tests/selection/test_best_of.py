@@ -67,7 +67,7 @@ def test_the_best_draw_in_its_own_order(prepared: Prepared, tmp_path: Path) -> N
         losses[drawn] = mean_nll(prepared.model, theta, prepared.target.rows)
     assert tuple(order[:6]) == min(losses, key=lambda drawn: losses[drawn])
     assert ranking.flops > 0
-    # as seed rows of a distillation they stay in that order
+    # as starting rows of a distillation they stay in that order
     config = DistillConfig(out=tmp_path / "run", budget="6", start_by="best-of", recipe=RECIPE)
     config = replace(config, selection=SelectionConfig(tries=5, judge="target"))
     seeds = chosen_rows(config, prepared, RunFolder(tmp_path / "run"), QUIET)

@@ -290,7 +290,7 @@ def test_starting_rows_by_a_method(
     assert kept["method"] == "kcenter"
     assert sorted(kept["digests"]) == sorted(seeds_of(tmp_path / "run")), "the order is no ranking"
     assert (
-        "| seed rows chosen by | kcenter |"
+        "| starting rows chosen by | kcenter |"
         in (tmp_path / "run" / "dataset" / "README.md").read_text()
     )
     more = ["--method", "kcenter", "--budget", "3", "--target-rows", "4", "--hold-out"]

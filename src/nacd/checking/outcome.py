@@ -27,13 +27,6 @@ from nacd.data.overlap import overlapping, row_text
 from nacd.statistics.verdict import Difference, word
 from nacd.training.tuning import FEW_ROWS, TunedRecipe
 
-PARTS = (
-    ("train", "training"),
-    ("target", "target"),
-    ("development", "validation"),
-    ("report", "test"),
-)
-"""The splits, by the names that people know."""
 MINUTES = (2, 3, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 240, 360, 480, 720, 1440)
 """Times that are advised."""
 

@@ -22,7 +22,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
-from nacd.checking.outcome import PARTS, Checked, Outcome
+from nacd.checking.outcome import Checked, Outcome
 from nacd.checking.plan import Costs, Goal, Sizes, State, goals, next_job, plan, sizes_of
 from nacd.checking.recommended import write_recommended
 from nacd.checking.said import plan_lines
@@ -33,6 +33,7 @@ from nacd.config.check import FREE, SWAPPING, CheckConfig
 from nacd.costs.costs import Work, choosing_stage, measure, tokens_of
 from nacd.costs.forecasts import go_ahead
 from nacd.data import Splits
+from nacd.data.split import SPOKEN
 from nacd.distillation.learn import draw
 from nacd.distillation.stages import open_run
 from nacd.errors import UserError
@@ -78,7 +79,7 @@ def check(
     folder = open_run(config, splits, free=FREE)
     before = _spent(folder)
     clock = StageClock(folder.path / "stages.json", resolve_device(config.model.device))
-    counts = ", ".join(f"{len(getattr(splits, name)):,} {word}" for name, word in PARTS)
+    counts = ", ".join(f"{len(getattr(splits, name)):,} {word}" for name, word in SPOKEN.items())
     progress.say(f"rows: {counts}")
     progress.say(f"loading {config.model.model} and measuring a step ...")
     with clock.stage("loading the model and encoding rows"):
@@ -142,7 +143,7 @@ def _write(outcome: Outcome) -> Checked:
         "recipe": asdict(trainings.recipe),
         "tuning": outcome.tuning(),
         "warnings": outcome.warnings(measured),
-        "sizes": {name: len(getattr(trainings.prepared, part)) for part, name in PARTS},
+        "sizes": {name: len(getattr(trainings.prepared, part)) for part, name in SPOKEN.items()},
         "template": trainings.prepared.template.describe(),
         "minutes": outcome.spent / 60,
         "advised_minutes": advised,

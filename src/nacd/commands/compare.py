@@ -1,4 +1,4 @@
-"""`nacd compare`: methods x budgets x target models x seeds, cell by cell, and one table.
+"""`nacd compare`: methods x budgets x target models x trainings, cell by cell, and one table.
 
     run.yaml                                    the grid
     choosing/<budget>/<method>/                 what `nacd select` would keep
@@ -53,7 +53,7 @@ class Compared:
     table: list[dict[str, Any]]
     """A summary for every target, budget and row."""
     overlap: list[dict[str, Any]]
-    """Training rows that share 13 words with report rows."""
+    """Training rows that share 13 words with test rows."""
     report: Path
     """The page that shows all of it."""
     faults: list[Path]
@@ -87,7 +87,7 @@ def compare(
     source = prepare(config.model, config.data, progress.say, splits, folder.memory)
     if config.accuracy and any(e.choices is None for e in source.report.examples):
         raise UserError(
-            f"--accuracy {' '.join(config.accuracy)}: the report rows are no multiple-choice "
+            f"--accuracy {' '.join(config.accuracy)}: the test rows are no multiple-choice "
             "questions; drop the flag."
         )
     shared = folder.once("overlap", lambda: {"rows": _overlap(source)})["rows"]

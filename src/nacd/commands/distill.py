@@ -58,7 +58,7 @@ class Distilled:
     """The page that shows the run."""
     rows: int
     tokens_changed: float
-    """Share of all learnable tokens that are not the seeds' any more."""
+    """Share of all learnable tokens that are not the starting rows' any more."""
     table: list[dict[str, Any]]
     """A row a method; empty where nothing was compared."""
     verdict: str
@@ -159,7 +159,7 @@ def _card(config: DistillConfig, outcome: Outcome) -> Card:
             "learnable positions": config.outer.learn,
             "exported outer step": outcome.learned.best_step,
             "seed": config.seed,
-            "seed rows chosen by": config.start_by,
+            "starting rows chosen by": config.start_by,
             "LoRA rank": config.model.lora_rank,
             "LoRA alpha": config.model.lora_alpha,
             "LoRA targets": " ".join(config.model.lora_targets),
@@ -263,10 +263,10 @@ def _shown(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         shown.append(
             {
                 "method": row["label"],
-                "report NLL per token": "diverged"
+                "test NLL per token": "diverged"
                 if row["report_nll"] is None
                 else round(row["report_nll"], 3),
-                "minus seeds (95 %)": against,
+                "minus starting rows (95 %)": against,
                 "trainings": row["trainings"],
                 "rows": row["rows"],
                 "tokens": row["tokens"],

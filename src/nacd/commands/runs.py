@@ -152,7 +152,7 @@ def runs_text(config: RunsConfig) -> str:
     entries = found + damaged
     names = [_relative(Path(entry["run"]), config.folder) for entry in entries]
     wide = min(28, max(len("run"), *map(len, names)))
-    head = f"{'run':<{wide}}  {'NLL':>6}  {'vs seeds':>14}  {'changed':>7}  state"
+    head = f"{'run':<{wide}}  {'NLL':>6}  {'vs start':>14}  {'changed':>7}  state"
     out = [head, "-" * WIDTH]
     for name, entry in zip(names, entries, strict=True):
         line = f"{_fit(name, wide):<{wide}}  {_figures(entry)}  "

@@ -1,1 +1,1 @@
-"""The ladder over methods, budgets, target models and seeds: `nacd compare`."""
+"""The results table over methods, budgets, target models and trainings: `nacd compare`."""

@@ -156,7 +156,7 @@ class Grid:
                     f"training diverges at --learning-rate {recipe.learning_rate:g}; give a "
                     "smaller one."
                 )
-            raise UserError(f"the loss on report rows is {found.mean} after {steps} steps: {mend}")
+            raise UserError(f"the loss on test rows is {found.mean} after {steps} steps: {mend}")
         rows, tokens = 0, 0
         if training.data is not None:
             rows, tokens = visited(training.data, recipe, steps, seed)
@@ -199,13 +199,13 @@ class Grid:
         }
 
     def _accuracy(self, theta: Any) -> dict[str, Any]:
-        """Accuracy on the report questions, with what it depends on."""
+        """Accuracy on the test questions, with what it depends on."""
         found = choice_accuracy(
             self.prepared.model,
             theta,
             self.prepared.report.examples,
             template=self.prepared.template,
-            task="report rows",
+            task="test rows",
         )
         return {
             "acc": found.acc,

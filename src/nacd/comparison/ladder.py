@@ -1,11 +1,11 @@
-"""The ladder: every row of the table trained and measured alike, on the report rows.
+"""Every row of the results table trained and measured alike, on the test rows.
 
-Rows, in order: zero-shot, random draws, the seeds untouched, the seeds with random tokens at the
+Rows, in order: zero-shot, random draws, the starting rows untouched, and with random tokens at the
 learnable positions, NACD's soft prompts, NACD's text, the full data at equal steps and for
 `full_epochs`. Same recipe, same batch size, same training seeds; soft prompts and text keep the
 learning rate that was learned with them. Where the recipe does not shuffle, seeds and text are
 shown shuffled too, so that nobody takes a lucky order for a better text; the full data is shuffled
-always. Each training is one JSON file, so that a ladder goes on where it stopped.
+always. Each training is one JSON file, so that a table goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class Entry:
     """Training seed -> rows; None trains nothing."""
     vectors: Tensor | None = None
     changed: float | None = None
-    """Share of learnable tokens that differ from the seeds'."""
+    """Share of learnable tokens that differ from the starting rows'."""
     recipe: Recipe | None = None
-    """If not the ladder's."""
+    """If not the table's."""
     steps: int | None = None
     """If not the recipe's own number."""
     seeds: int | None = None
-    """If not the ladder's number of trainings."""
+    """If not the table's number of trainings."""
 
 
 def random_prompts(data: Rows, allowed: Tensor, seed: int) -> Rows:
@@ -74,7 +74,7 @@ def climb(
         model: source model; its LoRA is overwritten.
         recipe: of every row, the learning rate included.
         entries: the rows.
-        report: the report rows, read here alone.
+        report: the test rows, read here alone.
         seeds: trainings an entry.
         folder: keeps one JSON a training under `ladder/`; one of other rows, vectors or another
             learning rate is made anew.
@@ -161,7 +161,7 @@ def _summary(
 def lines(summary: Sequence[Mapping[str, Any]]) -> list[str]:
     """The table, at most 80 columns wide."""
     head = (
-        f"{'':<24}{'NLL':>7} {'sd':>6} {'vs seeds':>15} {'tokens':>8} {'steps':>5} {'changed':>7}"
+        f"{'':<24}{'NLL':>7} {'sd':>6} {'vs start':>15} {'tokens':>8} {'steps':>5} {'changed':>7}"
     )
     out = [head, "-" * len(head)]
     for row in summary:
@@ -202,19 +202,19 @@ def entries_for(
     recipe: Recipe,
     full_epochs: float,
 ) -> list[Entry]:
-    """The ladder's rows by name, in the ladder's order; see `nacd.config.LADDER`.
+    """The table's rows by name, in the table's order; see `nacd.config.LADDER`.
 
     Args:
         chosen: names of rows.
         draws: training seed -> random rows.
-        seeds: the untouched seeds.
+        seeds: the untouched starting rows.
         learnable: the same with their learnable slots, and with a prefix where that is learned.
         allowed: (V,) bool, tokens that may be chosen.
         soft: the soft prompts, (Q, d), for the slots of `learnable`.
         soft_rate: learning rate that they were looked at with.
         soft_step: outer step that they are of; 0: nothing is learned in them.
         text: the exported rows.
-        text_changed: share of their learnable tokens that are not the seeds'.
+        text_changed: share of their learnable tokens that are not the starting rows'.
         text_rate: learning rate that they were looked at with.
         last: the text of the last look; a row of the table where it is another one.
         last_changed: the same share of it.

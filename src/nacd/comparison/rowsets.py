@@ -280,7 +280,7 @@ def _of_run(config: CompareConfig, budget: str, run: Path) -> DistillConfig:
 def _of_distillation(
     config: CompareConfig, method: str, outcomes: Sequence[Outcome], source: Prepared
 ) -> RowSet:
-    """A row that a distillation, or its seed rows alone, gives."""
+    """A row that a distillation, or its starting rows alone, gives."""
 
     def training(target: Prepared, seed: int) -> Training:
         outcome = outcomes[seed % len(outcomes)]
@@ -338,22 +338,24 @@ def _of_distillation(
 
 
 def _seconds(outcome: Outcome, learned: bool) -> float:
-    """What a distillation took until its rows were there; for its seed rows, choosing alone."""
+    """What a distillation took until its rows were there; for its starting rows, choosing alone."""
     spent = {stage["name"]: stage["seconds"] for stage in outcome.clock.stages}
     free = _chosen(outcome)["method"] == "random"
-    choosing = 0.0 if free else spent.get("choosing seed rows", 0.0)
+    choosing = (
+        0.0 if free else spent.get("choosing starting rows", spent.get("choosing seed rows", 0.0))
+    )
     learning = ("recording experts", "checking the meta-gradient", "comparing meta-gradients")
     learning = (*learning, "learning")
     return choosing + (sum(spent.get(name, 0.0) for name in learning) if learned else 0.0)
 
 
 def _chosen(outcome: Outcome) -> dict[str, Any]:
-    """How its seed rows were chosen."""
+    """How its starting rows were chosen."""
     return read_json(outcome.folder.path / "seeds.json")
 
 
 def _learning_flops(outcome: Outcome) -> float:
-    """Operations of a distillation: its experts, its outer steps, its looks at development rows."""
+    """Operations of a distillation: its experts, its outer steps, its looks at validation rows."""
     prepared, outer, recipe = outcome.prepared, outcome.config.outer, outcome.recipe
     rows = outcome.seeds.rows
     total = recipe.total_steps(len(rows))

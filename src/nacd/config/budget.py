@@ -94,7 +94,7 @@ def budget_rows(budget: str | int | float, rows: list[Encoded], order: list[int]
     if count > len(order):
         raise UserError(
             f"--budget {text}: {count} rows asked for, but there are {len(order)} training rows "
-            "(after target, development and report rows are set aside and long ones dropped); give "
+            "(after target, validation and test rows are set aside and long ones dropped); give "
             "a smaller budget, or name files with --target and --heldout."
         )
     return order[: max(1, count)]

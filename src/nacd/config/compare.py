@@ -1,4 +1,4 @@
-"""What `nacd compare` may be told: methods x budgets x target models x seeds."""
+"""What `nacd compare` may be told: methods x budgets x target models x trainings."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class CompareConfig:
     runs: tuple[str, ...] = ()
     """Run folders of `nacd distill` to take seeds and text from, instead of distilling anew."""
     accuracy: tuple[str, ...] = ()
-    """Rows whose trained models also answer the report questions (lm-eval, multiple choice)."""
+    """Rows whose trained models also answer the test questions (lm-eval, multiple choice)."""
     elsewhere: str = ""
     """Other data (file or hub id): its response NLL shows what a training harms; empty: none."""
     tune: bool = False

@@ -65,7 +65,7 @@ class OuterLoopConfig:
     cold: float = 0.15
     """`simplex`: softmax temperature at the end (1 at the start)."""
     check_every: int = 10
-    """Outer steps between two looks at the development rows."""
+    """Outer steps between two checks on the validation rows."""
     check_trainings: int = 3
     """Trainings averaged in such a look."""
 

@@ -19,7 +19,7 @@ class Recipe:
     """Optimiser, learning rate, batch size and length of a training run."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    """Optimiser of the inner loop, of the ladder and of `nacd train`."""
+    """Optimiser of the inner loop, of the results table and of `nacd train`."""
     learning_rate: float = 5e-4
     """Peak learning rate."""
     batch_size: int = 8

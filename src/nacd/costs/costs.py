@@ -228,7 +228,7 @@ class Work:
         return loops * (inner + judged) + students(outer, outer.outer_steps) * ahead * step
 
     def looking(self, outer: OuterLoopConfig) -> float:
-        """All looks at the validation rows of one distillation, of vectors and of text."""
+        """All checks on the validation rows of one distillation, of vectors and of text."""
         looks = 1 + math.ceil(outer.outer_steps / outer.check_every)
         return looks * 2 * outer.check_trainings * self.look
 

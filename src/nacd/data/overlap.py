@@ -44,7 +44,7 @@ def row_text(example: Example) -> str:
 def overlapping(
     train_texts: Sequence[str], report_texts: Sequence[str], n: int = WORDS
 ) -> Iterator[tuple[int, list[int]]]:
-    """Every training row that overlaps, in order, with the report rows that it overlaps.
+    """Every training row that overlaps, in order, with the test rows that it overlaps.
 
     Args:
         train_texts: rows that are trained on.

@@ -1,4 +1,4 @@
-"""Train, target, development and report rows, decided by a hash of each row alone.
+"""Train, target, validation and test rows, decided by a hash of each row alone.
 
 Rows are ranked by SHA-256(salt, digest): the first go to report, the next to development, the next
 to target, the rest to train. So a split does not depend on the order of the file, and a row added
@@ -35,10 +35,11 @@ class Splits:
     @property
     def sizes(self) -> dict[str, int]:
         """Rows of each part."""
-        return {name: len(getattr(self, name)) for name in _NAMES}
+        return {name: len(getattr(self, name)) for name in SPOKEN}
 
 
-_NAMES = ("train", "target", "development", "report")
+SPOKEN = {"train": "training", "target": "target", "development": "validation", "report": "test"}
+"""The parts, by the names that people know."""
 
 
 def split_by_hash(
@@ -64,8 +65,8 @@ def split_by_hash(
     total = len(ranked)
     if total < MIN_ROWS and (development or report):
         raise UserError(
-            f"{total} distinct rows are too few to split into train, target, development and "
-            f"report: expected at least {MIN_ROWS}. Add rows, or name files: --target, --heldout."
+            f"{total} distinct rows are too few to split into training, target, validation and "
+            f"test: expected at least {MIN_ROWS}. Add rows, or name files: --target, --heldout."
         )
     counts = (
         _count(report, total, most=400),
@@ -74,7 +75,7 @@ def split_by_hash(
     )
     if min(counts) < 0 or sum(counts) >= total:
         raise UserError(
-            f"{counts[0]} report, {counts[1]} development and {counts[2]} target rows leave none "
+            f"{counts[0]} test, {counts[1]} validation and {counts[2]} target rows leave none "
             f"of {total} distinct rows to train on. Ask for fewer, or name files: --target, "
             "--heldout."
         )
@@ -89,7 +90,7 @@ def split_by_hash(
 
 
 def split_heldout(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
-    """Cut a held-out file into development (a third, at most 200) and report rows, by hash.
+    """Cut a held-out file into validation (a third, at most 200) and test rows, by hash.
 
     Raises:
         UserError: fewer than 2 distinct rows.
@@ -97,7 +98,7 @@ def split_heldout(examples: Sequence[Example]) -> tuple[list[Example], list[Exam
     ranked = _ranked(examples)
     if len(ranked) < 2:
         raise UserError(
-            f"{len(ranked)} distinct held-out rows cannot be cut into development and report rows: "
+            f"{len(ranked)} distinct held-out rows cannot be cut into validation and test rows: "
             "expected at least 2. Give --heldout a longer file."
         )
     border = len(ranked) - min(200, max(1, len(ranked) // 3))

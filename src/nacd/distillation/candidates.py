@@ -56,7 +56,7 @@ def simplex_candidates(
 def make_projection(
     model: LoraModel, data: Rows, config: OuterLoopConfig, allowed: Tensor
 ) -> tuple[Projection, float]:
-    """The projection at the seeds' own tokens, and Adam's learning rate on its parameters.
+    """The projection at the starting rows' own tokens, and Adam's learning rate on its parameters.
 
     Raises:
         UserError: more candidates than there are tokens.

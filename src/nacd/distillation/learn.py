@@ -80,9 +80,9 @@ class Learned:
     """What the outer loop leaves."""
 
     ids: Tensor
-    """Token ids of the exported rows' slots, (Q,); the seeds' where no text was better."""
+    """Token ids of the exported rows' slots, (Q,); the starting rows' where no text was better."""
     last_ids: Tensor
-    """Token ids at the last look at the development rows, (Q,)."""
+    """Token ids at the last check on the validation rows, (Q,)."""
     soft: Tensor
     """The vectors with the best development loss, (Q, d)."""
     learning_rate: float
@@ -90,9 +90,9 @@ class Learned:
     soft_learning_rate: float
     """The student's, at the outer step of `soft`."""
     last_learning_rate: float
-    """The student's, at the last look at the development rows."""
+    """The student's, at the last check on the validation rows."""
     best_step: int
-    """Outer step of the exported text; 0: the seeds themselves."""
+    """Outer step of the exported text; 0: the starting rows themselves."""
     soft_step: int
     """Outer step of `soft`; 0: the vectors that learning starts from."""
     stopped: str | None
@@ -102,7 +102,7 @@ class Learned:
 
 
 class Distiller:
-    """Runs the outer loop in a run folder, with looks at the development rows, and resumes it."""
+    """Runs the outer loop in a run folder, with checks on the validation rows, and resumes it."""
 
     def __init__(
         self,
@@ -157,8 +157,8 @@ class Distiller:
         fixed = sum(not trip.reversible for trip in self.trips)
         if fixed:
             progress.say(
-                f"{fixed} of {len(self.trips)} seed rows do not come back from their own tokens; "
-                "their text stays as it is"
+                f"{fixed} of {len(self.trips)} starting rows do not come back from their own "
+                "tokens; their text stays as it is"
             )
         self._scores: dict[tuple[float | tuple[int, ...], ...], float] = {}
 
@@ -267,7 +267,7 @@ class Distiller:
         """Learn until the outer steps are done, or until no gradient is of use any more.
 
         Raises:
-            UserError: training on the untouched seeds diverges.
+            UserError: training on the untouched starting rows diverges.
         """
         outer, config = self.outer, self.config
         restored = self.restore()
@@ -276,8 +276,8 @@ class Distiller:
             first, _ = self.check(self.seeds.pseudo.ids)
             if not math.isfinite(first["development_text"]):
                 raise UserError(
-                    f"training on the untouched seeds diverges at --learning-rate "
-                    f"{outer.learning_rate:g}: the loss on development rows is "
+                    f"training on the untouched starting rows diverges at --learning-rate "
+                    f"{outer.learning_rate:g}: the loss on validation rows is "
                     f"{first['development_text']}; give a smaller one."
                 )
             taken = time.perf_counter() - began

@@ -217,7 +217,7 @@ class OuterLoop:
                 why = "wants no training at all" if drift < 0 else "knows no end of it"
                 raise DivergedError(
                     f"the student's learning rate went to {self.learning_rate:.3g}: the objective "
-                    f"{why}. Lower --rate-step-size, or choose other seeds."
+                    f"{why}. Lower --rate-step-size, or choose other starting rows."
                 )
         self.done += 1
         return metrics | {"neighbour_distance": distance}

@@ -55,7 +55,7 @@ class Nearest:
     """(V,) bool: ids that may be chosen."""
     metric: Metric = "euclidean"
     own: Tensor | None = None
-    """(Q,) ids that may be chosen at their own place too: the seeds'."""
+    """(Q,) ids that may be chosen at their own place too: the starting rows'."""
 
     def vectors(self, progress: float) -> Tensor:
         """See `Projection`."""

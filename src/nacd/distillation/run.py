@@ -46,7 +46,7 @@ class Outcome:
     text: list[TextRow]
     """The distilled rows."""
     changed: float
-    """Share of all learnable tokens that are not the seeds' any more."""
+    """Share of all learnable tokens that are not the starting rows' any more."""
     distiller: Distiller
     engine: str
     """Name of the meta-gradient engine."""
@@ -92,14 +92,14 @@ def learn_text(
     check_trainings(config, prepared)
     if before is not None:
         before(prepared, folder, clock)
-    with clock.stage("choosing seed rows"):
+    with clock.stage("choosing starting rows"):
         indices = chosen_rows(config, prepared, folder, progress)
     seeds = make_seeds(prepared, indices, config.outer.learn)
     config.recipe.check_rows(len(seeds.rows))
     refuse_without_rows(config, prepared, seeds)
     tokens = sum(len(row) for row in seeds.rows)
     progress.say(
-        f"{len(prepared.train)} training rows; {len(seeds.rows)} seed rows, {tokens} tokens, "
+        f"{len(prepared.train)} training rows; {len(seeds.rows)} starting rows, {tokens} tokens, "
         f"{seeds.pseudo.size} of them learnable"
     )
     with clock.stage("tuning the recipe"):

@@ -1,6 +1,6 @@
 """The stages before learning, each kept in the run folder so that it is done once.
 
-Seed rows chosen, the recipe tuned, the engine checked, expert trajectories recorded.
+Starting rows chosen, the recipe tuned, the engine checked, expert trajectories recorded.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def check_trainings(config: DistillConfig, prepared: Prepared) -> None:
 def chosen_rows(
     config: DistillConfig, prepared: Prepared, folder: RunFolder, progress: Progress
 ) -> list[int]:
-    """The seed rows' indices, chosen once a run by --start-by, in a random order.
+    """The starting rows' indices, chosen once a run by --start-by, in a random order.
 
     The order of the rows may be the one they are trained in: it must not be a ranking's.
     """
@@ -135,12 +135,12 @@ def tuned(
     folder: RunFolder,
     name: str = "tuning",
 ) -> dict[str, Any]:
-    """Try learning rates on development rows, training on `data`; done once, kept as `name`.json.
+    """Try learning rates on validation rows, training on `data`; done once, kept as `name`.json.
 
     Kept rates of other rows are tried anew.
 
     Returns:
-        `learning_rate`, the best, and `nll`, pairs of a rate and its development NLL.
+        `learning_rate`, the best, and `nll`, pairs of a rate and its validation NLL.
     """
 
     def score(rate: float) -> float:
@@ -199,8 +199,8 @@ def tuned_recipe(
         f"{rate:g}: {'diverges' if nll is None else f'{nll:.3f}'}" for rate, nll in found["nll"]
     )
     progress.say(
-        f"learning rate {found['learning_rate']:g}, by development NLL after training on the "
-        f"untouched seeds ({tried})"
+        f"learning rate {found['learning_rate']:g}, by validation NLL after training on the "
+        f"untouched starting rows ({tried})"
     )
     recipe = replace(config.recipe, learning_rate=found["learning_rate"])
     return recipe, f"learning rate {recipe.learning_rate:g} of {len(found['nll'])} tried"

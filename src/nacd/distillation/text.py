@@ -180,7 +180,7 @@ def slot_ids(pseudo: Rows, rows: Sequence[TextRow]) -> Tensor:
 
 
 def share_changed(pseudo: Rows, rows: Sequence[TextRow]) -> float:
-    """Share of all learnable tokens that are not the seeds'."""
+    """Share of all learnable tokens that are not the starting rows'."""
     learnable = [sum(slot >= 0 for slot in slots) for slots in pseudo.slots]
     changed = sum(row.changed * n for row, n in zip(rows, learnable, strict=True))
     return changed / sum(learnable)

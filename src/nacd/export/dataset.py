@@ -37,7 +37,7 @@ class DatasetRow:
     completion: Text
     """The response: text, or one message."""
     seed_row: str
-    """Where the seed row stands: `mine.jsonl:12`."""
+    """Where the starting row stands: `mine.jsonl:12`."""
     seed_digest: str
     """The seed's `Example.digest`."""
     tokens_changed: float

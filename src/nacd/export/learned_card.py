@@ -43,7 +43,7 @@ def render_learned_card(card: Card, rows: Sequence[DatasetRow]) -> str:
     columns = columns_section(
         chat=rows[0].chat,
         prompt="what is learned",
-        completion="the seed row's response",
+        completion="the starting row's response",
         changed="share of the prompt's learnable tokens that differ from the seed's",
     )
     return f"""{front_matter(card, rows, ["dataset-distillation", "synthetic"])}
@@ -99,13 +99,13 @@ independent reconstruction.
 def _what(card: Card, changed: Sequence[float]) -> str:
     if not any(changed):
         return (
-            f"**These rows are the seeds.** No token of any prompt was changed: the {len(changed)} "
-            f"rows stand in {code(card.data)} as they are here. Whatever they do, choosing them "
-            "did it."
+            f"**These rows are the starting rows.** No token of any prompt was changed: the "
+            f"{len(changed)} rows stand in {code(card.data)} as they are here. Whatever they do, "
+            "choosing them did it."
         )
     grown = (
         f"{len(changed)} rows, each grown from one of the {card.data_rows} training rows of "
-        f"{code(card.data)}: the response is the seed row's own, "
+        f"{code(card.data)}: the response is the starting row's own, "
     )
     unchanged = sum(share == 0 for share in changed)
     length = prefix_length(str(card.settings.get("learnable positions", "prompt")))
@@ -113,7 +113,7 @@ def _what(card: Card, changed: Sequence[float]) -> str:
         tokens = f"{length} learned token{'s' * (length != 1)}"
         return (
             f"{grown}and before its prompt stand {tokens} (in {unchanged} rows they do not: these "
-            "are the seed rows as they are)."
+            "are the starting rows as they are)."
         )
     return (
         f"{grown}the prompt's tokens were learned. In a row {sum(changed) / len(changed):.1%} of "

@@ -18,6 +18,7 @@ from nacd.data import (
     split_by_hash,
     split_heldout,
 )
+from nacd.data.split import SPOKEN
 from nacd.errors import UserError
 from nacd.model.lora import LoraModel, ModelConfig, check_ids, load_model
 from nacd.model.microbatch import settle
@@ -128,11 +129,11 @@ def prepare(
             if name in may_lack or (name == "target" and data_config.target_rows == 0):
                 parts[name] = Part((), ())
                 continue
-            raise UserError(f"no {name} rows are left; give a longer {flag} file.")
+            raise UserError(f"no {SPOKEN[name]} rows are left; give a longer {flag} file.")
         rows, kept, dropped = encode_all(template, examples, data_config.max_tokens, flag)
         check_ids(model, rows, kept)
         if dropped.message:
-            say(f"{name}: {dropped.message}")
+            say(f"{SPOKEN[name]}: {dropped.message}")
         parts[name] = Part(tuple(kept), tuple(rows))
     for line in copies(parts):
         say(line)
@@ -153,7 +154,7 @@ def copies(parts: Mapping[str, Part]) -> list[str]:
         for name in ("train", "target"):
             if count := sum(digest in known for digest in digests[name]):
                 lines.append(
-                    f"{count} of {len(digests[name])} {name} rows are {held} rows too, word for "
-                    f"word: figures on {held} rows may be too good."
+                    f"{count} of {len(digests[name])} {SPOKEN[name]} rows are {SPOKEN[held]} rows "
+                    f"too, word for word: figures on {SPOKEN[held]} rows may be too good."
                 )
     return lines

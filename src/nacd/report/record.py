@@ -45,8 +45,8 @@ def write_records(
 
     Args:
         folder: the run folder.
-        prepared: model, training rows and report rows.
-        seeds: the seed rows.
+        prepared: model, training rows and test rows.
+        seeds: the starting rows.
         learned: what the outer loop left.
         text: the exported rows.
         allowed: (V,) bool, tokens that may be chosen.
@@ -92,8 +92,8 @@ def row_records(
 
     Args:
         tokenizer: of the source model.
-        seeds: the seed rows and their learnable slots.
-        text: the exported rows, in the seeds' order.
+        seeds: the starting rows and their learnable slots.
+        text: the exported rows, in the starting rows' order.
         distances: (Q,) of every learnable slot.
     """
     records = []
@@ -210,11 +210,11 @@ def learned_record(learned: Learned) -> dict[str, Any]:
 def overlap_record(
     looked_at: Mapping[str, Sequence[Example]], report: Sequence[Example]
 ) -> dict[str, Any]:
-    """Overlap with the report rows of rows that were trained on or looked at.
+    """Overlap with the test rows of rows that were trained on or looked at.
 
     Args:
         looked_at: `distilled`, `train` and `target` rows.
-        report: the report rows.
+        report: the test rows.
 
     Returns:
         `words` (n), `report_rows`, and under each of these names `rows`, `overlapping` (rows of

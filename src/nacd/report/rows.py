@@ -79,7 +79,7 @@ def _beside_seed(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _alone(number: int, row: dict[str, Any]) -> dict[str, Any]:
-    """A row of a folder that does not keep the seeds' texts."""
+    """A row of a folder that does not keep the starting rows' texts."""
     prompt, response = _plain(row["prompt"]), _plain(row["completion"])
     return {
         "number": number,

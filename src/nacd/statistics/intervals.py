@@ -41,7 +41,7 @@ def question_bootstrap(
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile interval of a difference in NLL per token, the report rows drawn anew.
+    """Percentile interval of a difference in NLL per token, the test rows drawn anew.
 
     Args:
         difference: (n,) difference in every row's summed NLL, the mean over trainings.

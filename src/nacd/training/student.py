@@ -24,7 +24,7 @@ from nacd.training.inner import InnerLoop, Start
 from nacd.training.update import initial_state
 
 CHECK_SEED = 2000
-"""Looks at the development rows train from LoRA seeds 2000, 2001, ..."""
+"""Looks at the validation rows train from LoRA seeds 2000, 2001, ..."""
 TUNING_SEED = 3000
 """The learning rate is tuned at this seed."""
 LEARNING_SEED = 10_000
@@ -89,15 +89,15 @@ def visited(data: Rows, recipe: Recipe, steps: int, seed: int) -> tuple[int, int
 
 @dataclass(frozen=True)
 class Tuned:
-    """A learning rate chosen on development rows."""
+    """A learning rate chosen on validation rows."""
 
     learning_rate: float
     nll: dict[float, float]
-    """Development NLL at each rate tried."""
+    """Validation NLL at each rate tried."""
 
 
 def tune_rate(rates: Sequence[float], score: Callable[[float], float]) -> Tuned:
-    """The rate with the lowest score (development NLL); one that diverges has none.
+    """The rate with the lowest score (validation NLL); one that diverges has none.
 
     Raises:
         UserError: all of them diverge.
