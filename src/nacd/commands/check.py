@@ -30,6 +30,7 @@ from nacd.checking.trainings import Trainings
 from nacd.checking.verdict import judge
 from nacd.config import SelectionConfig, with_judge
 from nacd.config.check import FREE, SWAPPING, CheckConfig
+from nacd.config.methods import METHODS
 from nacd.costs.costs import Work, choosing_stage, measure, tokens_of
 from nacd.costs.forecasts import go_ahead
 from nacd.data import Splits
@@ -287,7 +288,7 @@ def _train(
             per_token=speed,
             per_read=seconds[1] / tokens[1],
             choosing={
-                method: spent if method == "swaps" else spent * speed / first.per_token
+                method: spent if METHODS[method].anytime else spent * speed / first.per_token
                 for method, spent in first.choosing.items()
             },
         )

@@ -158,7 +158,7 @@ def _say_forecast(config: SelectConfig, task: Task, folder: RunFolder, progress:
     """Say what the choice takes, if it is still to be made and reads the model."""
     rows = len(draw(task.prepared.train, config.budget, config.seed))
     work = Work(task.prepared, config.recipe, rows)
-    quick = config.method != "swaps" and not work.choosing(config.method, task.config)
+    quick = not METHODS[config.method].anytime and not work.choosing(config.method, task.config)
     if progress.quiet or quick or (folder.path / "chosen.json").is_file():
         return
     speed = measured(task.prepared, config.recipe, progress)

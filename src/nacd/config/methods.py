@@ -40,6 +40,11 @@ METHODS: dict[str, MethodEntry] = {
         "nacd.selection.swaps",
         anytime=True,
     ),
+    "winnow": MethodEntry(
+        "random sets trained on, the rows of the worse ones dropped, as long as time allows",
+        "nacd.selection.winnow",
+        anytime=True,
+    ),
     "longest": MethodEntry("the longest responses", "nacd.selection.longest"),
     "kcenter": MethodEntry("rows spread over the hidden states", "nacd.selection.kcenter"),
     "bm25": MethodEntry(

@@ -22,8 +22,8 @@ class SelectionConfig:
     tries: int = 16
     """`best-of`: random draws that are trained on."""
     judge: Literal["auto", "target", "train"] = "auto"
-    """`best-of`, `swaps`: rows whose loss decides: target rows, or 256 training rows set aside.
-    `auto`: target rows where --target names them, else training rows."""
+    """`best-of`, `swaps`, `winnow`: rows whose loss decides: target rows, or 256 training rows set
+    aside. `auto`: target rows where --target names them, else training rows."""
     warmup_share: float = 0.05
     """`less`: share of the training rows that the warm-up trains on."""
     warmup_epochs: int = 4
@@ -31,13 +31,16 @@ class SelectionConfig:
     projection_dim: int = 8192
     """`less`: length that gradients are projected to."""
     minutes: float = 30.0
-    """`swaps`: time of the search, all calls together; more of it goes on from where it ended."""
+    """`swaps`, `winnow`: time of the search, all calls together; more of it goes on from where it
+    ended."""
     swaps_from: str = "random"
     """`swaps`: the rows that it begins with: `random`, or another method."""
     also: tuple[str, ...] = ()
-    """`swaps`: further models that weigh and judge; what is kept lowers the mean loss of all."""
+    """`swaps`, `winnow`: further models that weigh or judge; what is kept lowers the mean loss of
+    all."""
     also_rates: tuple[float, ...] = ()
-    """`swaps`: learning rates of the models of --also, in their order; none: --learning-rate."""
+    """`swaps`, `winnow`: learning rates of the models of --also, in their order; none:
+    --learning-rate."""
     weight_passes: int = 2
     """`trajectory`: how often every row is weighed, each time among other rows."""
 

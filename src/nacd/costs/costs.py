@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nacd.config import ExpertConfig, OuterLoopConfig, SelectionConfig
+from nacd.config.methods import METHODS
 from nacd.config.recipe import Recipe
 from nacd.data import Encoded, collate, training_order
 from nacd.distillation.pool import students, window_of
@@ -264,7 +265,7 @@ def choosing_stage(
     model, rows = work.prepared.model, len(work.prepared.train)
     seconds = speed.step * work.choosing(method, selection)
     memory, disk = speed.step_bytes, 0.0
-    if method == "swaps":  # a search that takes the minutes it is given
+    if METHODS[method].anytime:  # a search that takes the minutes it is given
         seconds = 60 * selection.minutes
     if method in ("kcenter", "rds+"):
         memory, disk = speed.forward_bytes, 4.0 * rows * model.width
