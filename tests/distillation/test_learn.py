@@ -124,7 +124,7 @@ def test_a_state_of_an_older_version_goes_on_where_the_rate_was_fixed(tmp_path: 
 
 
 def test_seeds_on_which_training_diverges_stop_the_run_at_once(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"starting rows diverges at --learning-rate 0\.001: .* is nan"):
+    with pytest.raises(UserError, match=r"rows diverges at --learning-rate 0\.001: .* is nan"):
         make(tmp_path, [3.0], [math.nan], 4).run()
     assert not any(tmp_path.iterdir())
 

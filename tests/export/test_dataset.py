@@ -238,7 +238,7 @@ def test_a_card_says_once_that_the_packaged_model_is_a_4_bit_copy() -> None:
 
 def test_card_names_untouched_seeds() -> None:
     text = render_learned_card(CARD, RAW[1:])
-    assert "These rows are the seeds" in text
+    assert "These rows are the starting rows" in text
     assert "Not measured." in text
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from nacd.commands.target import EvaluateConfig, TrainConfig, evaluate, fine_tune
 from nacd.config import DataConfig
+from nacd.data.split import SPOKEN
 from nacd.errors import UserError
 from nacd.model.lora import ModelConfig
 from nacd.model.prepare import prepare, read_splits
@@ -70,8 +71,8 @@ def test_rows_that_are_held_out_and_looked_at_are_said(
     }
     target = [e.digest for e in prepared.target.examples]
     expected = [
-        f"{count} of 8 target rows are {name} rows too, word for word: figures on {name} rows may "
-        "be too good."
+        f"{count} of 8 target rows are {SPOKEN[name]} rows too, word for word: figures on "
+        f"{SPOKEN[name]} rows may be too good."
         for name in held
         if (count := sum(digest in held[name] for digest in target))
     ]
