@@ -88,6 +88,7 @@ class Winnow:
         seed: of what is dealt, and of all trainings.
         folder: keeps trainings and deals.
         progress: display.
+        clock: seconds.
     """
 
     def __init__(
@@ -99,9 +100,11 @@ class Winnow:
         seed: int,
         folder: RunFolder,
         progress: Progress,
+        clock: Callable[[], float] = time.perf_counter,
     ):
         self.sources, self.pool, self.take = sources, list(pool), take
         self.seed, self.folder, self.progress = seed, folder, progress
+        self.clock = clock
         self.left: list[int] = []
         self.sums: dict[int, float] = {}
         self.counts: dict[int, int] = {}
@@ -232,10 +235,10 @@ class Winnow:
         """`make`, kept as a file with its seconds and operations, which count once."""
 
         def timed() -> dict[str, Any]:
-            began, before = time.perf_counter(), sum(s.flops for s in self.sources)
+            began, before = self.clock(), sum(s.flops for s in self.sources)
             found = make()
             spent = sum(source.flops for source in self.sources) - before
-            return found | {"seconds": time.perf_counter() - began, "flops": spent}
+            return found | {"seconds": self.clock() - began, "flops": spent}
 
         found = self.folder.once(name, timed)
         self.seconds += found["seconds"]
