@@ -177,7 +177,7 @@ def test_a_prefix_that_learned_nothing_leaves_the_real_rows(
         assert row["completion"] == [{"role": "assistant", "content": own.response}]
         assert row["tokens_changed"] == 0.0
     assert "exported rows are the starting rows" in result.verdict
-    assert "These rows are the seeds." in (result.dataset / "README.md").read_text()
+    assert "These rows are the starting rows." in (result.dataset / "README.md").read_text()
 
     model = load_model(run.model)
     seeds = [real[row["seed_digest"]] for row in rows]
