@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from nacd.config.check import CheckConfig
     from nacd.config.commands import (
         EvaluateConfig,
+        PlanConfig,
         PushConfig,
         ReportConfig,
         SelectConfig,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     )
     from nacd.config.compare import CompareConfig
     from nacd.config.recipe import Recipe
+    from nacd.costs.planning import plan
     from nacd.errors import UserError
     from nacd.export.push import push
     from nacd.report.page import write_report
@@ -50,6 +52,7 @@ _HOMES = {
     "checking.config": ("CheckConfig",),
     "command_configs": (
         "EvaluateConfig",
+        "PlanConfig",
         "PushConfig",
         "ReportConfig",
         "SelectConfig",
@@ -69,6 +72,7 @@ _HOMES = {
     ),
     "errors": ("UserError",),
     "export.push": ("push",),
+    "planning": ("plan",),
     "recipe": ("Recipe",),
     "report.page": ("write_report",),
     "selecting": ("Selected", "select"),
@@ -87,6 +91,7 @@ __all__ = [
     "ExpertConfig",
     "ModelConfig",
     "OuterLoopConfig",
+    "PlanConfig",
     "PushConfig",
     "Recipe",
     "ReportConfig",
@@ -101,6 +106,7 @@ __all__ = [
     "doctor",
     "evaluate",
     "fine_tune",
+    "plan",
     "push",
     "record_experts",
     "select",

@@ -18,6 +18,7 @@ from nacd.config.recipe import Recipe
 from nacd.config.settings import Folder, convert
 from nacd.errors import UserError
 from nacd.selection import METHODS, check_method
+from nacd.store.extras import require
 from nacd.store.renamed import old_names_too
 
 LEARNED = ("soft", "text", "text-shuffled")
@@ -110,6 +111,8 @@ class CompareConfig:
                 raise UserError(
                     f"{flag} {' '.join(unknown)}: unknown; the rows are {', '.join(ROWS)}."
                 )
+        if self.accuracy:
+            require("lm_eval", f"--accuracy {' '.join(self.accuracy)}")
         if not self.methods:
             raise UserError("--methods: name at least one row.")
         if not self.budgets:

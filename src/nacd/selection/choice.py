@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from itertools import islice
 from typing import Any
 
@@ -21,6 +20,7 @@ from nacd.data import Encoded, Example
 from nacd.errors import UserError
 from nacd.selection.filters import filtered
 from nacd.selection.method import Ranking, Task
+from nacd.store.extras import require
 from nacd.store.files import write_json
 from nacd.store.run import RunFolder
 
@@ -96,13 +96,13 @@ def check_method(method: str, config: SelectionConfig, flag: str = "--method") -
     if method not in METHODS:
         raise UserError(f"{flag} {method}: unknown; the methods are {', '.join(METHODS)}.")
     if METHODS[method].package:
-        _require(METHODS[method].package, f"{flag} {method}")
+        require(METHODS[method].package, f"{flag} {method}")
     if not 0 <= config.dedup <= 1:
         raise UserError(
             f"--dedup {config.dedup:g}: a similarity, must lie between 0 (none) and 1 (same words)."
         )
     if config.dedup:
-        _require("datasketch", f"--dedup {config.dedup:g}")
+        require("datasketch", f"--dedup {config.dedup:g}")
     if not 0 < config.warmup_share <= 1:
         raise UserError(
             f"--warmup-share {config.warmup_share:g}: a share of the rows, must be above 0 and at "
@@ -149,14 +149,6 @@ def check_rows(
     if config.stratify and not any(example.group for example in train):
         raise UserError(
             "--stratify: no row has a group; name the column that holds it with --group-column."
-        )
-
-
-def _require(package: str, flag: str) -> None:
-    if find_spec(package) is None:
-        raise UserError(
-            f"{flag}: needs the package {package}, which is not installed; run `pip install "
-            f"{package}`."
         )
 
 
