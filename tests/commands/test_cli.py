@@ -76,10 +76,11 @@ def test_help_has_the_usual_flags_and_an_example(
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     named = re.findall(r"^\W (--[a-z-]+)", shown, re.MULTILINE)
-    assert {"--model", "--data"} <= {*named}
+    assert "--model" in named
     assert 10 <= len(named) <= 16
-    needed = re.split(r"\n\W --", shown[shown.index("--data STR") :])[0]
-    assert ("(required)" in needed) == (verb != "evaluate")
+    if verb != "plan":  # which reads no data
+        needed = re.split(r"\n\W --", shown[shown.index("--data STR") :])[0]
+        assert ("(required)" in needed) == (verb != "evaluate")
     example = next(line for line in shown.splitlines() if line.startswith("  nacd "))
     assert max(map(len, shown.splitlines())) <= 80
     parse(verb, shlex.split(example)[2:])

@@ -312,7 +312,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bm25s", None)
     monkeypatch.setitem(sys.modules, "datasketch", None)
     with pytest.raises(
-        UserError, match=r"--start-by bm25: needs the package bm25s.*`pip install bm25s`"
+        UserError, match=r'--start-by bm25: needs the package bm25s.*`pip install "nacd\[select\]"`'
     ):
         check_method("bm25", SelectionConfig(), "--start-by")
     with pytest.raises(UserError, match=r"--dedup 0\.8: needs the package datasketch"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from nacd.statistics import intervals
 from nacd.statistics.intervals import (
     difference_interval,
     mean_error,
@@ -36,6 +37,14 @@ def test_bootstrap_agrees_with_the_delta_method() -> None:
     spread = 1.96 * residual.std() * np.sqrt(len(tokens)) / tokens.sum()
     assert low == pytest.approx(ratio - spread, abs=0.15 * spread)
     assert high == pytest.approx(ratio + spread, abs=0.15 * spread)
+
+
+def test_draws_that_are_not_kept_are_the_same_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(1)
+    tokens, difference = generator.integers(1, 8, size=40), generator.normal(size=40)
+    kept = question_bootstrap(difference, tokens)
+    monkeypatch.setattr(intervals, "KEPT", 0)
+    assert question_bootstrap(difference, tokens) == pytest.approx(kept, rel=1e-12)
 
 
 def test_a_row_without_difference_has_no_width() -> None:

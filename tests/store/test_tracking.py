@@ -17,8 +17,7 @@ from nacd.cli import main
 from nacd.config import DataConfig, DistillConfig
 from nacd.config.compare import CompareConfig
 from nacd.errors import UserError
-from nacd.store import tracking as module
-from nacd.store.tracking import check_tracker, tracking
+from nacd.store.tracking import TRACKERS, check_tracker, tracking
 
 Folder = Callable[[str], Path]
 
@@ -95,7 +94,10 @@ def test_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     check_tracker("")
     with pytest.raises(UserError, match="--track mlflow: unknown"):
         check_tracker("mlflow")
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    for tracker in TRACKERS:
+        monkeypatch.setitem(sys.modules, tracker, None)
+    with pytest.raises(UserError, match=r'pip install "nacd\[track\]"'):
+        check_tracker("tensorboard")
     with pytest.raises(UserError, match="pip install wandb"):
         check_tracker("wandb")
     with pytest.raises(UserError, match="pip install trackio"):

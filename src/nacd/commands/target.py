@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nacd.config import ReadConfig
 from nacd.config.commands import EvaluateConfig, TrainConfig
@@ -18,12 +18,15 @@ from nacd.export import made_in_order
 from nacd.model.lora import LoraModel, check_ids, load_model
 from nacd.model.microbatch import settle
 from nacd.statistics.intervals import few_test_rows
+from nacd.store.extras import install, installed, require
 from nacd.store.files import write_json
 from nacd.store.run import versions
 from nacd.store.tracking import check_tracker, tracking
 from nacd.terminal.progress import Progress, Tick
 from nacd.training.evaluation import Accuracy, choice_accuracy, response_nll, task_accuracy
-from nacd.training.finetune import TrainResult, train
+
+if TYPE_CHECKING:
+    from nacd.training.finetune import TrainResult
 
 
 def fine_tune(config: TrainConfig, progress: Progress | None = None) -> TrainResult:
@@ -36,6 +39,9 @@ def fine_tune(config: TrainConfig, progress: Progress | None = None) -> TrainRes
     check_values(config)
     config.recipe.check()
     check_tracker(config.track)
+    require("trl", "fine-tuning")
+    from nacd.training.finetune import train
+
     if (config.out / "adapter").exists() and not config.overwrite:
         raise UserError(
             f"--out {config.out}: holds an adapter already; choose another --out, or give "
@@ -95,7 +101,15 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
         )
     if config.shots is not None and config.shots < 0:
         raise UserError(f"--shots {config.shots}: must be at least 0.")
+    if config.tasks:
+        require("lm_eval", f"--tasks {' '.join(config.tasks)}")
     examples = _read(config.data) if config.data.data else []
+    scored = installed("lm_eval")
+    if examples and all(example.choices for example in examples) and not scored:
+        progress.say(
+            "These rows are multiple choice; their accuracy is left out, as it needs lm-eval: "
+            f"{install('lm_eval')}"
+        )
     model = load_model(config.model, config.adapter)
     for note in model.notes:
         progress.say(note)
@@ -125,7 +139,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
         if few := few_test_rows(len(rows)):
             found["warning"] = few
             progress.say(few)
-        if all(example.choices for example in kept):
+        if scored and all(example.choices for example in kept):
             accuracy = choice_accuracy(model, theta, kept, template=template, bars=True)
             found["accuracy"] = _without_answers(accuracy)
     if config.tasks:

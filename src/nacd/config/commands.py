@@ -14,6 +14,7 @@ from nacd.config.budget import Budget, budget_text
 from nacd.config.distill import DistillConfig
 from nacd.config.methods import check_method
 from nacd.config.model import ModelConfig
+from nacd.config.outer import OuterLoopConfig
 from nacd.config.recipe import Recipe
 from nacd.config.rows import NONE, DataConfig, ReadConfig
 from nacd.config.selection import SelectionConfig
@@ -144,3 +145,29 @@ class PushConfig:
     """Make it public, if it is new; otherwise only its owner sees it."""
     yes: bool = False
     """Do it; without this, only list what would be uploaded."""
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """`nacd plan`: memory and work of `nacd distill`, before anything is loaded."""
+
+    rows: int = 1000
+    """Rows of the data file; the usual shares of them are set aside as test rows and the like."""
+    tokens: int = 128
+    """Mean tokens of a row, prompt and response."""
+    max_tokens: int = 512
+    """Tokens of the longest row."""
+    budget: Budget = Budget("5%")
+    """Size of the distilled set, as of `nacd distill`."""
+    gpu_memory: str = ""
+    """Memory of the card that it is planned for: `24GB`; empty: what is free on this machine."""
+    tflops: float = 0.0
+    """What the card does with this model, in 10^12 operations a second, as you measured it; 0:
+    time is told in ordinary training steps."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    recipe: Recipe = field(default_factory=Recipe)
+    outer: OuterLoopConfig = field(default_factory=OuterLoopConfig)
+
+    def __post_init__(self) -> None:
+        """Keep a text, however it was given."""
+        convert(self, budget=budget_text)

@@ -16,6 +16,7 @@ from nacd.config.rows import DataConfig
 from nacd.config.selection import SelectionConfig
 from nacd.config.settings import Folder, convert
 from nacd.errors import UserError
+from nacd.store.extras import require
 from nacd.store.renamed import old_names_too
 
 LEARNED = ("soft", "text", "text-shuffled")
@@ -108,6 +109,8 @@ class CompareConfig:
                 raise UserError(
                     f"{flag} {' '.join(unknown)}: unknown; the rows are {', '.join(ROWS)}."
                 )
+        if self.accuracy:
+            require("lm_eval", f"--accuracy {' '.join(self.accuracy)}")
         if not self.methods:
             raise UserError("--methods: name at least one row.")
         if not self.budgets:

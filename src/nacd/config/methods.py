@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 from nacd.config.selection import SelectionConfig
 from nacd.errors import UserError
+from nacd.store.extras import require
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,13 @@ def check_method(method: str, config: SelectionConfig, flag: str = "--method") -
     if method not in METHODS:
         raise UserError(f"{flag} {method}: unknown; the methods are {', '.join(METHODS)}.")
     if METHODS[method].package:
-        _require(METHODS[method].package, f"{flag} {method}")
+        require(METHODS[method].package, f"{flag} {method}")
     if not 0 <= config.dedup <= 1:
         raise UserError(
             f"--dedup {config.dedup:g}: a similarity, must lie between 0 (none) and 1 (same words)."
         )
     if config.dedup:
-        _require("datasketch", f"--dedup {config.dedup:g}")
+        require("datasketch", f"--dedup {config.dedup:g}")
     if not 0 < config.warmup_share <= 1:
         raise UserError(
             f"--warmup-share {config.warmup_share:g}: a share of the rows, must be above 0 and at "
@@ -106,11 +106,3 @@ def check_method(method: str, config: SelectionConfig, flag: str = "--method") -
             raise UserError(
                 f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1."
             )
-
-
-def _require(package: str, flag: str) -> None:
-    if find_spec(package) is None:
-        raise UserError(
-            f"{flag}: needs the package {package}, which is not installed; run `pip install "
-            f"{package}`."
-        )

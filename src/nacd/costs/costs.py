@@ -92,13 +92,22 @@ class Forecast:
 
     def describe(self) -> str:
         """A line a stage and one of the whole, at 80 columns."""
-        lines = [f"{'forecast, from a measured step':<42}{'time':>10}{'memory':>11}{'disk':>11}"]
+        head = f"{'forecast, from a measured step':<42}{'time':>10}{'memory':>11}{'disk':>11}"
+
+        def taken(seconds: float) -> str:
+            return duration(seconds) if seconds >= 1 else "< 1 s"
+
+        return "\n".join([head, *self.lines(taken)])
+
+    def lines(self, taken: Callable[[float], str]) -> list[str]:
+        """The lines, without a head; `taken` writes seconds."""
+        lines = []
         for stage in (*self.stages, Stage("in all", self.seconds, self.memory, self.disk)):
             memory = "" if stage.memory is None else byte_size(stage.memory)
             disk = byte_size(stage.disk) if stage.disk >= 1 else ""
-            taken = duration(stage.seconds) if stage.seconds >= 1 else "< 1 s"
-            lines.append(f"  {stage.name:<40}{taken:>10}{memory:>11}{disk:>11}".rstrip())
-        return "\n".join(lines)
+            spent = taken(stage.seconds)
+            lines.append(f"  {stage.name:<40}{spent:>10}{memory:>11}{disk:>11}".rstrip())
+        return lines
 
 
 # --- speed ------------------------------------------------------------------------------------

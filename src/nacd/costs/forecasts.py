@@ -36,6 +36,7 @@ from nacd.terminal.progress import Progress
 from nacd.terminal.units import duration
 from nacd.training.tuning import SEARCHED
 
+CHECK = "checking the meta-gradient"
 CHECKING = 10
 """Steps that the short check of the meta-gradient is worth, on batches of four rows."""
 
@@ -130,9 +131,7 @@ def distillation(
             speed.step * searched * work.look,
             speed.step_bytes,
         ),
-        Stage(
-            "checking the meta-gradient", speed.step * CHECKING * 4 * work.mean, speed.step_bytes
-        ),
+        Stage(CHECK, speed.step * CHECKING * 4 * work.mean, speed.step_bytes),
         recording,
         Stage(
             f"learning, {loop.outer_steps} outer steps",

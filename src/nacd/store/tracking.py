@@ -8,7 +8,6 @@ trackio and TensorBoard write files.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nacd.errors import UserError
+from nacd.store.extras import require
 
 TRACKERS = ("trackio", "tensorboard", "wandb")
 PROJECT = "nacd"
@@ -41,11 +41,11 @@ def check_tracker(name: str) -> None:
         return
     if name not in TRACKERS:
         raise UserError(f"--track {name}: unknown; the trackers are {', '.join(TRACKERS)}.")
-    if importlib.util.find_spec(name) is None:
-        raise UserError(
-            f"--track {name}: the package {name} is not installed; run `pip install {name}`, or "
-            "leave --track out (metrics are kept in the run folder anyway)."
-        )
+    require(
+        name,
+        f"--track {name}",
+        "leave --track out (metrics are kept in the run folder anyway)",
+    )
 
 
 @contextlib.contextmanager
