@@ -34,19 +34,19 @@ import tyro
 from peak import PeakMemory
 
 from nacd.config import SelectionConfig
+from nacd.config.recipe import Recipe
 from nacd.data import Encoded, Example, Message, collate, make_template, mmlu_exemplars
 from nacd.errors import UserError
-from nacd.files import write_json
 from nacd.meta import initial_state, step
-from nacd.models import LoraModel, ModelConfig, load_model
-from nacd.prepare import Part, Prepared
-from nacd.progress import Progress
-from nacd.recipe import Recipe
+from nacd.model.lora import LoraModel, ModelConfig, load_model
+from nacd.model.prepare import Part, Prepared
 from nacd.selection.features import AdamDirection, FeatureSet, claim, extract
 from nacd.selection.less import gradient_features, similarity, warm_up
 from nacd.selection.method import Task
 from nacd.selection.projection import Projection
 from nacd.selection.rounds import subtask_max
+from nacd.store.files import write_json
+from nacd.terminal.progress import Progress
 
 REACH = 0.8
 WARM = 32

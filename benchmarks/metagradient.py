@@ -41,10 +41,9 @@ import tyro
 from peak import PeakMemory
 from torch import Tensor
 
+from nacd.config.recipe import Recipe
 from nacd.data import Batch, Encoded, collate, mmlu_exemplars
-from nacd.distillation.objectives import matching, trajectory_objective
 from nacd.errors import UserError
-from nacd.files import read_tensors, write_tensors
 from nacd.meta import (
     InnerLoop,
     MetaGradient,
@@ -55,8 +54,9 @@ from nacd.meta import (
     step,
     unrolled_meta_gradient,
 )
-from nacd.models import LoraModel, ModelConfig, load_model
-from nacd.recipe import Recipe
+from nacd.meta.objectives import matching, trajectory_objective
+from nacd.model.lora import LoraModel, ModelConfig, load_model
+from nacd.store.files import read_tensors, write_tensors
 
 Name = Literal["unrolled", "exact", "first-order", "one-sided", "tesla"]
 FLAT: tuple[Name, ...] = ("first-order", "one-sided")

@@ -9,7 +9,7 @@ import sys
 
 import torch
 
-from nacd.memory import forget_peak, peak_resident, resident
+from nacd.store.memory import forget_peak, peak_resident, resident
 
 
 class PeakMemory:

@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 from mkdocs.structure.files import File, Files
 
 from nacd import cli
-from nacd.settings import docstrings
+from nacd.config.settings import docstrings
 
 PAGE = "reference.md"
 

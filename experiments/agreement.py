@@ -23,10 +23,10 @@ import torch
 from stage import opened, parser
 
 import nacd
+from nacd.distillation.learn import Distiller, draw, make_seeds
 from nacd.distillation.outer import Segment
-from nacd.learn import Distiller, draw, make_seeds
 from nacd.meta import make_engine, meta_gradient
-from nacd.progress import Progress
+from nacd.terminal.progress import Progress
 
 LATE = "4 epochs, 5e-4, last epoch"
 PLAIN = nacd.Recipe(batch_size=8, epochs=1, learning_rate=2e-3)

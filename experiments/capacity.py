@@ -27,14 +27,14 @@ from stage import opened, parser
 from torch import Tensor
 
 import nacd
+from nacd.distillation.learn import Distiller, draw, make_seeds
 from nacd.distillation.outer import Segment
 from nacd.distillation.text import slot_ids
-from nacd.files import write_json
-from nacd.learn import Distiller, draw, make_seeds
 from nacd.meta import make_engine, meta_gradient
-from nacd.progress import Progress
-from nacd.run import RunFolder
-from nacd.student import mean_nll
+from nacd.store.files import write_json
+from nacd.store.run import RunFolder
+from nacd.terminal.progress import Progress
+from nacd.training.student import mean_nll
 
 RECIPE = nacd.Recipe(batch_size=8, epochs=1, learning_rate=2e-3, shuffle=False)
 

@@ -17,11 +17,11 @@ from dataclasses import replace
 from stage import opened, parser
 
 import nacd
-from nacd.learn import Distiller, draw, make_seeds
+from nacd.distillation.learn import Distiller, draw, make_seeds
+from nacd.distillation.stages import recorded_experts
 from nacd.meta import make_engine
-from nacd.progress import Progress
-from nacd.run import RunFolder
-from nacd.stages import recorded_experts
+from nacd.store.run import RunFolder
+from nacd.terminal.progress import Progress
 
 
 def main() -> None:

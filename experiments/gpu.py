@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import nacd
-from nacd.progress import Progress
+from nacd.terminal.progress import Progress
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "train-simplex": {},

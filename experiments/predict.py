@@ -17,14 +17,14 @@ from scipy.stats import spearmanr
 from stage import opened, parser
 
 import nacd
-from nacd.distillation.objectives import matching
-from nacd.evaluation import response_nll
+from nacd.distillation.learn import draw
 from nacd.experts import record_expert
-from nacd.learn import draw
-from nacd.progress import Progress
-from nacd.run import RunFolder
+from nacd.meta.objectives import matching
 from nacd.selection.random import random_order
-from nacd.student import mean_nll, plain, train_student
+from nacd.store.run import RunFolder
+from nacd.terminal.progress import Progress
+from nacd.training.evaluation import response_nll
+from nacd.training.student import mean_nll, plain, train_student
 
 SEED = 0
 """LoRA's initial values, of the expert and of every student."""

@@ -19,11 +19,11 @@ from typing import Any
 from stage import opened, parser
 
 import nacd
-from nacd.learn import Distiller, draw, make_seeds
+from nacd.distillation.learn import Distiller, draw, make_seeds
 from nacd.meta import make_engine
-from nacd.progress import Progress
-from nacd.run import RunFolder
-from nacd.student import CHECK_SEED, TUNING_SEED, mean_nll, train_student
+from nacd.store.run import RunFolder
+from nacd.terminal.progress import Progress
+from nacd.training.student import CHECK_SEED, TUNING_SEED, mean_nll, train_student
 
 SHORT = 4
 """Inner steps of the SGD loops and of the windows."""

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import nacd
-from nacd.prepare import Prepared, prepare, read_splits
-from nacd.progress import Progress
-from nacd.stages import open_run
+from nacd.distillation.stages import open_run
+from nacd.model.prepare import Prepared, prepare, read_splits
+from nacd.terminal.progress import Progress
 
 
 def parser(about: str | None, *, rows: str, out: str) -> argparse.ArgumentParser:

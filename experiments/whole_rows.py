@@ -23,13 +23,13 @@ import numpy as np
 from stage import opened, parser
 
 import nacd
-from nacd.evaluation import response_nll
-from nacd.intervals import difference_interval, question_bootstrap
-from nacd.learn import draw
-from nacd.prepare import Prepared
-from nacd.progress import Progress
-from nacd.run import RunFolder
-from nacd.student import TUNING_SEED, mean_nll, plain, train_student
+from nacd.distillation.learn import draw
+from nacd.model.prepare import Prepared
+from nacd.statistics.intervals import difference_interval, question_bootstrap
+from nacd.store.run import RunFolder
+from nacd.terminal.progress import Progress
+from nacd.training.evaluation import response_nll
+from nacd.training.student import TUNING_SEED, mean_nll, plain, train_student
 
 DRAWS = 10_000
 """Random draws have seeds 10000, 10001, ..., as in a comparison."""

@@ -27,13 +27,13 @@ from stage import opened, parser
 
 import nacd
 from nacd.data import bucketed, collate, training_order
-from nacd.distillation.objectives import target_objective
 from nacd.meta import FirstOrder, InnerLoop, Start, initial_state, unvisited
-from nacd.prepare import Prepared
-from nacd.progress import Progress
-from nacd.run import RunFolder
+from nacd.meta.objectives import target_objective
+from nacd.model.prepare import Prepared
 from nacd.selection.random import random_order
-from nacd.student import CHECK_SEED, LEARNING_SEED, mean_nll, plain, train_student
+from nacd.store.run import RunFolder
+from nacd.terminal.progress import Progress
+from nacd.training.student import CHECK_SEED, LEARNING_SEED, mean_nll, plain, train_student
 
 RECIPE = nacd.Recipe(batch_size=8, epochs=4, learning_rate=5e-4)
 JUDGES = 96

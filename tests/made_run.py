@@ -10,14 +10,14 @@ from typing import Any
 
 import yaml
 
-from nacd.checking.config import CheckConfig
-from nacd.comparison.config import CompareConfig
+from nacd.commands.select import SelectConfig
 from nacd.comparison.table import summarise, write_parquet
 from nacd.config import DataConfig, DistillConfig, OuterLoopConfig
-from nacd.models import ModelConfig
-from nacd.recipe import Recipe
-from nacd.selecting import SelectConfig
-from nacd.settings import to_dict
+from nacd.config.check import CheckConfig
+from nacd.config.compare import CompareConfig
+from nacd.config.recipe import Recipe
+from nacd.config.settings import to_dict
+from nacd.model.lora import ModelConfig
 
 METHODS = ("zero-shot", "random", "seeds", "soft", "text", "full")
 HOSTILE = (

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import nacd
-from nacd.comparison.config import ROWS, CompareConfig
 from nacd.config import DataConfig, ExpertConfig, OuterLoopConfig, SelectionConfig
-from nacd.models import ModelConfig
-from nacd.progress import Progress
-from nacd.recipe import Recipe
+from nacd.config.compare import ROWS, CompareConfig
+from nacd.config.recipe import Recipe
+from nacd.model.lora import ModelConfig
+from nacd.terminal.progress import Progress
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 QUIET = Progress(quiet=True)

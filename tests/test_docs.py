@@ -123,12 +123,12 @@ def test_the_reference_has_every_flag_of_the_help(
 
 
 def test_numbers_named_on_pages_are_the_codes_own() -> None:
-    from nacd import diagnosis
-    from nacd.checking import check, plan, verdict
-    from nacd.checking.config import CheckConfig
+    from nacd.checking import plan, verdict
+    from nacd.commands import check
+    from nacd.config.check import CheckConfig
     from nacd.distillation import outer
-    from nacd.meta import PASSES
-    from nacd.stages import FREE
+    from nacd.distillation.stages import FREE
+    from nacd.meta import PASSES, diagnosis
 
     gpu = (DOCS / "how-to" / "gpu.md").read_text()
     assert f"cosine {diagnosis.COSINE} and a relative error of at most {diagnosis.ERROR}" in (

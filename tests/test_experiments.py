@@ -18,11 +18,11 @@ import pytest
 import yaml
 from pyarrow import parquet
 
-from nacd.comparison.compare import compare
-from nacd.comparison.config import CompareConfig
+from nacd.commands.compare import compare
+from nacd.config.compare import CompareConfig
+from nacd.config.settings import from_dict
 from nacd.data import read_examples
-from nacd.progress import Progress
-from nacd.settings import from_dict
+from nacd.terminal.progress import Progress
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 GRIDS = ("ladder", "mmlu", "paper_opt_to_llama")

@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 import nacd
-from nacd.budget import parse_budget
-from nacd.progress import Progress
-from nacd.settings import from_dict, to_dict
+from nacd.config.budget import parse_budget
+from nacd.config.settings import from_dict, to_dict
+from nacd.terminal.progress import Progress
 
 ROWS = [{"instruction": f"Name thing {i}", "output": f"the name\u2028{i}"} for i in range(40)]
 

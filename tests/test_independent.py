@@ -14,16 +14,16 @@ from scipy import stats
 from transformers import get_linear_schedule_with_warmup
 
 from float64 import float64_only
+from nacd.comparison.ladder import Entry, _summary, entries_for
 from nacd.config import LADDER, OuterLoopConfig
+from nacd.config.recipe import Recipe
 from nacd.data import Encoded, collate
+from nacd.data.pseudo import PseudoData, make_pseudo_data
 from nacd.distillation.candidates import expected_tokens
-from nacd.distillation.pseudo import PseudoData, make_pseudo_data
-from nacd.ladder import Entry, _summary, entries_for
+from nacd.distillation.segments import segment_maker
 from nacd.meta import FirstOrder, Start
-from nacd.models import ModelConfig, load_model
-from nacd.recipe import Recipe
-from nacd.segments import segment_maker
-from nacd.student import plain, train_student
+from nacd.model.lora import ModelConfig, load_model
+from nacd.training.student import plain, train_student
 
 
 def test_ladder_difference() -> None:

@@ -25,20 +25,20 @@ from nacd.config import (
     ExpertConfig,
     OuterLoopConfig,
 )
+from nacd.config.recipe import Recipe
+from nacd.config.settings import to_dict
 from nacd.data import make_template, read_examples
+from nacd.distillation.learn import Distiller
 from nacd.distillation.outer import OuterLoop
 from nacd.errors import UserError
 from nacd.export import read_soft_prompts
-from nacd.learn import Distiller
-from nacd.models import ModelConfig, load_model
-from nacd.prepare import prepare
-from nacd.progress import Progress
-from nacd.recipe import Recipe
+from nacd.model.lora import ModelConfig, load_model
+from nacd.model.prepare import prepare
 from nacd.report.facts import recipe_of
-from nacd.report.folder import read_run
-from nacd.settings import to_dict
-from nacd.student import TUNING_SEED, mean_nll, plain, train_student
-from nacd.tuning import Found, Setting, Tried
+from nacd.store.folder import read_run
+from nacd.terminal.progress import Progress
+from nacd.training.student import TUNING_SEED, mean_nll, plain, train_student
+from nacd.training.tuning import Found, Setting, Tried
 from tiny import ARCHITECTURES
 
 Folder = Callable[[str], Path]
@@ -210,7 +210,7 @@ def test_a_tuned_recipe_is_that_of_learning_table_card_and_page(
         scores.append(score(Setting(3.0, 2e-3), 0).mean)
         return Found(Setting(3.0, 2e-3), (Tried(2e-3, 3.0, scores[-1], 1),), True, ("A note.",))
 
-    monkeypatch.setattr(nacd.tuning, "search", search)
+    monkeypatch.setattr(nacd.training.tuning, "search", search)
     run = replace(config(tiny_folder("llama"), rows, tmp_path / "run"), tune=True)
     run = replace(run, compare=("seeds", "full"), trainings=1)
     result = nacd.distill(run, progress=QUIET)
@@ -289,7 +289,7 @@ def test_resume_gives_the_same_bits(
         with pytest.raises(Killed):
             nacd.distill(stopped, progress=QUIET)
     with monkeypatch.context() as patch:
-        patch.setattr("nacd.microbatch.free_memory", lambda device: 1)  # by then: as it began
+        patch.setattr("nacd.model.microbatch.free_memory", lambda device: 1)  # by then: as it began
         nacd.distill(stopped, progress=QUIET)
     assert files(tmp_path / "whole") == files(tmp_path / "stopped")
 

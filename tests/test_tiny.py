@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nacd.data import Encoded, collate
-from nacd.models import ModelConfig, load_model
+from nacd.model.lora import ModelConfig, load_model
 from tiny import ARCHITECTURES, ROWS, TOKENS
 
 

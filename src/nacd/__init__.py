@@ -17,18 +17,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nacd.checking.check import Checked, check
-    from nacd.checking.config import CheckConfig
-    from nacd.command_configs import (
-        EvaluateConfig,
-        PushConfig,
-        ReportConfig,
-        SelectConfig,
-        TrainConfig,
-    )
-    from nacd.commands import doctor, record_experts
-    from nacd.comparison.compare import Compared, compare
-    from nacd.comparison.config import CompareConfig
+    from nacd.commands.check import Checked, check
+    from nacd.commands.compare import Compared, compare
+    from nacd.commands.distill import Distilled, distill
+    from nacd.commands.doctor import doctor, record_experts
+    from nacd.commands.select import Selected, select
+    from nacd.commands.target import evaluate, fine_tune
     from nacd.config import (
         DataConfig,
         DistillConfig,
@@ -37,13 +31,19 @@ if TYPE_CHECKING:
         OuterLoopConfig,
         SelectionConfig,
     )
-    from nacd.distilling import Distilled, distill
+    from nacd.config.check import CheckConfig
+    from nacd.config.commands import (
+        EvaluateConfig,
+        PushConfig,
+        ReportConfig,
+        SelectConfig,
+        TrainConfig,
+    )
+    from nacd.config.compare import CompareConfig
+    from nacd.config.recipe import Recipe
     from nacd.errors import UserError
     from nacd.export.push import push
-    from nacd.recipe import Recipe
     from nacd.report.page import write_report
-    from nacd.selecting import Selected, select
-    from nacd.target import evaluate, fine_tune
 
 _HOMES = {
     "checking.check": ("Checked", "check"),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from nacd.errors import UserError
 
 if TYPE_CHECKING:
-    from nacd.progress import Progress
+    from nacd.terminal.progress import Progress
 
 USAGE = """usage: nacd COMMAND [flags]      (nacd COMMAND --help shows the usual flags)
 
@@ -117,13 +117,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(USAGE)
         return 0
     if args[0] in ("-V", "--version"):
-        from nacd.run import versions
+        from nacd.store.run import versions
 
         print(f"nacd {versions()['nacd']}")
         return 0
     verb, rest = args[0], args[1:]
     if verb not in VERBS:
-        from nacd.flags import near
+        from nacd.commands.flags import near
 
         print(f"nacd: no command {verb!r}{near(verb, [*VERBS])}\n\n{USAGE}", file=sys.stderr)
         return 2
@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config, said_of_it = _configured(verb, [arg for arg in rest if arg not in own])
         if hasattr(config, "check"):  # before PyTorch is loaded
             config.check()
-        from nacd.progress import Progress
+        from nacd.terminal.progress import Progress
 
         progress = Progress(asks=asks)
         if said_of_it:
@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 130
     except (MemoryError, RuntimeError) as error:
-        from nacd.memory import is_out_of_memory
+        from nacd.store.memory import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise
@@ -210,7 +210,7 @@ def parse(verb: str, args: Sequence[str]) -> Any:
         UserError: a file that `--config` names cannot be used.
         SystemExit: help was asked for, or a flag cannot be read; it has been said.
     """
-    from nacd import flags
+    from nacd.commands import flags
 
     entry = VERBS[verb]
     kind = entry.kind()
@@ -241,7 +241,7 @@ def _json(result: Any) -> str:
 
 
 def _distill(config: Any, progress: Progress) -> Said:
-    from nacd.distilling import distill, print_result
+    from nacd.commands.distill import distill, print_result
 
     result = distill(config, progress=progress)
     print_result(result, progress)
@@ -250,8 +250,8 @@ def _distill(config: Any, progress: Progress) -> Said:
 
 
 def _select(config: Any, progress: Progress) -> Said:
+    from nacd.commands.select import select
     from nacd.report.chosen import chosen_lines
-    from nacd.selecting import select
 
     result = select(config, progress=progress)
     progress.say(result.summary)
@@ -263,8 +263,8 @@ def _select(config: Any, progress: Progress) -> Said:
 
 
 def _check(config: Any, progress: Progress) -> Said:
-    from nacd.checking.check import check
     from nacd.checking.said import print_checked
+    from nacd.commands.check import check
 
     result = check(config, progress=progress)
     print_checked(result, progress.say)
@@ -273,13 +273,13 @@ def _check(config: Any, progress: Progress) -> Said:
 
 
 def _demo(config: Any, progress: Progress) -> Said:
-    from nacd.demo import demo
+    from nacd.commands.demo import demo
 
     return Said(demo(config, progress))
 
 
 def _compare(config: Any, progress: Progress) -> Said:
-    from nacd.comparison.compare import compare, print_comparison
+    from nacd.commands.compare import compare, print_comparison
 
     result = compare(config, progress=progress)
     print_comparison(result, progress.say)
@@ -288,7 +288,7 @@ def _compare(config: Any, progress: Progress) -> Said:
 
 
 def _experts(config: Any, progress: Progress) -> Said:
-    from nacd.commands import record_experts
+    from nacd.commands.doctor import record_experts
 
     found = record_experts(config, progress=progress)
     for expert in found:
@@ -297,7 +297,7 @@ def _experts(config: Any, progress: Progress) -> Said:
 
 
 def _doctor(config: Any, progress: Progress) -> Said:
-    from nacd.commands import doctor
+    from nacd.commands.doctor import doctor
 
     found = doctor(config, progress=progress)
     text = "\n\n".join(part.describe() for part in found if part)
@@ -313,19 +313,19 @@ def _report(config: Any, progress: Progress) -> Said:
 
 
 def _runs(config: Any, progress: Progress) -> Said:
-    from nacd.runs import runs_text
+    from nacd.commands.runs import runs_text
 
     return Said(text=runs_text(config))
 
 
 def _show(config: Any, progress: Progress) -> Said:
-    from nacd.runs import show_text
+    from nacd.commands.runs import show_text
 
     return Said(text=show_text(config))
 
 
 def _train(config: Any, progress: Progress) -> Said:
-    from nacd.target import fine_tune
+    from nacd.commands.target import fine_tune
 
     result = fine_tune(config, progress)
     progress.say(
@@ -338,7 +338,7 @@ def _train(config: Any, progress: Progress) -> Said:
 
 
 def _evaluate(config: Any, progress: Progress) -> Said:
-    from nacd.target import evaluate
+    from nacd.commands.target import evaluate
 
     found = evaluate(config, progress)
     return Said(found, _json(found))

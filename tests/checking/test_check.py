@@ -17,18 +17,18 @@ import numpy as np
 import pytest
 
 import nacd
-from nacd import tuning
-from nacd.checking import check as module
 from nacd.checking import plan, trainings
-from nacd.checking.config import CheckConfig
 from nacd.checking.said import checked_lines
 from nacd.cli import main
+from nacd.commands import check as module
 from nacd.config import DataConfig
-from nacd.costs import Speed, Stage
+from nacd.config.check import CheckConfig
+from nacd.config.recipe import Recipe
+from nacd.costs.costs import Speed, Stage
 from nacd.errors import UserError
-from nacd.models import ModelConfig
-from nacd.progress import Progress
-from nacd.recipe import Recipe
+from nacd.model.lora import ModelConfig
+from nacd.terminal.progress import Progress
+from nacd.training import tuning
 
 Folder = Callable[[str], Path]
 ROWS = 240
@@ -149,7 +149,7 @@ def test_from_a_file_to_what_to_do(
 
 
 def sum_of_tokens(config: CheckConfig, data: Path) -> int:
-    from nacd.prepare import prepare
+    from nacd.model.prepare import prepare
 
     rows = prepare(config.model, config.data).report.rows
     return sum(sum(row.response) for row in rows)
@@ -264,8 +264,8 @@ def test_a_tuned_recipe_is_the_one_that_is_used_and_exported(
 
 
 def test_draws_of_one_number_hold_each_other(config: CheckConfig) -> None:
-    from nacd.prepare import prepare
-    from nacd.run import RunFolder
+    from nacd.model.prepare import prepare
+    from nacd.store.run import RunFolder
 
     prepared = prepare(config.model, config.data)
     total = len(prepared.train)

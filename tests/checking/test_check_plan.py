@@ -26,7 +26,7 @@ from nacd.checking.plan import (
     still_asked,
 )
 from nacd.checking.said import plan_lines
-from nacd.recipe import Recipe
+from nacd.config.recipe import Recipe
 
 SIZES = Sizes(budget=100, total=2000, smaller=25, larger=400)
 METHODS = ("rds+", "best-of", "trajectory")

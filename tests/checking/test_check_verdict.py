@@ -15,8 +15,8 @@ from nacd.checking.verdict import (
     half_of,
     judge,
 )
-from nacd.intervals import difference_interval, question_bootstrap, t_interval
-from nacd.verdict import word
+from nacd.statistics.intervals import difference_interval, question_bootstrap, t_interval
+from nacd.statistics.verdict import word
 
 ROWS = 200
 TOKENS = np.ones(ROWS, dtype=np.int64)

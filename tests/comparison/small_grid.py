@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from nacd.comparison.config import CompareConfig
 from nacd.config import DataConfig, OuterLoopConfig, SelectionConfig
-from nacd.models import ModelConfig
-from nacd.recipe import Recipe
+from nacd.config.compare import CompareConfig
+from nacd.config.recipe import Recipe
+from nacd.model.lora import ModelConfig
 
 
 def grid(model: Path, data: Path, out: Path, **changes: object) -> CompareConfig:

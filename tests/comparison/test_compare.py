@@ -17,24 +17,24 @@ from pyarrow import parquet
 from small_grid import grid
 
 import nacd
-from nacd import learn as learn_module
-from nacd import stages as stages_module
 from nacd.cli import main
-from nacd.comparison.compare import compare
-from nacd.comparison.config import ROWS
+from nacd.commands.compare import compare
+from nacd.commands.runs import ShowConfig, show_text
 from nacd.comparison.grid import Grid, folder_name
 from nacd.comparison.rowsets import Training, _encoded, of_training
 from nacd.comparison.table import lines
 from nacd.comparison.transfer import other_prompts, surviving_boundaries
 from nacd.config import DataConfig, OuterLoopConfig
+from nacd.config.compare import ROWS
+from nacd.config.recipe import Recipe
 from nacd.data import Example, Message, make_template, read_examples
+from nacd.distillation import learn as learn_module
+from nacd.distillation import stages as stages_module
 from nacd.errors import UserError
-from nacd.models import ModelConfig
-from nacd.prepare import prepare
-from nacd.progress import Progress
-from nacd.recipe import Recipe
-from nacd.runs import ShowConfig, show_text
-from nacd.tuning import Tried, TunedRecipe
+from nacd.model.lora import ModelConfig
+from nacd.model.prepare import prepare
+from nacd.terminal.progress import Progress
+from nacd.training.tuning import Tried, TunedRecipe
 from tiny import tiny_tokenizer
 
 Folder = Callable[[str], Path]
@@ -619,7 +619,7 @@ def test_other_data_is_read_without_what_is_to_be_ignored(
     def read(_: DataConfig) -> None:
         raise InterruptedError("the other data is read")
 
-    monkeypatch.setattr("nacd.comparison.compare.read_splits", read)
+    monkeypatch.setattr("nacd.commands.compare.read_splits", read)
     config = replace(config, data=replace(config.data, ignore_columns=("tools",)))
     with pytest.raises(InterruptedError):
         compare(config, progress=QUIET)

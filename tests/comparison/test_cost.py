@@ -14,8 +14,8 @@ from small_grid import grid
 from nacd.comparison.cost import Forecast, forecast
 from nacd.comparison.grid import cell_folder, folder_name
 from nacd.config import ExpertConfig
-from nacd.prepare import prepare
-from nacd.run import RunFolder
+from nacd.model.prepare import prepare
+from nacd.store.run import RunFolder
 
 Folder = Callable[[str], Path]
 

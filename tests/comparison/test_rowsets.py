@@ -13,15 +13,15 @@ import pytest
 import torch
 from small_grid import grid
 
-from nacd import distilling
+from nacd.commands import distill as distilling
 from nacd.comparison import rowsets as module
-from nacd.comparison.config import CompareConfig
 from nacd.config import DistillConfig, ExpertConfig, OuterLoopConfig
+from nacd.config.compare import CompareConfig
+from nacd.config.recipe import Recipe
 from nacd.data import Encoded, Example, Message
-from nacd.prepare import Part, Prepared, prepare
-from nacd.progress import Progress
-from nacd.recipe import Recipe
-from nacd.run import RunFolder
+from nacd.model.prepare import Part, Prepared, prepare
+from nacd.store.run import RunFolder
+from nacd.terminal.progress import Progress
 
 QUIET = Progress(quiet=True)
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from nacd.data import Encoded
+from nacd.data.pseudo import make_pseudo_data
 from nacd.distillation import outer as module
 from nacd.distillation.outer import PATIENCE, DivergedError, OuterConfig, OuterLoop, Segment
 from nacd.distillation.projection import Nearest, Simplex
-from nacd.distillation.pseudo import make_pseudo_data
 from nacd.meta import FirstOrder, MetaGradient
 
 WIDTH = 4

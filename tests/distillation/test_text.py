@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nacd.data import Encoded, Example, Message, Template, make_template
-from nacd.distillation.pseudo import make_pseudo_data
+from nacd.data.pseudo import make_pseudo_data
 from nacd.distillation.text import RoundTrip, choosable, share_changed, slot_ids, to_text
 from nacd.errors import UserError
 from tiny import ARCHITECTURES, ROWS, TOKENS, tiny_tokenizer

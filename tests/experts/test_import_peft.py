@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from nacd.config.recipe import Recipe
 from nacd.errors import UserError
 from nacd.experts import import_checkpoints, open_expert, read_adapter
-from nacd.models import LoraModel, ModelConfig, adapter_folder, load_model
-from nacd.recipe import Recipe
+from nacd.model.lora import LoraModel, ModelConfig, adapter_folder, load_model
 
 Folder = Callable[[str], Path]
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from float64 import float64_only
+from nacd.config.recipe import Recipe
 from nacd.data import Encoded, collate, training_order
 from nacd.errors import UserError
 from nacd.experts import Expert, open_expert, plan_experts, record_expert
-from nacd.models import LoraModel, ModelConfig, load_model
-from nacd.recipe import Recipe
+from nacd.model.lora import LoraModel, ModelConfig, load_model
 from tiny import ROWS
 
 Folder = Callable[[str], Path]

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
+from nacd.config.recipe import Recipe
 from nacd.data import read_examples
 from nacd.errors import UserError
 from nacd.export import (
@@ -27,7 +28,6 @@ from nacd.export import (
 )
 from nacd.export.card import code, table, with_license
 from nacd.export.dataset import shared_name
-from nacd.recipe import Recipe
 
 CARD = Card(
     data="mine.jsonl",

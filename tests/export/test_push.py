@@ -16,11 +16,11 @@ from huggingface_hub.errors import (
 from test_dataset import CARD, RAW
 
 from nacd.cli import main
+from nacd.config.recipe import Recipe
 from nacd.errors import UserError
 from nacd.export import render_learned_card, write_dataset, write_trainers
 from nacd.export.push import PushConfig, plan_upload, push
-from nacd.models import ModelConfig
-from nacd.recipe import Recipe
+from nacd.model.lora import ModelConfig
 
 httpx: Any = importlib.import_module(HTTPError.__module__.partition(".")[0])
 """httpx or httpx2, as the installed huggingface_hub has it."""

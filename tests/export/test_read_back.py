@@ -9,10 +9,10 @@ from typing import Literal
 import pytest
 from test_dataset import CARD
 
+from nacd.config.recipe import Recipe
 from nacd.data import Example, Template, make_template, read_examples
 from nacd.export import DatasetRow, render_learned_card, write_dataset, write_trainers
-from nacd.models import ModelConfig
-from nacd.recipe import Recipe
+from nacd.model.lora import ModelConfig
 from tiny import tiny_tokenizer
 
 ROLES = {"s": "system", "u": "user", "a": "assistant"}

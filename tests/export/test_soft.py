@@ -7,7 +7,7 @@ import torch
 
 from nacd.errors import UserError
 from nacd.export import read_soft_prompts, write_soft_prompts
-from nacd.files import write_tensors, write_text
+from nacd.store.files import write_tensors, write_text
 
 
 def test_round_trip(tmp_path: Path) -> None:

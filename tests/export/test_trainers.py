@@ -19,6 +19,9 @@ from safetensors.torch import load_file
 from test_dataset import CARD, CHAT, RAW
 from transformers import AutoTokenizer, Trainer, TrainingArguments
 
+from nacd.commands.target import TrainConfig
+from nacd.config.recipe import Recipe
+from nacd.config.settings import from_dict
 from nacd.data import make_template, read_examples
 from nacd.export import (
     DatasetRow,
@@ -30,10 +33,7 @@ from nacd.export import (
     write_dataset,
     write_trainers,
 )
-from nacd.models import ModelConfig
-from nacd.recipe import Recipe
-from nacd.settings import from_dict
-from nacd.target import TrainConfig
+from nacd.model.lora import ModelConfig
 
 ORDERED = Recipe(batch_size=2, shuffle=False)
 RECIPE = Recipe(learning_rate=3e-4, batch_size=2, epochs=3, schedule="cosine", clip=0.5)

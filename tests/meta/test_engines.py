@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from float64 import float64_only
+from nacd.config.recipe import Recipe
 from nacd.data import Batch
 from nacd.meta import (
     Engine,
@@ -27,9 +28,8 @@ from nacd.meta import (
     meta_gradient,
     unrolled_meta_gradient,
 )
-from nacd.models import LoraModel, ModelConfig, load_model
-from nacd.per_row import row_gradients
-from nacd.recipe import Recipe
+from nacd.model.lora import LoraModel, ModelConfig, load_model
+from nacd.model.per_row import row_gradients
 from tiny import ARCHITECTURES, MIXTURES, ROWS
 
 Folder = Callable[[str], Path]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from float64 import float64_only
+from nacd.config.recipe import Recipe
 from nacd.data import Batch
 from nacd.meta import (
     FirstOrder,
@@ -23,8 +24,7 @@ from nacd.meta import (
     unvisited,
     weight_gradient,
 )
-from nacd.models import LoraModel, ModelConfig, load_model, twice_differentiable
-from nacd.recipe import Recipe
+from nacd.model.lora import LoraModel, ModelConfig, load_model, twice_differentiable
 from tiny import ROWS
 
 RECIPES = {

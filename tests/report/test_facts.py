@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from made_run import make_run
+from nacd.comparison.rungs import rungs
 from nacd.report import charts, facts
 from nacd.report.charts import Point
-from nacd.report.folder import read_run
 from nacd.report.page import ReportConfig, write_report
-from nacd.report.rungs import rungs
-from nacd.verdict import Difference
+from nacd.statistics.verdict import Difference
+from nacd.store.folder import read_run
 
 
 def told(mean: float) -> Difference:

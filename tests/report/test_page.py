@@ -16,14 +16,14 @@ import pytest
 
 from made_run import HOSTILE, add_expert, dump, lines, make_run, metrics, row
 from nacd.config import DataConfig, DistillConfig, ExpertConfig, OuterLoopConfig
-from nacd.demo_config import DemoConfig, distill_config
+from nacd.config.demo import DemoConfig, distill_config
+from nacd.config.recipe import Recipe
 from nacd.errors import UserError
-from nacd.models import ModelConfig
-from nacd.recipe import Recipe
+from nacd.model.lora import ModelConfig
 from nacd.report.charts import POINTS
-from nacd.report.folder import read_run
 from nacd.report.page import ReportConfig, render, write_report
 from nacd.report.repeat import command
+from nacd.store.folder import read_run
 
 PLAIN = tuple(f"text {i}" for i in range(len(HOSTILE)))
 

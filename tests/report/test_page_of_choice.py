@@ -11,10 +11,10 @@ import pytest
 from test_page_of_check import page
 
 from made_run import HOSTILE, dump, make_check, make_selection
+from nacd.commands.runs import ShowConfig, show_text
 from nacd.errors import UserError
 from nacd.report.chosen import chosen_context, chosen_lines, record_chosen
 from nacd.report.page import ReportConfig, write_report
-from nacd.runs import ShowConfig, show_text
 
 
 @pytest.mark.parametrize("name", HOSTILE[:6])

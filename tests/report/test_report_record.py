@@ -12,18 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from nacd.clock import StageClock
 from nacd.config import DataConfig, DistillConfig, OuterLoopConfig
+from nacd.config.recipe import Recipe
 from nacd.data import Example, Message, make_template
+from nacd.data.pseudo import make_pseudo_data
+from nacd.distillation.learn import Distiller, Seeds, make_seeds
 from nacd.distillation.neighbours import nearest, regulariser
-from nacd.distillation.pseudo import make_pseudo_data
 from nacd.distillation.text import TextRow
-from nacd.learn import Distiller, Seeds, make_seeds
 from nacd.meta import make_engine
-from nacd.models import ModelConfig
-from nacd.prepare import prepare
-from nacd.progress import Progress
-from nacd.recipe import Recipe
+from nacd.model.lora import ModelConfig
+from nacd.model.prepare import prepare
 from nacd.report.record import (
     around,
     marked_text,
@@ -32,6 +30,8 @@ from nacd.report.record import (
     row_records,
     write_records,
 )
+from nacd.store.clock import StageClock
+from nacd.terminal.progress import Progress
 from tiny import ARCHITECTURES, TOKENS, tiny_tokenizer
 
 

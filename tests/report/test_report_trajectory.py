@@ -13,12 +13,12 @@ import torch
 
 from made_run import add_expert, make_run
 from nacd.config import DataConfig, DistillConfig, OuterLoopConfig
+from nacd.config.recipe import Recipe
+from nacd.distillation.segments import segment_maker
 from nacd.meta import Start, initial_state
-from nacd.models import ModelConfig, load_model
-from nacd.recipe import Recipe
+from nacd.model.lora import ModelConfig, load_model
 from nacd.report import trajectory
-from nacd.report.folder import read_run
-from nacd.segments import segment_maker
+from nacd.store.folder import read_run
 
 Folder = Callable[[str], Path]
 

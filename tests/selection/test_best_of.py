@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 
 from nacd.config import DataConfig, DistillConfig, SelectionConfig
+from nacd.config.recipe import Recipe
 from nacd.data import Example, Message, Splits
+from nacd.distillation.stages import chosen_rows
 from nacd.errors import UserError
-from nacd.models import ModelConfig
-from nacd.prepare import Part, Prepared, prepare
-from nacd.progress import Progress
-from nacd.recipe import Recipe
-from nacd.run import RunFolder
+from nacd.model.lora import ModelConfig
+from nacd.model.prepare import Part, Prepared, prepare
 from nacd.selection import best_of as module
 from nacd.selection import choose
 from nacd.selection import judges as judges_module
@@ -26,8 +25,9 @@ from nacd.selection.best_of import best_of
 from nacd.selection.filters import stratified
 from nacd.selection.method import Task
 from nacd.selection.random import random_order
-from nacd.stages import chosen_rows
-from nacd.student import LEARNING_SEED, mean_nll, plain, train_student
+from nacd.store.run import RunFolder
+from nacd.terminal.progress import Progress
+from nacd.training.student import LEARNING_SEED, mean_nll, plain, train_student
 
 QUIET = Progress(quiet=True)
 RECIPE = Recipe(batch_size=2, epochs=3, learning_rate=3e-3, shuffle=False)

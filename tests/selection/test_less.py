@@ -20,14 +20,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig, get_linear_schedule_
 
 from float64 import float64_only
 from nacd.config import DataConfig, SelectionConfig
+from nacd.config.recipe import Recipe
 from nacd.data import Encoded, Example, Message, Splits, collate
 from nacd.data.batches import Batch
 from nacd.errors import UserError
-from nacd.files import read_tensors, write_tensors
-from nacd.models import LoraModel, ModelConfig
-from nacd.prepare import Prepared, prepare
-from nacd.progress import Progress
-from nacd.recipe import Recipe
+from nacd.model.lora import LoraModel, ModelConfig
+from nacd.model.prepare import Prepared, prepare
 from nacd.selection import features
 from nacd.selection.features import AdamDirection, claim, read_sealed, write_sealed
 from nacd.selection.less import (
@@ -40,7 +38,9 @@ from nacd.selection.less import (
 )
 from nacd.selection.method import Task, forward_flops
 from nacd.selection.rounds import round_robin
-from nacd.student import LEARNING_SEED
+from nacd.store.files import read_tensors, write_tensors
+from nacd.terminal.progress import Progress
+from nacd.training.student import LEARNING_SEED
 from tiny import ROWS, tiny_tokenizer
 
 RECIPE = Recipe(batch_size=4, learning_rate=3e-3)

@@ -19,17 +19,17 @@ import torch
 from torch import nn
 
 from nacd.config import DataConfig, SelectionConfig
+from nacd.config.recipe import Recipe
 from nacd.data import collate
+from nacd.distillation.learn import draw
 from nacd.errors import UserError
-from nacd.learn import draw
-from nacd.models import ModelConfig
-from nacd.prepare import Part, Prepared, prepare
-from nacd.progress import Progress
-from nacd.recipe import Recipe
-from nacd.run import RunFolder
+from nacd.model.lora import ModelConfig
+from nacd.model.prepare import Part, Prepared, prepare
 from nacd.selection import METHODS, Task, check_method, choice, choose, choose_once, hidden, rank
 from nacd.selection.hidden import hidden_flops, hidden_states, last_hidden
 from nacd.selection.rds import cosine
+from nacd.store.run import RunFolder
+from nacd.terminal.progress import Progress
 from tiny import ARCHITECTURES
 
 Folder = Callable[[str], Path]

@@ -17,7 +17,7 @@ from nacd import selection
 from nacd.cli import main
 from nacd.config import DataConfig, DistillConfig
 from nacd.data import read_examples
-from nacd.prepare import prepare
+from nacd.model.prepare import prepare
 from nacd.selection import METHODS, choice
 
 Folder = Callable[[str], Path]

@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 
 from nacd.config import DataConfig, SelectionConfig
+from nacd.config.recipe import Recipe
 from nacd.data import Example, Message, Splits
 from nacd.errors import UserError
-from nacd.evaluation import RowNll
-from nacd.models import ModelConfig
-from nacd.prepare import Prepared, prepare
-from nacd.progress import Progress
-from nacd.recipe import Recipe
-from nacd.run import RunFolder
+from nacd.model.lora import ModelConfig
+from nacd.model.prepare import Prepared, prepare
 from nacd.selection import choose, swapping
 from nacd.selection import swaps as module
 from nacd.selection.method import Task
 from nacd.selection.swapping import Search, Swapped, against, fill
+from nacd.store.run import RunFolder
+from nacd.terminal.progress import Progress
+from nacd.training.evaluation import RowNll
 
 QUIET = Progress(quiet=True)
 ROWS = 200

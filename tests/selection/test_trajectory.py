@@ -14,15 +14,15 @@ import pytest
 import torch
 
 from nacd.config import DataConfig, SelectionConfig
+from nacd.config.recipe import Recipe
 from nacd.data import Batch, Example, Message, Splits
 from nacd.errors import UserError
-from nacd.models import ModelConfig
-from nacd.prepare import Prepared, prepare
-from nacd.progress import Progress
-from nacd.recipe import Recipe
+from nacd.model.lora import ModelConfig
+from nacd.model.prepare import Prepared, prepare
 from nacd.selection import trajectory as module
 from nacd.selection.method import Task
 from nacd.selection.trajectory import deal, trajectory
+from nacd.terminal.progress import Progress
 
 
 def example(number: int, response: str) -> Example:

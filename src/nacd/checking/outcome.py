@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from nacd import cautions
 from nacd.checking.plan import TRIES, Costs, Goal, still_asked
 from nacd.checking.trainings import Trainings
 from nacd.checking.verdict import (
@@ -21,9 +20,10 @@ from nacd.checking.verdict import (
     half_of,
     name_of,
 )
-from nacd.overlap import overlapping, row_text
-from nacd.tuning import FEW_ROWS, TunedRecipe
-from nacd.verdict import Difference, word
+from nacd.comparison import cautions
+from nacd.data.overlap import overlapping, row_text
+from nacd.statistics.verdict import Difference, word
+from nacd.training.tuning import FEW_ROWS, TunedRecipe
 
 PARTS = (
     ("train", "training"),

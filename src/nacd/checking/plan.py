@@ -21,8 +21,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nacd.intervals import mean_error
-from nacd.recipe import Recipe
+from nacd.config.recipe import Recipe
+from nacd.statistics.intervals import mean_error
 
 TRIES = 6
 """Random draws that `best-of` takes the best of, by validation rows."""

@@ -10,12 +10,12 @@ from typing import Any
 
 from nacd.checking.outcome import Outcome
 from nacd.checking.verdict import Verdict
+from nacd.commands.select import write_chosen
 from nacd.data import hub_license
 from nacd.export import LORA, Card, shared_name
 from nacd.export.card import table as markdown
-from nacd.selecting import write_chosen
+from nacd.model.split_files import said_on_card
 from nacd.selection import METHODS
-from nacd.split_files import said_on_card
 
 FOLDERS = ("dataset", "dataset-at-budget")
 """The rows recommended; the best known rows of the budget, where those are others."""

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nacd.checking.plan import Plan
-from nacd.units import duration
+from nacd.terminal.units import duration
 
 if TYPE_CHECKING:
-    from nacd.checking.check import Checked
+    from nacd.commands.check import Checked
 
 WIDTH = 80
 MOST = 5

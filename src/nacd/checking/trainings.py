@@ -18,21 +18,21 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from nacd.checking.config import SWAPPING, CheckConfig
 from nacd.checking.plan import DEAR, Job, State
 from nacd.checking.verdict import Measured
 from nacd.config import SelectionConfig, with_judge
+from nacd.config.check import SWAPPING, CheckConfig
+from nacd.config.recipe import Recipe
 from nacd.data import Encoded
-from nacd.evaluation import response_nll
-from nacd.learn import draw
-from nacd.prepare import Prepared
-from nacd.progress import Progress
-from nacd.recipe import Recipe
-from nacd.run import RunFolder
+from nacd.distillation.learn import draw
+from nacd.model.prepare import Prepared
 from nacd.selection import Task, choose_once
 from nacd.selection.random import random_order
-from nacd.student import plain, train_student
-from nacd.tuning import TunedRecipe
+from nacd.store.run import RunFolder
+from nacd.terminal.progress import Progress
+from nacd.training.evaluation import response_nll
+from nacd.training.student import plain, train_student
+from nacd.training.tuning import TunedRecipe
 
 DRAWS = 10_000
 """Random draws have seeds 10000, 10001, ... (and 100 more for every --seed), as in a comparison."""

@@ -1,7 +1,7 @@
 """What a check says, by rule: from measured trainings to one of seven verdicts, in a sentence.
 
 All figures are test NLL in nats per response token, and lower is better. A difference has two
-intervals: over trainings (Welch's, `nacd.intervals.difference_interval`: a choice is one set of
+intervals: over trainings (Welch's, `nacd.statistics.intervals.difference_interval`: a choice is one set of
 rows, random rows are many, so their trainings are no pairs) and over test rows (paired row by row,
 drawn anew by the bootstrap). A claim is made only where both carry it; what is printed is the wider
 end of the two on either side. With m choices held against random rows, each has its interval at
@@ -32,8 +32,14 @@ from typing import Literal
 import numpy as np
 
 from nacd.checking.plan import Question
-from nacd.intervals import FEW, FEW_TEST, difference_interval, question_bootstrap, t_interval
-from nacd.verdict import Difference, span, turned
+from nacd.statistics.intervals import (
+    FEW,
+    FEW_TEST,
+    difference_interval,
+    question_bootstrap,
+    t_interval,
+)
+from nacd.statistics.verdict import Difference, span, turned
 
 LEVEL = 0.95
 NAMES = {"rds+": "RDS+", "bm25": "BM25", "less": "LESS", "kcenter": "k-center"}

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nacd.comparison.config import DISTILLED, CompareConfig
 from nacd.comparison.grid import cell_folder, folder_name
 from nacd.config import budget_rows, decided, with_judge
-from nacd.costs import FORWARD, Work, tokens_of
+from nacd.config.compare import DISTILLED, CompareConfig
+from nacd.config.recipe import Recipe
+from nacd.costs.costs import FORWARD, Work, tokens_of
 from nacd.data import Encoded
-from nacd.files import read_json
-from nacd.prepare import Prepared
-from nacd.recipe import Recipe
+from nacd.model.prepare import Prepared
 from nacd.selection import METHODS
-from nacd.tuning import SEARCHED
-from nacd.units import duration
+from nacd.store.files import read_json
+from nacd.terminal.units import duration
+from nacd.training.tuning import SEARCHED
 
 
 @dataclass(frozen=True)

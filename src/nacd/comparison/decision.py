@@ -1,4 +1,4 @@
-"""What a comparison says to do: one sentence a target model and budget, by `nacd.verdict`."""
+"""What a comparison says to do: one sentence a target model and budget, by `nacd.statistics.verdict`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from nacd import cautions
+from nacd.comparison import cautions
 from nacd.comparison.table import STARTING, UNREAL, best_real, lines
-from nacd.verdict import Rival, beats, decide, read_difference
+from nacd.statistics.verdict import Rival, beats, decide, read_difference
 
 Row = Mapping[str, Any]
 LABELS = {

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from nacd.errors import UserError
-from nacd.files import write_json, write_text
+from nacd.store.files import write_json, write_text
 
 TRACEBACK = "traceback.txt"
 

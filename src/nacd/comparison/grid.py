@@ -17,18 +17,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nacd.comparison.config import CompareConfig
 from nacd.comparison.failures import failure, forget_failure, keep_failure
 from nacd.comparison.rowsets import RowSet, Training, of_training
+from nacd.config.compare import CompareConfig
+from nacd.config.recipe import Recipe
 from nacd.data import Encoded
 from nacd.errors import UserError
-from nacd.evaluation import choice_accuracy, response_nll
-from nacd.files import write_json
-from nacd.prepare import Prepared
-from nacd.progress import Progress
-from nacd.recipe import Recipe
-from nacd.run import RunFolder
-from nacd.student import train_student, visited
+from nacd.model.prepare import Prepared
+from nacd.store.files import write_json
+from nacd.store.run import RunFolder
+from nacd.terminal.progress import Progress
+from nacd.training.evaluation import choice_accuracy, response_nll
+from nacd.training.student import train_student, visited
 
 Keep = Callable[[Sequence[dict[str, Any]]], None]
 """Takes the cells of one row of the table."""

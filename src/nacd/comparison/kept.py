@@ -13,12 +13,12 @@ from typing import Any
 
 from pyarrow import parquet
 
-from nacd.comparison.config import ROWS
 from nacd.comparison.failures import TRACEBACK
 from nacd.comparison.grid import cell_folder
 from nacd.comparison.table import summarise, write_parquet
-from nacd.files import read_json, write_json
+from nacd.config.compare import ROWS
 from nacd.report.page import ReportConfig, write_report
+from nacd.store.files import read_json, write_json
 
 Key = tuple[str, str, str, int]
 """Target model, budget, row, training seed."""

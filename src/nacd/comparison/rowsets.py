@@ -11,31 +11,31 @@ from typing import Any
 
 from torch import Tensor
 
-from nacd.comparison.config import DISTILLED, LEARNED, CompareConfig
+from nacd.commands.distill import Outcome, learn_text
 from nacd.comparison.failures import Failure, failure
+from nacd.comparison.ladder import random_prompts
 from nacd.comparison.transfer import other_prompts, surviving_boundaries
 from nacd.config import DistillConfig, with_judge
+from nacd.config.compare import DISTILLED, LEARNED, CompareConfig
+from nacd.config.recipe import Recipe
+from nacd.config.settings import from_dict, to_dict
 from nacd.data import Encoded, Example, collate
+from nacd.data.pseudo import PseudoData, make_pseudo_data
 from nacd.data.split import Splits
-from nacd.distillation.pseudo import PseudoData, make_pseudo_data
+from nacd.distillation.learn import draw
+from nacd.distillation.pool import students, window_of
+from nacd.distillation.stages import ROUNDING, SAID
 from nacd.distillation.text import choosable
-from nacd.distilling import Outcome, learn_text
 from nacd.errors import UserError
-from nacd.files import read_json, sha256_of
-from nacd.ladder import random_prompts
-from nacd.learn import draw
 from nacd.meta import PASSES
-from nacd.pool import students, window_of
-from nacd.prepare import Prepared
-from nacd.progress import Progress
-from nacd.recipe import Recipe
+from nacd.model.prepare import Prepared
 from nacd.report.facts import recipe_of, recipe_text
-from nacd.report.folder import read_run
-from nacd.run import RunFolder, differences
 from nacd.selection import METHODS, Task, choose_once, forward_flops
-from nacd.settings import from_dict, to_dict
-from nacd.stages import ROUNDING, SAID
-from nacd.student import digest_of, plain
+from nacd.store.files import read_json, sha256_of
+from nacd.store.folder import read_run
+from nacd.store.run import RunFolder, differences
+from nacd.terminal.progress import Progress
+from nacd.training.student import digest_of, plain
 
 
 @dataclass(frozen=True)

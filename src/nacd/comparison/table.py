@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from nacd.files import whole
-from nacd.intervals import question_bootstrap, t_interval
-from nacd.units import operations
-from nacd.verdict import Word, read_difference, word
+from nacd.statistics.intervals import question_bootstrap, t_interval
+from nacd.statistics.verdict import Word, read_difference, word
+from nacd.store.files import whole
+from nacd.terminal.units import operations
 
 RIVALS = ("seeds", "random", "less")
 """Rows that every other row is held against."""
@@ -202,7 +202,7 @@ def _recovered(nll: float, rows: Mapping[str, Sequence[Cell]], start: str) -> fl
 
 
 def verdict(row: Mapping[str, Any], rival: str) -> Word:
-    """One row against one rival in a word, by the rule of `nacd.verdict`."""
+    """One row against one rival in a word, by the rule of `nacd.statistics.verdict`."""
     found = read_difference(row.get(f"minus_{rival}"))
     return "too few" if found is None else word(found)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nacd.errors import UserError
-from nacd.files import json_text, write_text
+from nacd.store.files import json_text, write_text
 
 FOLDER = Path("runs/rows")
 """Where such files go. They are named by the hash of the rows: the same rows, the same file."""

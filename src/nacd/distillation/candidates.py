@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nacd.config import OuterLoopConfig
+from nacd.data.pseudo import PseudoData
 from nacd.distillation.neighbours import candidates
 from nacd.distillation.projection import (
     Nearest,
@@ -18,9 +19,8 @@ from nacd.distillation.projection import (
     StraightThrough,
     simplex_logits,
 )
-from nacd.distillation.pseudo import PseudoData
 from nacd.errors import UserError
-from nacd.models import LoraModel
+from nacd.model.lora import LoraModel
 
 
 @torch.no_grad()

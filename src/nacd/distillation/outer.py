@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nacd.data.pseudo import PseudoData
 from nacd.distillation.neighbours import Metric, nearest, regulariser
 from nacd.distillation.projection import Projection, Simplex
-from nacd.distillation.pseudo import PseudoData
 from nacd.meta import Engine, InnerLoop, MetaGradient, Objective, Start, meta_gradient
 
 PATIENCE = 5

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from nacd.data.example import Encoded, Example
+from nacd.data.pseudo import PseudoData
 from nacd.data.template import Template
-from nacd.distillation.pseudo import PseudoData
 from nacd.errors import UserError
 
 

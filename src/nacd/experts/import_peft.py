@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nacd import adapters
+from nacd.config.recipe import Recipe
 from nacd.errors import UserError
 from nacd.experts.store import Expert, Writer, describe_model, open_expert
-from nacd.files import read_tensors
 from nacd.meta import Start, State, initial_state
-from nacd.models import LoraModel
-from nacd.recipe import Recipe
+from nacd.model import adapters
+from nacd.model.lora import LoraModel
+from nacd.store.files import read_tensors
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nacd.config.recipe import Recipe
 from nacd.data import Encoded, collate, training_order
 from nacd.errors import UserError
 from nacd.experts.record import snapshot_steps
 from nacd.meta import initial_state, step
-from nacd.models import LoraModel
-from nacd.recipe import Recipe
-from nacd.units import byte_size, duration
+from nacd.model.lora import LoraModel
+from nacd.terminal.units import byte_size, duration
 
 _HEADER = 512
 """Bytes of a safetensors header with room to spare."""

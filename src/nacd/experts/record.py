@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nacd.config.recipe import Recipe
 from nacd.data import Encoded, collate, training_order
 from nacd.errors import UserError
 from nacd.experts.store import Expert, Writer, describe_model, describe_rows, open_expert
 from nacd.meta import Start, initial_state, step
-from nacd.models import LoraModel
-from nacd.recipe import Recipe
+from nacd.model.lora import LoraModel
 
 Progress = Callable[[int, int, float], None]
 """Called after every step with the steps done, the steps in all, and the step's loss."""

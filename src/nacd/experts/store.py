@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 
+from nacd.config.recipe import Recipe
 from nacd.data import Encoded
 from nacd.errors import UserError
-from nacd.files import read_tensors, write_json, write_tensors, write_text
 from nacd.meta import Start
-from nacd.models import LoraModel
-from nacd.recipe import Recipe
+from nacd.model.lora import LoraModel
+from nacd.store.files import read_tensors, write_json, write_tensors, write_text
 
 MANIFEST = "manifest.json"
 ORDER = "order.json"

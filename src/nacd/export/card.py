@@ -18,10 +18,10 @@ from typing import Any
 import yaml
 from huggingface_hub import DatasetCardData
 
-from nacd.cautions import PACKAGED
+from nacd.comparison.cautions import PACKAGED
+from nacd.config.recipe import Recipe
 from nacd.export.dataset import DatasetRow, rows_name
 from nacd.export.readers import read_otherwise
-from nacd.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from nacd.errors import UserError
-from nacd.files import json_lines, whole, write_text
+from nacd.store.files import json_lines, whole, write_text
 
 Text = str | list[dict[str, str]]
 

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from nacd.config import ReadConfig
-from nacd.distillation.pseudo import prefix_length
+from nacd.config.recipe import Recipe
+from nacd.data.pseudo import prefix_length
 from nacd.export.card import (
     Card,
     code,
@@ -22,8 +23,7 @@ from nacd.export.card import (
 )
 from nacd.export.dataset import DatasetRow
 from nacd.export.trainers import HEADROOM
-from nacd.models import ModelConfig
-from nacd.recipe import Recipe
+from nacd.model.lora import ModelConfig
 
 CITATION = """\
 @article{nacd2025,

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import yaml
 
-from nacd.files import write_text
-from nacd.models import ModelConfig
-from nacd.recipe import Recipe
+from nacd.config.recipe import Recipe
+from nacd.model.lora import ModelConfig
+from nacd.store.files import write_text
 
 FOLDER = "train_with"
 OWN = "nacd.yaml"

@@ -17,12 +17,12 @@ from huggingface_hub.errors import (  # httpx or httpx2, as it has it
 )
 from huggingface_hub.utils import validate_repo_id
 
-from nacd.command_configs import PushConfig
+from nacd.config.commands import PushConfig
 from nacd.errors import UserError
 from nacd.export.card import header_of, with_license
 from nacd.export.dataset import lines_name
 from nacd.export.trainers import TRAINED
-from nacd.files import write_text
+from nacd.store.files import write_text
 
 
 @dataclass(frozen=True)

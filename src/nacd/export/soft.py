@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from nacd.errors import UserError
-from nacd.files import read_tensors, write_tensors
+from nacd.store.files import read_tensors, write_tensors
 
 FORMAT = "nacd soft prompts 1"
 

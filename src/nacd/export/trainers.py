@@ -28,12 +28,12 @@ from typing import Any
 
 import yaml
 
+from nacd.config.recipe import Recipe
 from nacd.export.dataset import DatasetRow, rows_name, write_rows
 from nacd.export.own_recipe import FOLDER, beside, write_own_recipe
 from nacd.export.readers import AXOLOTL, LLAMAFACTORY, read_otherwise
-from nacd.files import write_json, write_text
-from nacd.models import ModelConfig
-from nacd.recipe import Recipe
+from nacd.model.lora import ModelConfig
+from nacd.store.files import write_json, write_text
 
 TRAINED = "trained"
 """Where the trainers put what they make."""

@@ -20,8 +20,8 @@ from nacd.meta.engines import (
     Products,
     make_engine,
 )
-from nacd.meta.update import State, clip, initial_state, step, step_vjp
 from nacd.meta.weights import unvisited, weight_gradient
+from nacd.training.update import State, clip, initial_state, step, step_vjp
 
 __all__ = [
     "PASSES",

@@ -21,11 +21,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from nacd.config.recipe import Recipe
 from nacd.data.batches import Batch
 from nacd.meta.engines import Engine
-from nacd.meta.update import State, step, step_vjp
-from nacd.models import LoraModel, twice_differentiable
-from nacd.recipe import Recipe
+from nacd.model.lora import LoraModel, twice_differentiable
+from nacd.training.update import State, step, step_vjp
 
 Objective = Callable[[Tensor], tuple[float, Tensor]]
 """theta_N (P,) -> the objective's value and its gradient (P,)."""
@@ -38,7 +38,7 @@ class Start:
     theta: Tensor
     """(P,)."""
     state: State
-    """The optimiser's state; see `nacd.meta.update`."""
+    """The optimiser's state; see `nacd.training.update`."""
     count: int = 0
     """Optimiser steps already taken (schedule and bias correction go on from here)."""
 

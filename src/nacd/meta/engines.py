@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from nacd.data.batches import Batch
-from nacd.models import LoraModel, twice_differentiable
+from nacd.model.lora import LoraModel, twice_differentiable
 
 EngineName = Literal["exact", "first-order", "one-sided", "tesla"]
 PASSES: dict[str, float] = {

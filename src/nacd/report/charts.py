@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nacd.files import finite
-from nacd.report.folder import Run
-from nacd.report.rungs import Rung
+from nacd.comparison.rungs import Rung
+from nacd.store.files import finite
+from nacd.store.folder import Run
 
 NATS = "nats per token"
 POINTS = 600

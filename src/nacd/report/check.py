@@ -12,12 +12,12 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from nacd.config.recipe import Recipe
+from nacd.config.settings import from_dict
 from nacd.errors import UserError
-from nacd.recipe import Recipe
 from nacd.report.charts import NATS, Chart, Point, differences
 from nacd.report.facts import duration, number, percent, recipe_text, signed
-from nacd.run import settings
-from nacd.settings import from_dict
+from nacd.store.run import settings
 
 NONE = "not measured"
 MOST = 8

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from nacd.comparison.decision import LABELS
 from nacd.errors import UserError
-from nacd.files import read_json, read_json_lines, write_json
 from nacd.report import facts
 from nacd.report.charts import Chart
-from nacd.report.folder import read_selection
 from nacd.report.rows import within_room, written
-from nacd.units import operations
+from nacd.store.files import read_json, read_json_lines, write_json
+from nacd.store.folder import read_selection
+from nacd.terminal.units import operations
 
 if TYPE_CHECKING:
-    from nacd.prepare import Prepared
+    from nacd.model.prepare import Prepared
 
 BINS = 20
 """Most bins of the lengths."""

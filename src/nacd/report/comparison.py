@@ -11,15 +11,15 @@ from typing import Any
 from pyarrow import parquet
 
 from nacd.comparison.decision import LABELS, called, decisions, warnings
+from nacd.comparison.rungs import Rung
 from nacd.comparison.table import best_real, notes
 from nacd.errors import UserError
-from nacd.files import read_json
 from nacd.report import charts, facts
 from nacd.report.charts import Chart
-from nacd.report.rungs import Rung
-from nacd.run import settings
-from nacd.units import operations
-from nacd.verdict import read_difference
+from nacd.statistics.verdict import read_difference
+from nacd.store.files import read_json
+from nacd.store.run import settings
+from nacd.terminal.units import operations
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nacd import cautions
+from nacd.comparison import cautions
 from nacd.comparison.decision import called
+from nacd.comparison.rungs import Rung, diverged
 from nacd.comparison.table import best_real
-from nacd.recipe import Recipe
-from nacd.report.folder import Run
-from nacd.report.rungs import Rung, diverged
-from nacd.verdict import Difference, word
+from nacd.config.recipe import Recipe
+from nacd.statistics.verdict import Difference, word
+from nacd.store.folder import Run
 
 Tile = tuple[str, str, str]
 """A figure at the top: name, value, remark."""

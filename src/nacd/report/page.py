@@ -22,18 +22,18 @@ import jinja2
 import plotly.offline
 from markupsafe import Markup
 
-from nacd.command_configs import ReportConfig
 from nacd.comparison.decision import LABELS, called
-from nacd.files import write_text
+from nacd.comparison.rungs import rungs
+from nacd.config.commands import ReportConfig
 from nacd.report import charts, facts, trajectory
 from nacd.report.check import check_context, commands, interval, unbroken
 from nacd.report.chosen import chosen_context
 from nacd.report.comparison import comparison_context
-from nacd.report.folder import Run, is_check, is_comparison, is_selection, read_run
 from nacd.report.repeat import command
 from nacd.report.rows import shown_rows
-from nacd.report.rungs import rungs
-from nacd.verdict import RULE
+from nacd.statistics.verdict import RULE
+from nacd.store.files import write_text
+from nacd.store.folder import Run, is_check, is_comparison, is_selection, read_run
 
 LEAST = 0.1
 """Seconds of the shortest stage that is shown."""

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from nacd.data import Example
+from nacd.data.overlap import WORDS, overlapping, row_text
+from nacd.distillation.learn import Learned, Seeds
 from nacd.distillation.neighbours import Metric, nearest
 from nacd.distillation.text import TextRow
-from nacd.files import write_json, write_json_lines
-from nacd.learn import Learned, Seeds
-from nacd.overlap import WORDS, overlapping, row_text
-from nacd.prepare import Prepared
+from nacd.model.prepare import Prepared
+from nacd.store.files import write_json, write_json_lines
 
 Pieces = list[tuple[str, bool]]
 SHOWN_PAIRS = 20

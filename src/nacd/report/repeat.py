@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from nacd.config import DistillConfig
-from nacd.demo_config import EXEMPLARS
-from nacd.report.folder import Run
-from nacd.settings import to_dict
+from nacd.config.demo import EXEMPLARS
+from nacd.config.settings import to_dict
+from nacd.store.folder import Run
 
 
 def command(run: Run) -> str:

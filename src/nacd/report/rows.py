@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import escape
 
-from nacd.report.folder import Run
+from nacd.store.folder import Run
 
 ROOM = 1_400_000
 """Bytes of row text on a page; the whole page, without its charting script, stays under 2 MB."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from nacd.distillation.segments import matched_steps, segment_generator
 from nacd.report.charts import NATS, Chart, thinned
-from nacd.report.folder import Run
-from nacd.segments import matched_steps, segment_generator
+from nacd.store.folder import Run
 
 COLOURS = ("$accent", "$second", "$third", "$baseline")
 
@@ -15,7 +15,7 @@ COLOURS = ("$accent", "$second", "$third", "$baseline")
 def matched(run: Run) -> list[tuple[int, int, int]]:
     """Distinct segments (expert, first step, goal's step) that the outer steps have matched.
 
-    They are those of `nacd.segments.segment_maker`; without metrics, those that are planned.
+    They are those of `nacd.distillation.segments.segment_maker`; without metrics, those that are planned.
     """
     if run.setting("outer.objective") != "trajectory" or not run.experts:
         return []

@@ -13,13 +13,13 @@ from typing import Any
 
 from nacd.data import training_order
 from nacd.errors import UserError
-from nacd.files import finite, read_json, write_json
 from nacd.selection.choice import take
 from nacd.selection.filters import filtered
 from nacd.selection.judges import judged_by, judges_of
 from nacd.selection.method import Ranking, Task, forward_flops
 from nacd.selection.random import random_order
-from nacd.student import LEARNING_SEED, mean_nll, plain, train_student
+from nacd.store.files import finite, read_json, write_json
+from nacd.training.student import LEARNING_SEED, mean_nll, plain, train_student
 
 
 def best_of(task: Task) -> Ranking:

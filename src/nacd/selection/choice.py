@@ -19,10 +19,10 @@ from typing import Any
 from nacd.config import SelectionConfig, budget_rows, parse_budget
 from nacd.data import Encoded, Example
 from nacd.errors import UserError
-from nacd.files import write_json
-from nacd.run import RunFolder
 from nacd.selection.filters import filtered
 from nacd.selection.method import Ranking, Task
+from nacd.store.files import write_json
+from nacd.store.run import RunFolder
 
 
 @dataclass(frozen=True)

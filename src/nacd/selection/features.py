@@ -33,12 +33,12 @@ from torch import Tensor
 
 from nacd.data import collate, length_buckets
 from nacd.errors import UserError
-from nacd.files import read_tensors, write_json, write_tensors
-from nacd.models import LoraModel
-from nacd.per_row import ROOM, row_gradients
-from nacd.prepare import Part
-from nacd.run import flatten
+from nacd.model.lora import LoraModel
+from nacd.model.per_row import ROOM, row_gradients
+from nacd.model.prepare import Part
 from nacd.selection.projection import Projection
+from nacd.store.files import read_tensors, write_json, write_tensors
+from nacd.store.run import flatten
 
 SHARD_ROWS = 128
 MANIFEST = "manifest.json"

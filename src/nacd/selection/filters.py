@@ -14,7 +14,7 @@ from nacd.data import Example
 from nacd.selection.words import words
 
 if TYPE_CHECKING:
-    from nacd.prepare import Part
+    from nacd.model.prepare import Part
 
 PERMUTATIONS = 128
 """Hashes of a MinHash signature."""

@@ -23,10 +23,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from nacd.data import Batch, Encoded, collate, length_buckets
 from nacd.errors import UserError
-from nacd.files import read_tensors, write_tensors
-from nacd.models import LoraModel
-from nacd.progress import Tick
+from nacd.model.lora import LoraModel
 from nacd.selection.method import Task, forward_flops
+from nacd.store.files import read_tensors, write_tensors
+from nacd.terminal.progress import Tick
 
 Pooling = Literal["mean", "weighted"]
 

@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nacd.config.recipe import Recipe
 from nacd.data import collate, training_order
 from nacd.errors import UserError
 from nacd.experts.store import describe_model, describe_rows
 from nacd.meta import InnerLoop, Start, initial_state
-from nacd.prepare import Part
-from nacd.recipe import Recipe
+from nacd.model.prepare import Part
 from nacd.selection.features import (
     AdamDirection,
     FeatureSet,
@@ -43,7 +43,7 @@ from nacd.selection.features import (
 from nacd.selection.method import Ranking, Task, forward_flops
 from nacd.selection.projection import Projection
 from nacd.selection.rounds import round_robin, subtask_max
-from nacd.student import LEARNING_SEED
+from nacd.training.student import LEARNING_SEED
 
 EPS = 1e-8
 """Inside the root of Gamma, as in LESS's code."""

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from nacd.config import SelectionConfig
+from nacd.config.recipe import Recipe
 from nacd.data import Encoded
-from nacd.progress import Progress
-from nacd.recipe import Recipe
+from nacd.terminal.progress import Progress
 
 if TYPE_CHECKING:  # PyTorch takes seconds: flags are checked without it
-    from nacd.models import LoraModel
-    from nacd.prepare import Prepared
+    from nacd.model.lora import LoraModel
+    from nacd.model.prepare import Prepared
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from nacd.evaluation import RowNll
-from nacd.intervals import mean_error, t_interval
-from nacd.progress import Progress
-from nacd.run import RunFolder
+from nacd.statistics.intervals import mean_error, t_interval
+from nacd.store.run import RunFolder
+from nacd.terminal.progress import Progress
+from nacd.training.evaluation import RowNll
 
 SHARE = 1 / 8
 """Share of the set that a round leaves out."""

@@ -17,23 +17,23 @@ import numpy as np
 import torch
 
 from nacd.config import DataConfig, parse_budget
+from nacd.config.recipe import Recipe
 from nacd.data import Encoded, Splits, bucketed, collate, training_order
-from nacd.distillation.objectives import target_objective
 from nacd.errors import UserError
-from nacd.evaluation import RowNll, response_nll
-from nacd.files import read_json, write_json
 from nacd.meta import FirstOrder, InnerLoop, Start, initial_state, unvisited
-from nacd.models import LoraModel
-from nacd.prepare import prepare
-from nacd.recipe import Recipe
-from nacd.run import RunFolder
+from nacd.meta.objectives import target_objective
+from nacd.model.lora import LoraModel
+from nacd.model.prepare import prepare
 from nacd.selection.choice import rank, take
 from nacd.selection.filters import filtered
 from nacd.selection.judges import judged_by, judges_of
 from nacd.selection.method import Ranking, Task, forward_flops
 from nacd.selection.random import random_order
 from nacd.selection.swapping import Search, Swapped
-from nacd.student import LEARNING_SEED, plain, train_student
+from nacd.store.files import read_json, write_json
+from nacd.store.run import RunFolder
+from nacd.training.evaluation import RowNll, response_nll
+from nacd.training.student import LEARNING_SEED, plain, train_student
 
 OBJECTIVE_ROWS = 512
 """Training rows whose loss a row is weighed by, others in every round. At the end of a training its

@@ -21,13 +21,13 @@ import torch
 
 from nacd.config import budget_rows
 from nacd.data import bucketed, collate, training_order
-from nacd.distillation.objectives import target_objective
 from nacd.errors import UserError
-from nacd.files import read_tensors, write_tensors
 from nacd.meta import FirstOrder, InnerLoop, Start, initial_state, weight_gradient
+from nacd.meta.objectives import target_objective
 from nacd.selection.method import Ranking, Task, forward_flops
 from nacd.selection.random import random_order
-from nacd.student import LEARNING_SEED
+from nacd.store.files import read_tensors, write_tensors
+from nacd.training.student import LEARNING_SEED
 
 TRIM = 0.01
 """Share of each step's cotangent entries that are clamped; see `nacd.meta.clamp_largest`."""

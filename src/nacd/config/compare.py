@@ -1,0 +1,169 @@
+"""What `nacd compare` may be told: methods x budgets x target models x seeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from nacd.config import (
+    DataConfig,
+    DistillConfig,
+    ExpertConfig,
+    ModelConfig,
+    OuterLoopConfig,
+    SelectionConfig,
+)
+from nacd.config.budget import Budgets, budget_text, parse_budget
+from nacd.config.recipe import Recipe
+from nacd.config.settings import Folder, convert
+from nacd.errors import UserError
+from nacd.selection import METHODS, check_method
+from nacd.store.renamed import old_names_too
+
+LEARNED = ("soft", "text", "text-shuffled")
+"""Rows of the table that a distillation learned."""
+DISTILLED = ("seeds", "seeds-shuffled", "random-prompts", "other-prompts", *LEARNED)
+"""Rows of the table that come from a distillation, or from its seeds."""
+ROWS = (
+    "zero-shot",
+    "random",
+    *(name for name in METHODS if name != "random"),
+    *DISTILLED,
+    "full",
+)
+"""Every row, in the table's order."""
+FREE = (
+    "out",
+    "methods",
+    "budgets",
+    "target_models",
+    "trainings",
+    "full_trainings",
+    "accuracy",
+    "elsewhere",
+    "runs",
+)
+"""Keys that may differ when a comparison goes on: they add cells, and change none. (Other --runs
+are refused once there are rows of a distillation.)"""
+
+
+@old_names_too
+@dataclass(frozen=True)
+class CompareConfig:
+    """`nacd compare`: who trains a model best with how many rows."""
+
+    out: Folder = Folder(Path("runs/compare"))
+    """Folder of the comparison; the same command again goes on where it stopped."""
+    methods: tuple[str, ...] = ("zero-shot", "random", "less", "seeds", "text", "full")
+    """Rows of the table: `zero-shot`, `full`, a method of `nacd select`; of a distillation `seeds`,
+    `seeds-shuffled`, `random-prompts`, `other-prompts`, `soft`, `text`, `text-shuffled`."""
+    budgets: Budgets = Budgets(("5%",))
+    """Sizes of the small sets: rows (`112`), percentages (`5%`) or tokens (`20000t`)."""
+    target_models: tuple[str, ...] = ()
+    """Further models to train, beside --model: hub ids, folders or GGUF files."""
+    trainings: int = 5
+    """Trainings behind each row, each of another seed (`random`: of other rows); a multiple of the
+    distillations."""
+    distillations: int = 1
+    """Distillations, each from starting rows of its own; the trainings take them in turn."""
+    start_by: str = "random"
+    """How the starting rows of a distillation are chosen."""
+    runs: tuple[str, ...] = ()
+    """Run folders of `nacd distill` to take seeds and text from, instead of distilling anew."""
+    accuracy: tuple[str, ...] = ()
+    """Rows whose trained models also answer the report questions (lm-eval, multiple choice)."""
+    elsewhere: str = ""
+    """Other data (file or hub id): its response NLL shows what a training harms; empty: none."""
+    tune: bool = False
+    """Find learning rate and epochs for each model and budget, on validation rows, by whole
+    trainings on random rows; off: train by those given."""
+    tune_rates: tuple[float, ...] = ()
+    """Old, gone in the next release: learning rates alone to try; see --tune."""
+    full_epochs: float = 1.0
+    """Epochs of the row `full` (also shown at equal steps)."""
+    full_trainings: int = 1
+    """Trainings behind the row `full`."""
+    seed: int = 0
+    """Seed of everything that is drawn."""
+    track: str = ""
+    """Send the distillations' metrics to a tracker too, as `nacd distill --track` does."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    recipe: Recipe = field(default_factory=Recipe)
+    expert: ExpertConfig = field(default_factory=ExpertConfig)
+    outer: OuterLoopConfig = field(default_factory=OuterLoopConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+
+    def __post_init__(self) -> None:
+        """Keep a path and texts, however they were given."""
+        convert(self, out=Path, budgets=lambda given: (*map(budget_text, given),))
+
+    def check(self) -> None:
+        """Refuse what cannot be run, before anything is loaded.
+
+        Raises:
+            UserError: an unknown row, or a flag's value out of range; it is named.
+        """
+        for flag, names in (("--methods", self.methods), ("--accuracy", self.accuracy)):
+            unknown = [name for name in names if name not in ROWS]
+            if unknown:
+                raise UserError(
+                    f"{flag} {' '.join(unknown)}: unknown; the rows are {', '.join(ROWS)}."
+                )
+        if not self.methods:
+            raise UserError("--methods: name at least one row.")
+        if not self.budgets:
+            raise UserError("--budgets: name at least one budget.")
+        for flag, names in (
+            ("--methods", self.methods),
+            ("--budgets", self.budgets),
+            ("--runs", self.runs),
+            ("--target-models", (self.model.model, *self.target_models)),
+        ):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                also = " (--model is a target itself)" if flag == "--target-models" else ""
+                raise UserError(f"{flag}: {twice[0]} is named twice{also}; name it once.")
+        for budget in self.budgets:
+            parse_budget(budget)
+        for flag, value in (
+            ("--trainings", self.trainings),
+            ("--full-trainings", self.full_trainings),
+            ("--distillations", self.distillations),
+        ):
+            if value < 1:
+                raise UserError(f"{flag} {value}: must be at least 1.")
+        draws = len(self.runs) or self.distillations
+        if self.trainings % draws and any(name in DISTILLED for name in self.methods):
+            less, more = self.trainings // draws * draws, (self.trainings // draws + 1) * draws
+            raise UserError(
+                f"--trainings {self.trainings} with {draws} distillations: each is trained on "
+                f"equally often; give --trainings {f'{less} or {more}' if less else more}."
+            )
+        for name in self.methods:
+            if name in METHODS:
+                check_method(name, self.selection, "--methods")
+        check_method(self.start_by, self.selection, "--start-by")
+        shared = {
+            "tune": self.tune,
+            "tune_rates": self.tune_rates,
+            "full_epochs": self.full_epochs,
+        }
+        replace(self.distillation(self.budgets[0], 0), **shared).check()
+
+    def distillation(self, budget: str, number: int, recipe: Recipe | None = None) -> DistillConfig:
+        """The distillation behind NACD's own rows, with a recipe already tuned."""
+        return DistillConfig(
+            out=self.out / "distilled" / f"{budget}-{number}",
+            budget=budget,
+            seed=self.seed + number,
+            start_by=self.start_by,
+            compare=(),
+            track=self.track,
+            model=self.model,
+            data=self.data,
+            recipe=recipe or self.recipe,
+            expert=self.expert,
+            outer=self.outer,
+            selection=self.selection,
+        )

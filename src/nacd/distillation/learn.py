@@ -1,0 +1,374 @@
+"""The main job: seeds, experts if the objective needs them, the outer loop, and what comes out.
+
+This module knows files and the order of things; the mathematics is in `nacd.meta` and
+`nacd.distillation`. Everything in it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nacd.config import DistillConfig, budget_rows
+from nacd.config.recipe import Recipe
+from nacd.data import Encoded, Example
+from nacd.data.pseudo import PseudoData, make_pseudo_data
+from nacd.distillation.candidates import make_projection
+from nacd.distillation.neighbours import candidates
+from nacd.distillation.outer import DivergedError, OuterConfig, OuterLoop, Segment, rate_of
+from nacd.distillation.pool import Pool, window_of
+from nacd.distillation.projection import Simplex
+from nacd.distillation.segments import segment_maker, windowed
+from nacd.distillation.text import (
+    RoundTrip,
+    TextRow,
+    choosable,
+    share_changed,
+    slot_ids,
+    to_text,
+)
+from nacd.errors import UserError
+from nacd.experts import Expert
+from nacd.meta import Engine, InnerLoop
+from nacd.model.prepare import Part, Prepared
+from nacd.selection.random import random_order
+from nacd.store.files import read_json_lines, read_tensors, write_json_lines, write_tensors
+from nacd.store.tracking import Log, silent
+from nacd.terminal.progress import Progress
+from nacd.training.student import CHECK_SEED, mean_nll, plain, train_student
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """The seed samples of a run."""
+
+    examples: tuple[Example, ...]
+    rows: tuple[Encoded, ...]
+    """Encoded with the last turn as the only label, as they are exported."""
+    pseudo: PseudoData
+    """With learnable slots, and with a prefix where that is what is learned."""
+
+    @property
+    def untouched(self) -> PseudoData:
+        """The rows as they are, nothing learnable in them."""
+        return plain(self.rows, self.pseudo.pad_id)
+
+
+def draw(train: Part, budget: str, seed: int) -> list[int]:
+    """Indices of a seeded random draw of training rows of the budget's size."""
+    return budget_rows(budget, list(train.rows), random_order(len(train), seed))
+
+
+def make_seeds(prepared: Prepared, indices: Sequence[int], learn: str) -> Seeds:
+    """Seed samples with their learnable slots."""
+    examples = tuple(prepared.train.examples[i] for i in indices)
+    rows = tuple(prepared.template.encode(example, turns="last") for example in examples)
+    pseudo = make_pseudo_data(rows, learn, prepared.model.tokenizer.pad_token_id)
+    return Seeds(examples, rows, pseudo)
+
+
+@dataclass
+class Learned:
+    """What the outer loop leaves."""
+
+    ids: Tensor
+    """Token ids of the exported rows' slots, (Q,); the seeds' where no text was better."""
+    last_ids: Tensor
+    """Token ids at the last look at the development rows, (Q,)."""
+    soft: Tensor
+    """The vectors with the best development loss, (Q, d)."""
+    learning_rate: float
+    """The student's, at the outer step of the exported text."""
+    soft_learning_rate: float
+    """The student's, at the outer step of `soft`."""
+    last_learning_rate: float
+    """The student's, at the last look at the development rows."""
+    best_step: int
+    """Outer step of the exported text; 0: the seeds themselves."""
+    soft_step: int
+    """Outer step of `soft`; 0: the vectors that learning starts from."""
+    stopped: str | None
+    """Why learning ended before its time, or None."""
+    metrics: list[dict[str, Any]]
+    seconds: float
+
+
+class Distiller:
+    """Runs the outer loop in a run folder, with looks at the development rows, and resumes it."""
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        prepared: Prepared,
+        seeds: Seeds,
+        recipe: Recipe,
+        engine: Engine,
+        experts: Sequence[Expert],
+        folder: Path,
+        progress: Progress,
+        log: Log = silent,
+    ):
+        self.log = log
+        self.config, self.prepared, self.seeds = config.outer, prepared, seeds
+        self.recipe, self.folder, self.progress = recipe, folder, progress
+        self.model = prepared.model
+        table = self.model.table
+        self.allowed = choosable(self.model.tokenizer, len(table)).to(table.device)
+        projection, step_size = make_projection(self.model, seeds.pseudo, self.config, self.allowed)
+        projection.parameters = projection.parameters.to(self.model.device)
+        self.outer = OuterLoop(
+            seeds.pseudo,
+            projection,
+            engine,
+            OuterConfig(
+                step_size,
+                self.config.projection == "simplex",
+                self.config.rate_step_size,
+                self.config.beta,
+                self.config.metric,
+                self.config.trim,
+            ),
+            table,
+            self.allowed,
+            recipe.learning_rate,
+            self.config.outer_steps,
+        )
+        self.segments = segment_maker(
+            prepared, recipe, self.config, len(seeds.rows), experts, pool_of(prepared, seeds)
+        )
+        ahead, _ = window_of(self.config, recipe, len(seeds.rows))
+        self.pool = None
+        if ahead:
+            loop = InnerLoop(self.model, recipe, recipe.total_steps(len(seeds.rows)))
+            self.pool = Pool(loop, len(seeds.rows), ahead, self.config, folder / "pool")
+        template = prepared.template
+        self.trips = [
+            RoundTrip(template, self.model.tokenizer, example, row)
+            for example, row in zip(seeds.examples, seeds.pseudo.rows, strict=True)
+        ]
+        fixed = sum(not trip.reversible for trip in self.trips)
+        if fixed:
+            progress.say(
+                f"{fixed} of {len(self.trips)} seed rows do not come back from their own tokens; "
+                "their text stays as it is"
+            )
+        self._scores: dict[tuple[float | tuple[int, ...], ...], float] = {}
+
+    def segment(self, step: int, part: int) -> Segment:
+        """An inner loop of an outer step: whole, or the window of it that is differentiated."""
+        whole = self.segments(step, part)
+        if self.config.objective == "trajectory":
+            return whole
+        if self.pool is not None:
+            place = step * self.config.segments + part
+            return self.pool.late(whole, step, place, self.outer)
+        return windowed(whole, self.config.window, step, self.outer)
+
+    # --- text -------------------------------------------------------------------------------
+
+    def text(self, ids: Tensor) -> list[TextRow]:
+        """Token ids (Q,) as text rows that survive the round trip."""
+        projection = self.outer.projection
+        near: dict[int, list[int]] = {}
+
+        def alternatives(slot: int) -> list[int]:
+            if isinstance(projection, Simplex):
+                order = projection.parameters[slot].argsort(descending=True)[:6].cpu()
+                return projection.candidates[slot][order].tolist()
+            if slot not in near:
+                vector = projection.parameters[slot : slot + 1]
+                count = min(6, int(self.allowed.sum()))
+                near[slot] = candidates(
+                    vector, self.model.table, count, self.allowed, self.config.metric
+                )[0].tolist()
+            return near[slot]
+
+        return to_text(self.seeds.pseudo, ids.cpu(), self.seeds.examples, self.trips, alternatives)
+
+    def settled(self, rows: Sequence[TextRow]) -> PseudoData:
+        """Text rows as training data: exactly what a tokenizer makes of the exported text."""
+        return plain([row.encoded for row in rows], self.seeds.pseudo.pad_id)
+
+    # --- development ------------------------------------------------------------------------
+
+    def _nll(self, data: PseudoData, vectors: Tensor | None) -> float:
+        recipe = replace(self.recipe, learning_rate=self.outer.learning_rate)
+        scores = []
+        for seed in range(CHECK_SEED, CHECK_SEED + self.config.check_trainings):
+            theta = train_student(self.model, recipe, data, seed, vectors=vectors)
+            scores.append(mean_nll(self.model, theta, self.prepared.development.rows))
+        return math.fsum(scores) / len(scores)
+
+    def _text_nll(self, rows: Sequence[TextRow]) -> float:
+        data = self.settled(rows)
+        key = (self.outer.learning_rate, *(row.ids for row in data.rows))
+        if key not in self._scores:
+            self._scores[key] = self._nll(data, None)
+        return self._scores[key]
+
+    def check(self, ids: Tensor) -> tuple[dict[str, float], Tensor]:
+        """Development losses of the soft prompts and of ids (Q,) as text; the text's ids (Q,)."""
+        rows = self.text(ids)
+        soft = self._nll(self.seeds.pseudo, self.outer.vectors())
+        text = self._text_nll(rows)
+        return {
+            "development_soft": soft,
+            "development_text": text,
+            "soft_to_text_gap": text - soft,
+            "tokens_changed": share_changed(self.seeds.pseudo, rows),
+            "tokens_repaired": float(sum(row.repaired for row in rows)),
+        }, slot_ids(self.seeds.pseudo, rows)
+
+    # --- state ------------------------------------------------------------------------------
+
+    def _save(self, metrics: list[dict[str, Any]], best: dict[str, Tensor]) -> None:
+        # metrics first: killed in between, the line too many is dropped by `restore`
+        write_json_lines(self.folder / "metrics.jsonl", metrics)
+        write_tensors(
+            self.folder / "state.safetensors",
+            self.outer.state() | {f"best.{name}": tensor for name, tensor in best.items()},
+        )
+
+    def restore(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]] | None:
+        """Go back to the saved state: its metrics and the best so far, or None without one.
+
+        Raises:
+            UserError: the state is damaged, or an older version's that lacks what is needed.
+        """
+        file = self.folder / "state.safetensors"
+        if not file.is_file():
+            return None
+        state, _ = read_tensors(file)
+        best = {k.removeprefix("best."): state.pop(k) for k in list(state) if k[:5] == "best."}
+        if "soft_log_rate" not in best:  # an older version's
+            if self.config.rate_step_size:
+                raise UserError(
+                    f"{file}: an older version made it, and did not keep the learning rate that "
+                    "the best soft prompts were learned with; choose another --out."
+                )
+            best |= dict.fromkeys(("soft_log_rate", "last_log_rate"), best["log_rate"])
+        self.outer.restore(state)
+        metrics = [
+            row
+            for row in read_json_lines(self.folder / "metrics.jsonl")
+            if row["outer_step"] <= self.outer.done
+        ]
+        return metrics, best
+
+    def run(self) -> Learned:
+        """Learn until the outer steps are done, or until no gradient is of use any more.
+
+        Raises:
+            UserError: training on the untouched seeds diverges.
+        """
+        outer, config = self.outer, self.config
+        restored = self.restore()
+        if restored is None:
+            began = time.perf_counter()
+            first, _ = self.check(self.seeds.pseudo.ids)
+            if not math.isfinite(first["development_text"]):
+                raise UserError(
+                    f"training on the untouched seeds diverges at --learning-rate "
+                    f"{outer.learning_rate:g}: the loss on development rows is "
+                    f"{first['development_text']}; give a smaller one."
+                )
+            taken = time.perf_counter() - began
+            metrics: list[dict[str, Any]] = [{"outer_step": 0, "seconds": taken} | first]
+            best = {
+                "text": torch.tensor([first["development_text"], 0.0], dtype=torch.float64),
+                "soft": torch.tensor([first["development_soft"], 0.0], dtype=torch.float64),
+                "ids": self.seeds.pseudo.ids,
+                "last_ids": self.seeds.pseudo.ids,
+                "vectors": outer.vectors().cpu(),
+                "log_rate": outer.log_rate,
+                "soft_log_rate": outer.log_rate,
+                "last_log_rate": outer.log_rate,
+            }
+            self._save(metrics, best)
+            self.log(metrics[0], 0)
+        else:
+            metrics, best = restored
+        stopped = None
+        with self.progress.stage("outer steps", config.outer_steps, done=outer.done) as tick:
+            while outer.done < config.outer_steps:
+                began = time.perf_counter()
+                number = outer.done
+                segments = [self.segment(number, part) for part in range(config.segments)]
+                try:
+                    row: dict[str, Any] = dict(outer.step(segments))
+                except DivergedError as error:
+                    stopped = str(error)
+                    break
+                last = outer.done == config.outer_steps
+                if outer.done % config.check_every == 0 or last:
+                    seen, best["last_ids"] = self.check(outer.projection.tokens())
+                    best["last_log_rate"] = outer.log_rate
+                    row |= seen
+                    self._keep_best(row, best)
+                row = {"outer_step": outer.done, "seconds": time.perf_counter() - began} | row
+                metrics.append(row)
+                self._save(metrics, best)
+                self.log(row, outer.done)
+                tick(outer.done, row["objective"])
+        if stopped is None and self.pool is not None:
+            self.pool.forget()
+        return Learned(
+            ids=best["ids"],
+            last_ids=best["last_ids"],
+            soft=best["vectors"],
+            learning_rate=rate_of(best["log_rate"]),
+            soft_learning_rate=rate_of(best["soft_log_rate"]),
+            last_learning_rate=rate_of(best["last_log_rate"]),
+            best_step=int(best["text"][1]),
+            soft_step=int(best["soft"][1]),
+            stopped=stopped,
+            metrics=metrics,
+            seconds=math.fsum(row["seconds"] for row in metrics),
+        )
+
+    def _keep_best(self, row: dict[str, Any], best: dict[str, Tensor]) -> None:
+        outer = self.outer
+        if _below(row["development_text"], best["text"]):
+            best["text"] = torch.tensor([row["development_text"], outer.done], dtype=torch.float64)
+            best["ids"] = best["last_ids"]
+            best["log_rate"] = outer.log_rate
+        if _below(row["development_soft"], best["soft"]):
+            best["soft"] = torch.tensor([row["development_soft"], outer.done], dtype=torch.float64)
+            best["vectors"] = outer.vectors().cpu()
+            best["soft_log_rate"] = outer.log_rate
+
+
+def _below(nll: float, best: Tensor) -> bool:
+    """Whether a loss is lower than the best so far (loss, outer step); any is than one of NaN."""
+    return math.isfinite(nll) and not nll >= float(best[0])
+
+
+def pool_of(prepared: Prepared, seeds: Seeds) -> list[Encoded]:
+    """The training rows that are no seeds."""
+    own = {example.digest for example in seeds.examples}
+    train = zip(prepared.train.examples, prepared.train.rows, strict=True)
+    return [row for example, row in train if example.digest not in own]
+
+
+def refuse_without_rows(config: DistillConfig, prepared: Prepared, seeds: Seeds) -> None:
+    """Refuse an objective that has no rows to look at.
+
+    Raises:
+        UserError: `target-loss` without target rows, or `train-loss` where all rows are seeds.
+    """
+    if config.outer.objective == "target-loss" and not len(prepared.target):
+        raise UserError(
+            "--objective target-loss needs target rows: raise --target-rows, or name --target."
+        )
+    if config.outer.objective == "train-loss" and not pool_of(prepared, seeds):
+        raise UserError(
+            "--objective train-loss looks at training rows that are not seeds, and there are none: "
+            "give a smaller --budget, or --objective target-loss."
+        )

@@ -1,0 +1,154 @@
+"""A run folder: its configuration, its stages' results, and going on where it stopped.
+
+`run.yaml` holds the resolved configuration (it replays the run), `provenance` beside it the
+versions and the data's hash. A folder made with another configuration is refused, the differing
+keys named. Metrics are JSON lines; on going on, lines past the saved state are cut off.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nacd.errors import UserError
+from nacd.store.files import read_json, write_json, write_text
+from nacd.store.renamed import new_names
+
+EMPTY = {"run.yaml", "provenance.json", "stages.json", "memory.json"}
+"""Files of a run that has made nothing yet."""
+LIBRARIES = ("nacd", "torch", "transformers", "peft", "trl", "datasets", "lm-eval", "tokenizers")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that figures depend on."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(dotted key, value there, value now) wherever two configurations differ, by key."""
+    old, new = flatten(there), flatten(now)
+    keys = sorted(old.keys() | new.keys())
+    return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
+
+
+def settings(path: Path) -> Mapping[str, Any]:
+    """A folder's `run.yaml`, by the names of now; empty where there is none or it is no mapping.
+
+    Raises:
+        UserError: it cannot be read as YAML; it is named.
+    """
+    file = path / "run.yaml"
+    if not file.is_file():
+        return {}
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        why = " ".join(str(error).split())
+        raise UserError(
+            f"{file}: damaged, not YAML ({why}); bring it back, or choose another --out."
+        ) from error
+    return new_names(config) if isinstance(config, dict) else {}
+
+
+class RunFolder:
+    """One run on disk."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def open(
+        self,
+        config: Mapping[str, Any],
+        *,
+        may_differ: Iterable[str] = ("out",),
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Make the folder, or check that it belongs to this configuration.
+
+        A run that has made nothing yet, whose model could not be loaded, say, begins anew.
+
+        Args:
+            config: the configuration.
+            may_differ: dotted keys that need not be as they were.
+            defaults: what keys are taken for that the folder, of an older version, does not have.
+
+        Raises:
+            UserError: the folder is of another configuration; the differing keys are named.
+        """
+        file = self.path / "run.yaml"
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--out {self.path}: a file, not a folder; choose another --out.")
+        if file.is_file() and {entry.name for entry in self.path.iterdir()} <= EMPTY:
+            for name in EMPTY:
+                (self.path / name).unlink(missing_ok=True)
+        if file.is_file():
+            known = flatten(defaults or {}) | flatten(settings(self.path))
+            free = set(may_differ)
+            differing = [
+                f"  {key}: {old!r} there, {new!r} now"
+                for key, old, new in differences(known, config)
+                if key not in free
+            ]
+            if differing:
+                raise UserError(
+                    f"--out {self.path}: holds a run of another configuration:\n"
+                    + "\n".join(differing)
+                    + "\nChoose another --out, or give the same flags to go on with that run."
+                )
+        elif any(".partial-" not in entry.name for entry in self.path.glob("*")):
+            raise UserError(
+                f"--out {self.path}: not empty and not a run folder; choose another --out."
+            )
+        write_text(file, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+
+    @property
+    def memory(self) -> Path:
+        """File that keeps how much goes through each model at once; see `nacd.model.microbatch`."""
+        return self.path / "memory.json"
+
+    def once(
+        self, name: str, make: Callable[[], dict[str, Any]], *, of: str = ""
+    ) -> dict[str, Any]:
+        """The JSON result `name`: read it if it is there, else make and keep it.
+
+        Args:
+            name: of the file, without its ending.
+            make: makes the result.
+            of: a hash of what the result is of, kept with it as `of`: one of something else is
+                made anew. Empty, or a file of an older version, which does not say: it is read.
+
+        Returns:
+            The result as the file has it: lists for tuples, None for what is not a finite number.
+
+        Raises:
+            UserError: the file is damaged; it is named.
+        """
+        file = self.path / f"{name}.json"
+        if file.is_file():
+            kept = read_json(file)
+            if not of or kept.get("of", of) == of:
+                return kept
+        write_json(file, make() | ({"of": of} if of else {}))
+        return read_json(file)
