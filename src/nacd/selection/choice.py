@@ -6,7 +6,6 @@ A method ranks, and may do so lazily; near-copies are left out (`--dedup`), grou
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -17,11 +16,12 @@ from itertools import islice
 from typing import Any
 
 from nacd.config import SelectionConfig, budget_rows, parse_budget
+from nacd.config.limits import check_counts
 from nacd.data import Encoded, Example
 from nacd.errors import UserError
 from nacd.selection.filters import filtered
 from nacd.selection.method import Ranking, Task
-from nacd.store.files import write_json
+from nacd.store.files import read_json, write_json
 from nacd.store.run import RunFolder
 
 
@@ -121,11 +121,8 @@ def check_method(method: str, config: SelectionConfig, flag: str = "--method") -
     for rate in config.also_rates:
         if not 0 < rate < math.inf:
             raise UserError(f"--also-rates {rate:g}: must be above 0.")
-    for name in ("tries", "warmup_epochs", "projection_dim", "weight_passes"):
-        if getattr(config, name) < 1:
-            raise UserError(
-                f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1."
-            )
+    names = ("tries", "warmup_epochs", "projection_dim", "weight_passes")
+    check_counts(*((f"--{name.replace('_', '-')}", getattr(config, name), 1) for name in names))
 
 
 def check_rows(
@@ -242,7 +239,7 @@ def choose_once(
 
     def make() -> dict[str, Any]:
         clock, began = run.path / f"{name}-seconds.json", time.perf_counter()
-        before = json.loads(clock.read_text())["seconds"] if clock.is_file() else 0.0
+        before = read_json(clock)["seconds"] if clock.is_file() else 0.0
         try:
             chosen = choose(task, method, flag)
         except KeyboardInterrupt:
