@@ -33,6 +33,7 @@ USAGE = """usage: nacd COMMAND [flags]      (nacd COMMAND --help shows the usual
   report     one self-contained HTML page of a run
   runs       the run folders there are, with state and result
   show       figures and rows of one run: distilled, chosen or recommended
+  audit      copies of other rows, addresses and keys in a run's data set
   train      fine-tune a model on a data set (TRL's SFTTrainer, LoRA)
   push       upload a run's data set to the hub (a dry run without --yes)
   evaluate   held-out response NLL, and multiple-choice accuracy (lm-eval)
@@ -46,12 +47,12 @@ USAGE = """usage: nacd COMMAND [flags]      (nacd COMMAND --help shows the usual
   nacd distill --model smollm2 --data mine.jsonl --budget 5% --out runs/mine"""
 
 
-ANEW = ("doctor", "plan", "evaluate", "train", "push", "report", "runs", "show")
+ANEW = ("doctor", "plan", "evaluate", "train", "push", "report", "runs", "show", "audit")
 """Commands that keep nothing of a call that was stopped."""
 GOES_ON = "What is done is kept; the same command goes on from there."
 ASKING = ("check", "distill", "select", "compare", "doctor", "train")
 """Commands that ask on a terminal before a run of more than an hour; --yes: they do not."""
-OWN_JSON = ("runs", "show")
+OWN_JSON = ("runs", "show", "audit")
 """Commands for which --json is a field of their configuration."""
 
 
@@ -174,13 +175,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        from nacd.store.files import UNWRITABLE
+
+        if error.errno == errno.ENOSPC:
+            said = (
+                "no space left. What was written before is whole; free some space and run the same "
+                "command again."
+            )
+        elif error.errno in UNWRITABLE and error.filename:
+            said = f"not permitted ({error.strerror}); mend its permissions, or give another path."
+        else:
             raise
-        print(
-            f"nacd {verb}: {error.filename or 'the disk'}: no space left. What was written before "
-            "is whole; free some space and run the same command again.",
-            file=sys.stderr,
-        )
+        print(f"nacd {verb}: {error.filename or 'the disk'}: {said}", file=sys.stderr)
         return 1
 
 
@@ -332,6 +338,12 @@ def _show(config: Any, progress: Progress) -> Said:
     return Said(text=show_text(config))
 
 
+def _audit(config: Any, progress: Progress) -> Said:
+    from nacd.commands.audit import audit_text
+
+    return Said(text=audit_text(config))
+
+
 def _train(config: Any, progress: Progress) -> Said:
     from nacd.commands.target import fine_tune
 
@@ -418,6 +430,7 @@ VERBS: dict[str, Verb] = {
     "report": Verb(_report, "commands.ReportConfig"),
     "runs": Verb(_runs, "commands.RunsConfig"),
     "show": Verb(_show, "commands.ShowConfig"),
+    "audit": Verb(_audit, "commands.AuditConfig"),
     "train": Verb(
         _train,
         "commands.TrainConfig",

@@ -322,6 +322,14 @@ def test_a_damaged_manifest_is_named(model: LoraModel, tmp_path: Path) -> None:
                 call()
 
 
+def test_a_manifest_may_not_name_a_file_elsewhere(model: LoraModel, tmp_path: Path) -> None:
+    record(model, tmp_path / "e")
+    manifest = tmp_path / "e" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"step-00000', '"../step-00000'))
+    with pytest.raises(UserError, match=r"manifest\.json: damaged .*leads out of the folder"):
+        open_expert(tmp_path / "e")
+
+
 def test_mistakes_are_user_errors(model: LoraModel, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--snapshot-every 0"):
         record(model, tmp_path / "a", every=0)

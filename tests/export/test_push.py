@@ -205,3 +205,11 @@ def test_what_the_hub_says_is_one_line(
     shown = capsys.readouterr().err.strip()
     assert part in shown
     assert "\n" not in shown
+
+
+def test_a_link_out_of_the_folder_is_not_uploaded(tmp_path: Path) -> None:
+    run, secret = make_run(tmp_path / "run", "mit"), tmp_path / "id_rsa"
+    secret.write_text("mine alone")
+    (run / "dataset" / "notes.txt").symlink_to(secret)
+    with pytest.raises(UserError, match=r"notes\.txt: a link to .*id_rsa.*remove the link"):
+        plan_upload(PushConfig(run, "ada/rows"))

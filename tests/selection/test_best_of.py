@@ -246,7 +246,7 @@ def test_draws_of_another_model_are_not_gone_on_with(
         best_of(asked)
     file = tmp_path / "draws.json"
     older = json.loads(file.read_text())
-    del older["tokens"]
+    del older["tokens"], older["seal"]
     file.write_text(json.dumps(older))
     best_of(asked)
 

@@ -38,7 +38,7 @@ from nacd.selection.less import (
 )
 from nacd.selection.method import Task, forward_flops
 from nacd.selection.rounds import round_robin
-from nacd.store.files import read_tensors, write_tensors
+from nacd.store.files import content_sha256, read_tensors, write_tensors
 from nacd.terminal.progress import Progress
 from nacd.training.student import LEARNING_SEED
 from tiny import ROWS, tiny_tokenizer
@@ -364,7 +364,7 @@ def test_the_manifest_says_what_the_features_are(small: Prepared, tmp_path: Path
     assert manifest["model"]["model"] == small.model.config.model
     assert manifest["rows"] == [e.digest for e in small.train.examples]
     tensors, _ = read_tensors(tmp_path / "warmup" / "epoch-3.safetensors")
-    assert manifest["checkpoint"] == features.content_sha256(tensors)
+    assert manifest["checkpoint"] == content_sha256(tensors)
     shard, _ = read_tensors(folder / "rows-000000.safetensors")
     assert shard["features"].shape == (20, 8192)
     norms = shard["features"].float().norm(dim=1)

@@ -83,7 +83,7 @@ def compare(
     runs = check_runs(config)
     elsewhere = _elsewhere(config) if config.elsewhere else []
     splits = read_splits(config.data) if splits is None else splits
-    folder = open_run(config, splits, free=FREE)
+    folder = open_run(config, splits, free=FREE, alone=False)  # several may fill one grid
     source = prepare(config.model, config.data, progress.say, splits, folder.memory)
     if config.accuracy and any(e.choices is None for e in source.report.examples):
         raise UserError(

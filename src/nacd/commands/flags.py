@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_args, get_type_hints
 
-from nacd.config.settings import docstrings, from_dict
+from nacd.config.settings import docstrings, from_dict, read_settings
 from nacd.errors import UserError
 from nacd.store.renamed import RENAMED, OldNameWarning, notice
 
@@ -151,8 +151,6 @@ def _fields(config: Any) -> Iterator[tuple[str, Any, Any, str]]:
 
 def _without_config(kind: type[Any], args: Sequence[str]) -> tuple[list[str], Any]:
     """The arguments without `--config FILE`, and the configuration that it gives; None: none."""
-    import yaml
-
     rest = list(args)
     for i, arg in enumerate(rest):
         name, equals, value = arg.partition("=")
@@ -162,13 +160,5 @@ def _without_config(kind: type[Any], args: Sequence[str]) -> tuple[list[str], An
             raise UserError("--config: give a run.yaml after it.")
         path = Path(value if equals else rest[i + 1])
         del rest[i : i + (1 if equals else 2)]
-        if not path.is_file():
-            raise UserError(f"--config {path}: no such file.")
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise UserError(f"--config {path}: not YAML: {error}") from error
-        if not isinstance(values, dict):
-            raise UserError(f"--config {path}: expected a mapping of settings, as in run.yaml.")
-        return rest, from_dict(kind, values, str(path))
+        return rest, from_dict(kind, read_settings(path, "--config "), str(path))
     return rest, None

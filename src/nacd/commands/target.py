@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nacd.config import ReadConfig
 from nacd.config.commands import EvaluateConfig, TrainConfig
+from nacd.config.limits import check_seed
 from nacd.config.settings import check_values, to_dict
 from nacd.costs.costs import measure
 from nacd.costs.forecasts import announce, of_training
@@ -38,6 +39,7 @@ def fine_tune(config: TrainConfig, progress: Progress | None = None) -> TrainRes
     progress = progress or Progress(quiet=True)
     check_values(config)
     config.recipe.check()
+    check_seed(config.seed)
     check_tracker(config.track)
     require("trl", "fine-tuning")
     from nacd.training.finetune import train

@@ -24,7 +24,6 @@ from nacd.config.recipe import Recipe
 from nacd.data import Encoded
 from nacd.errors import UserError
 from nacd.model.prepare import Prepared
-from nacd.store.files import write_json
 from nacd.store.run import RunFolder
 from nacd.terminal.progress import Progress
 from nacd.training.evaluation import choice_accuracy, response_nll
@@ -104,7 +103,7 @@ class Grid:
             if missing:  # asked for after the cell was made
                 theta, _, _ = self._train(rowset.training(self.prepared, seed), seed)
                 cell = cell | {name: measure(theta) for name, measure in missing.items()}
-                write_json(folder / "result.json", cell)
+                self.folder.keep(f"{place}/result", cell)
         except Exception as error:  # kept, shown, and tried again next time
             return keep_failure(folder, key, failure(error))
         forget_failure(folder)

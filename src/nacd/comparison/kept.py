@@ -6,18 +6,22 @@ the same folder.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pyarrow import parquet
+from pyarrow import ArrowException, parquet
 
 from nacd.comparison.failures import TRACEBACK
 from nacd.comparison.grid import cell_folder
 from nacd.comparison.table import summarise, write_parquet
 from nacd.config.compare import ROWS
+from nacd.errors import UserError
+from nacd.model.pretrained import said
 from nacd.store.files import read_json, write_json
+from nacd.store.run import RunFolder
 
 Key = tuple[str, str, str, int]
 """Target model, budget, row, training seed."""
@@ -72,16 +76,34 @@ def earlier(folder: Path) -> dict[Key, dict[str, Any]]:
     """The cells that `results.parquet` names, where their own files are still there."""
     file = folder / "results.parquet"
     found: dict[Key, dict[str, Any]] = {}
-    for row in parquet.read_table(file).to_pylist() if file.is_file() else []:
+    for row in _rows(file):
         key = _key(row)
-        for name in ("result", "failed"):
-            result = folder / cell_folder(*key) / f"{name}.json"
-            if result.is_file():
-                about = {k: row[k] for k in ("target", "budget", "method", "seed")}
-                about |= {k: row.get(k) for k in LATER}
-                found[key] = read_json(result) | about
-                break
+        if any(os.sep in str(part) or ".." in str(part) for part in key[1:]):
+            raise UserError(
+                f"{file}: names a cell outside its folder ({key[1]}, {key[2]}); {_MEND}."
+            )
+        place = cell_folder(*key)
+        failed = folder / place / "failed.json"
+        cell = RunFolder(folder).kept(f"{place}/result")
+        if cell is None and failed.is_file():
+            cell = read_json(failed)
+        if cell is not None:
+            about = {k: row[k] for k in ("target", "budget", "method", "seed")}
+            about |= {k: row.get(k) for k in LATER}
+            found[key] = cell | about
     return found
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    if not file.is_file():
+        return []
+    try:
+        return parquet.read_table(file).to_pylist()
+    except (ArrowException, OSError) as error:
+        raise UserError(f"{file}: damaged ({said(error)}); {_MEND}.") from error
+
+
+_MEND = "delete it, and run the same command again: the trainings themselves are kept"
 
 
 def _key(cell: Mapping[str, Any]) -> Key:

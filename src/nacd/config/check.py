@@ -55,7 +55,8 @@ class CheckConfig:
         Raises:
             UserError: an unknown method, or a flag's value out of range; it is named.
         """
-        shared = {name: getattr(self, name) for name in ("budget", "model", "data", "recipe")}
+        shared_names = ("budget", "seed", "model", "data", "recipe")
+        shared = {name: getattr(self, name) for name in shared_names}
         DistillConfig(**shared).check()
         if not self.minutes > 0:
             raise UserError(f"--minutes {self.minutes:g}: must be above 0.")

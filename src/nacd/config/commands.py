@@ -53,7 +53,9 @@ class SelectConfig:
             UserError: an unknown method, or a flag's value out of range; it is named.
         """
         check_method(self.method, self.selection)
-        shared = {name: getattr(self, name) for name in ("budget", "model", "data", "recipe")}
+        shared = {
+            name: getattr(self, name) for name in ("budget", "seed", "model", "data", "recipe")
+        }
         DistillConfig(**shared).check()
 
 
@@ -129,6 +131,18 @@ class ShowConfig:
     """Most rows shown: the first ones, of a distillation the most changed; 0: none."""
     json: bool = False
     """One JSON object instead of text; --rows then takes them in order."""
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """Copies of training and test rows, addresses, phone numbers and keys in a run's data set."""
+
+    run: Positional[Path]
+    """Run folder: the --out of `nacd distill`, `select` or `check`."""
+    rows: int = 10
+    """Most finds that are named one by one; 0: none."""
+    json: bool = False
+    """One JSON object instead of text, with every find."""
 
 
 @dataclass(frozen=True)

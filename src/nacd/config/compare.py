@@ -8,6 +8,7 @@ from pathlib import Path
 from nacd.config.budget import Budgets, budget_text, parse_budget
 from nacd.config.distill import DistillConfig
 from nacd.config.experts import ExpertConfig
+from nacd.config.limits import check_counts
 from nacd.config.methods import METHODS, check_method
 from nacd.config.model import ModelConfig
 from nacd.config.outer import OuterLoopConfig
@@ -127,13 +128,11 @@ class CompareConfig:
                 raise UserError(f"{flag}: {twice[0]} is named twice{also}; name it once.")
         for budget in self.budgets:
             parse_budget(budget)
-        for flag, value in (
-            ("--trainings", self.trainings),
-            ("--full-trainings", self.full_trainings),
-            ("--distillations", self.distillations),
-        ):
-            if value < 1:
-                raise UserError(f"{flag} {value}: must be at least 1.")
+        check_counts(
+            ("--trainings", self.trainings, 1),
+            ("--full-trainings", self.full_trainings, 1),
+            ("--distillations", self.distillations, 1),
+        )
         draws = len(self.runs) or self.distillations
         if self.trainings % draws and any(name in DISTILLED for name in self.methods):
             less, more = self.trainings // draws * draws, (self.trainings // draws + 1) * draws

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nacd.config.budget import Budget, budget_text, parse_budget
 from nacd.config.experts import ExpertConfig
+from nacd.config.limits import MOST, check_counts, check_seed
 from nacd.config.model import ModelConfig
 from nacd.config.outer import OuterLoopConfig
 from nacd.config.recipe import Recipe
@@ -75,7 +75,7 @@ class DistillConfig:
             raise UserError(
                 "--data is missing: give a JSONL, JSON, CSV or Parquet file, or a hub id."
             )
-        for flag, value, least in (
+        check_counts(
             ("--outer-steps", self.outer.outer_steps, 0),
             ("--segments", self.outer.segments, 1),
             ("--objective-rows", self.outer.objective_rows, 1),
@@ -87,6 +87,8 @@ class DistillConfig:
             ("--agreement", self.outer.agreement, 0),
             ("--renew", self.outer.renew, 1),
             ("--trainings", self.trainings, 1),
+            ("--lora-rank", self.model.lora_rank, 1),
+            ("--micro-tokens", self.model.micro_tokens, 0),
             ("--max-tokens", self.data.max_tokens, 2),
             ("--target-rows", self.data.target_rows, 0),
             ("--expert-start", self.outer.expert_start, 0),
@@ -94,16 +96,14 @@ class DistillConfig:
             ("--step-size", self.outer.step_size, 0),
             ("--rate-step-size", self.outer.rate_step_size, 0),
             ("--beta", self.outer.beta, 0),
-        ):
-            if not least <= value < math.inf:
-                raise UserError(f"{flag} {value}: must be at least {least}.")
+        )
         for flag, value in (
             ("--fd-eps", self.outer.fd_eps),
             ("--full-epochs", self.full_epochs),
             *(("--tune-rates", rate) for rate in self.tune_rates),
         ):
-            if not 0 < value < math.inf:
-                raise UserError(f"{flag} {value}: must be above 0.")
+            if not 0 < value <= MOST:
+                raise UserError(f"{flag} {value}: must be above 0 and at most {MOST:,}.")
         if self.outer.agreement == 1:
             raise UserError("--agreement 1: one inner loop agrees with itself; give 2, 3, or 0.")
         if not 0 < self.outer.start_share < 1:
@@ -114,6 +114,13 @@ class DistillConfig:
             raise UserError(f"--cold {self.outer.cold}: a temperature, must be above 0.")
         if not re.fullmatch(r"prompt|prefix:[1-9]\d*", self.outer.learn):
             raise UserError(f"--learn {self.outer.learn}: give `prompt`, or `prefix:8`, say.")
+        digits = self.outer.learn.removeprefix("prompt").removeprefix("prefix:")
+        if len(digits) > 7 or int(digits or 0) >= self.data.max_tokens:
+            raise UserError(
+                f"--learn {self.outer.learn}: a prefix must be shorter than --max-tokens "
+                f"{self.data.max_tokens}; give a shorter one."
+            )
+        check_seed(self.seed)
         unknown = sorted(set(self.compare) - set(LADDER))
         if unknown:
             raise UserError(

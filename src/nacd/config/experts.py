@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from nacd.config.limits import MOST, check_counts
 from nacd.config.recipe import Recipe
 from nacd.errors import UserError
 
@@ -40,13 +41,11 @@ class ExpertConfig:
         Raises:
             UserError: a flag's value is out of range; it is named.
         """
-        for flag, value in (
-            ("--experts", self.experts),
-            ("--snapshot-every", self.snapshot_every),
-            ("--expert-batch", self.expert_batch),
-        ):
-            if value < 1:
-                raise UserError(f"{flag} {value}: must be at least 1.")
+        check_counts(
+            ("--experts", self.experts, 1),
+            ("--snapshot-every", self.snapshot_every, 1),
+            ("--expert-batch", self.expert_batch, 1),
+        )
         if not 0 < self.expert_rate < math.inf:
             raise UserError(f"--expert-rate {self.expert_rate}: must be above 0.")
         lasts = 0 < self.expert_epochs < math.inf
@@ -55,6 +54,12 @@ class ExpertConfig:
                 f"--expert-steps {self.expert_steps} --expert-epochs {self.expert_epochs}: give "
                 "one above 0."
             )
+        for flag, length in (
+            ("--expert-steps", self.expert_steps),
+            ("--expert-epochs", self.expert_epochs),
+        ):
+            if length > MOST:
+                raise UserError(f"{flag} {length:g}: must be at most {MOST:,}.")
 
     def check_rows(self, base: Recipe, rows: int) -> None:
         """Refuse experts that their warm-up would keep at a learning rate of 0.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from nacd.config.limits import check_counts
 from nacd.config.selection import SelectionConfig
 from nacd.errors import UserError
 from nacd.store.extras import require
@@ -101,8 +102,5 @@ def check_method(method: str, config: SelectionConfig, flag: str = "--method") -
     for rate in config.also_rates:
         if not 0 < rate < math.inf:
             raise UserError(f"--also-rates {rate:g}: must be above 0.")
-    for name in ("tries", "warmup_epochs", "projection_dim", "weight_passes"):
-        if getattr(config, name) < 1:
-            raise UserError(
-                f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1."
-            )
+    names = ("tries", "warmup_epochs", "projection_dim", "weight_passes")
+    check_counts(*((f"--{name.replace('_', '-')}", getattr(config, name), 1) for name in names))

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from nacd.config.limits import MOST, check_counts
 from nacd.errors import UserError
 from nacd.store.folder import Run
 
@@ -55,9 +56,9 @@ class Recipe:
         Raises:
             UserError: a value out of range; the flag is named.
         """
+        check_counts(("--batch-size", self.batch_size, 1))
         for flag, value, fits, expected in (
             ("--learning-rate", self.learning_rate, self.learning_rate > 0, "must be above 0"),
-            ("--batch-size", self.batch_size, self.batch_size >= 1, "must be at least 1"),
             ("--clip", self.clip, self.clip >= 0, "must be at least 0 (0: no clipping)"),
             ("--weight-decay", self.weight_decay, self.weight_decay >= 0, "must be at least 0"),
             ("--eps", self.eps, self.eps >= 0, "must be at least 0"),
@@ -77,6 +78,9 @@ class Recipe:
         lasts = self.epochs > 0 and math.isfinite(self.epochs)
         if self.steps < 0 or (self.steps == 0 and not lasts):
             raise UserError(f"--steps {self.steps} --epochs {self.epochs}: give one above 0.")
+        for flag, length in (("--steps", self.steps), ("--epochs", self.epochs)):
+            if length > MOST:
+                raise UserError(f"{flag} {length:g}: must be at most {MOST:,}.")
 
     def order_seed(self, seed: int) -> int | None:
         """Seed of the order in which rows are visited; None: as they are given."""
@@ -96,7 +100,7 @@ class Recipe:
         epochs: str = "--epochs",
         steps: str = "--steps",
     ) -> None:
-        """Refuse a training that its warm-up keeps at a learning rate of 0.
+        """Refuse a training that its warm-up keeps at a learning rate of 0, or that never ends.
 
         Args:
             rows: how many are trained on.
@@ -105,9 +109,14 @@ class Recipe:
             steps: flag of the steps.
 
         Raises:
-            UserError: no step of it would move anything.
+            UserError: no step of it would move anything, or it has too many.
         """
         total = self.total_steps(rows)
+        if total > MOST:
+            raise UserError(
+                f"{epochs} {self.epochs:g}: {rows} rows make {total:,} optimiser steps, and a "
+                f"training has at most {MOST:,}; give fewer."
+            )
         if any(self.rate(step, total) for step in range(total)):
             return
         still = f"--warmup {self.warmup} gives a learning rate of 0: nothing is learned"

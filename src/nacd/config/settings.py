@@ -76,6 +76,29 @@ def from_dict(kind: type[C], values: Mapping[str, Any], where: str) -> C:
     return kind(**_fields(kind, values, where))
 
 
+def read_settings(file: Path, flag: str = "") -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Args:
+        file: the file.
+        flag: what named it, for messages, with the space behind it.
+
+    Raises:
+        UserError: it is not there, or holds anything else.
+    """
+    import yaml
+
+    if not file.is_file():
+        raise UserError(f"{flag}{file}: no such file.")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{flag}{file}: not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{flag}{file}: expected a mapping of settings, as in run.yaml.")
+    return values
+
+
 def check_values(config: Any) -> None:
     """Refuse a configuration whose values are not of their fields' types.
 

@@ -58,11 +58,11 @@ def overlapping(
         raise ValueError(f"n = {n}: a run has at least one word")
     holders: dict[tuple[str, ...], set[int]] = defaultdict(set)
     for number, text in enumerate(report_texts):
-        for run in _runs(text, n):
+        for run in runs(text, n):
             holders[run].add(number)
     for number, text in enumerate(train_texts):
         found: set[int] = set()
-        for run in _runs(text, n):
+        for run in runs(text, n):
             found |= holders.get(run, set())
         if found:
             yield number, sorted(found)
@@ -88,7 +88,8 @@ def ngram_overlap(
     ]
 
 
-def _runs(text: str, n: int) -> Iterator[tuple[str, ...]]:
+def runs(text: str, n: int) -> Iterator[tuple[str, ...]]:
+    """Every run of n words of a text; a text of fewer is one run, one without words none."""
     found = words(text)
     if not found:
         return

@@ -234,19 +234,28 @@ class Distiller:
         write_json_lines(self.folder / "metrics.jsonl", metrics)
         write_tensors(
             self.folder / "state.safetensors",
-            self.outer.state() | {f"best.{name}": tensor for name, tensor in best.items()},
+            self.outer.state()
+            | {f"best.{name}": tensor for name, tensor in best.items()}
+            | {"start": self.seeds.pseudo.ids},
         )
 
     def restore(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]] | None:
         """Go back to the saved state: its metrics and the best so far, or None without one.
 
         Raises:
-            UserError: the state is damaged, or an older version's that lacks what is needed.
+            UserError: the state is damaged, of other starting rows, or an older version's that
+                lacks what is needed; or metrics are lost.
         """
         file = self.folder / "state.safetensors"
         if not file.is_file():
             return None
         state, _ = read_tensors(file)
+        start = state.pop("start", self.seeds.pseudo.ids)
+        if not torch.equal(start, self.seeds.pseudo.ids):
+            raise UserError(
+                f"{file}: of other starting rows than this run's; bring its own back, or delete "
+                f"{self.folder} and run the same command again to learn anew."
+            )
         best = {k.removeprefix("best."): state.pop(k) for k in list(state) if k[:5] == "best."}
         if "soft_log_rate" not in best:  # an older version's
             if self.config.rate_step_size:
@@ -255,12 +264,21 @@ class Distiller:
                     "the best soft prompts were learned with; choose another --out."
                 )
             best |= dict.fromkeys(("soft_log_rate", "last_log_rate"), best["log_rate"])
+        wrong = [name for name, t in state.items() if not bool(torch.isfinite(t).all())]
+        if wrong:
+            raise UserError(
+                f"{file}: {wrong[0]} holds numbers that are not finite; bring back a whole state, "
+                f"or delete {self.folder} and run the same command again to learn anew."
+            )
         self.outer.restore(state)
-        metrics = [
-            row
-            for row in read_json_lines(self.folder / "metrics.jsonl")
-            if row["outer_step"] <= self.outer.done
-        ]
+        lines = self.folder / "metrics.jsonl"
+        metrics = [row for row in read_json_lines(lines) if row["outer_step"] <= self.outer.done]
+        if len(metrics) <= self.outer.done:
+            raise UserError(
+                f"{lines}: damaged, {len(metrics)} of the {self.outer.done + 1} lines that "
+                f"{file.name} beside it goes with; bring it back, or delete {self.folder} and run "
+                "the same command again to learn anew."
+            )
         return metrics, best
 
     def run(self) -> Learned:

@@ -157,9 +157,15 @@ class OuterLoop:
         """One outer step; what it saw, of the segments that were kept (NaN where none was).
 
         Raises:
-            DivergedError: too many steps in a row were of no use, or alpha has vanished.
+            DivergedError: too many steps in a row were of no use, alpha has vanished, or what is
+                learned is not finite.
         """
         vectors = self.vectors().detach()
+        if not bool(torch.isfinite(vectors).all()):
+            raise DivergedError(
+                f"what is learned holds numbers that are not finite at outer step {self.done + 1}; "
+                "lower --step-size, or give --dtype float32."
+            )
         gradient = torch.zeros_like(vectors)
         rate_gradient = torch.zeros(())
         values, inner_ends, growths = [], [], []

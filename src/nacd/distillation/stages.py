@@ -55,15 +55,19 @@ CHECKED = 4
 """Rows a batch of the short check before a run."""
 
 
-def open_run(config: Any, splits: Splits, free: Sequence[str] = FREE) -> RunFolder:
+def open_run(
+    config: Any, splits: Splits, free: Sequence[str] = FREE, *, alone: bool = True
+) -> RunFolder:
     """Open the run folder of a configuration, and hold the data to what the run began with.
 
     Raises:
-        UserError: another configuration, or the same with other data.
+        UserError: another configuration, the same with other data, or, `alone`, another process is
+            at work there.
     """
     folder = RunFolder(Path(config.out))
     defaults = to_dict(type(config)())
-    folder.open(to_dict(config), may_differ=(*free, *SAID, *ROUNDING), defaults=defaults)
+    may_differ = (*free, *SAID, *ROUNDING)
+    folder.open(to_dict(config), may_differ=may_differ, defaults=defaults, alone=alone)
     names = ("train", "target", "development", "report")
     now = {name: _fingerprint([e.digest for e in getattr(splits, name)]) for name in names}
     marks = {name: _fingerprint([_marks(e) for e in getattr(splits, name)]) for name in names}

@@ -25,6 +25,7 @@ from nacd.config.recipe import Recipe
 from nacd.data import Encoded
 from nacd.errors import UserError
 from nacd.model.lora import LoraModel
+from nacd.model.pretrained import inside
 from nacd.store.files import read_tensors, write_json, write_tensors, write_text
 from nacd.training.inner import Start
 
@@ -343,7 +344,8 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def _snapshots(manifest: Mapping[str, Any]) -> tuple[Snapshot, ...]:
     return tuple(
-        Snapshot(**(entry | {"losses": tuple(entry["losses"])})) for entry in manifest["snapshots"]
+        Snapshot(**(entry | {"file": inside(entry["file"]), "losses": tuple(entry["losses"])}))
+        for entry in manifest["snapshots"]
     )
 
 

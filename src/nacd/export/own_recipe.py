@@ -13,7 +13,10 @@ import yaml
 
 from nacd.config import ModelConfig
 from nacd.config.recipe import Recipe
+from nacd.config.settings import read_settings
+from nacd.errors import UserError
 from nacd.store.files import write_text
+from nacd.store.run import flatten
 
 FOLDER = "train_with"
 OWN = "nacd.yaml"
@@ -44,9 +47,25 @@ def beside(rows: Path, name: str) -> Path:
 
 
 def own_recipe(rows: Path) -> Path | None:
-    """The file of a data set, or of a file of its rows; None: there is none."""
+    """The file of a data set, or of a file of its rows; None: there is none.
+
+    Raises:
+        UserError: it sets more than a training: where files are written, say, or which model is
+            read. A data set may come from anybody.
+    """
     file = beside(rows, OWN)
-    return file if rows.expanduser().exists() and file.is_file() else None
+    if not (rows.expanduser().exists() and file.is_file()):
+        return None
+    known = {"recipe": None, "model": {*LORA}, "data": {"max_tokens"}}
+    for key in flatten(read_settings(file)):
+        group, _, name = key.partition(".")
+        if group not in known or (known[group] is not None and name not in known[group]):
+            raise UserError(
+                f"{file}: sets {key}, and a data set's own file may set its training alone "
+                f"(recipe, model.{', model.'.join(LORA)}, data.max_tokens); take {key} out, or "
+                f"give --config {file} yourself if you trust it."
+            )
+    return file
 
 
 def recipe_line(recipe: Recipe, model: ModelConfig, file: Path) -> str:

@@ -92,11 +92,15 @@ def plan_upload(config: PushConfig) -> Upload:
             f"{said_by} {license!r} is no name of the hub's; give --license NAME as it writes them "
             "(apache-2.0, cc-by-4.0, other)."
         )
-    found = {
-        str(file.relative_to(folder)): file.stat().st_size
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and not _left_here(file.relative_to(folder))
-    }
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    files = [file for file in files if not _left_here(file.relative_to(folder))]
+    for file in files:
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"{file}: a link to {file.resolve()}, which is not in this folder and is not "
+                "uploaded; remove the link, or copy the file in its place."
+            )
+    found = {str(file.relative_to(folder)): file.stat().st_size for file in files}
     local = tuple(name for name in found if name.endswith(".yaml") and _local(folder / name))
     other = said if said != license else ""
     return Upload(folder, found, config.to, license, other, config.public, local)

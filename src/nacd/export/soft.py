@@ -79,7 +79,7 @@ def read_soft_prompts(path: Path) -> SoftPrompts:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected the soft prompts that a run wrote.")
-    tensors, header = read_tensors(path)
+    tensors, header = read_tensors(path, renamed=True)
     metadata = dict(header)
     found = metadata.pop("format", None)
     if found != FORMAT:

@@ -8,6 +8,7 @@ SHA-256 is kept beside it and checked at every load. `smollm2` is SmolLM2-135M-I
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -107,9 +108,10 @@ def _convert(gguf: Path, expected: str | None = None) -> Path:
     folder = cache_folder() / "models" / f"{gguf.stem}-{digest[:12]}"
     manifest = folder / "nacd.json"
     if manifest.is_file():
-        known = json.loads(manifest.read_text())
-        if sha256_of(folder / "model.safetensors") == known["model.safetensors"]:
-            return folder
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            known = json.loads(manifest.read_text(encoding="utf-8"))
+            if sha256_of(folder / "model.safetensors") == known["model.safetensors"]:
+                return folder
         shutil.rmtree(folder)  # damaged: convert anew
     require("gguf", f"--model {gguf}")
     partial = folder.with_name(folder.name + f".partial-{os.getpid()}")

@@ -485,14 +485,27 @@ def twice_differentiable() -> Iterator[None]:
         yield
 
 
+def _matrices(hf: Any) -> list[Any]:
+    """The modules that LoRA goes on."""
+    from transformers.pytorch_utils import Conv1D
+
+    return [m for m in hf.modules() if isinstance(m, (nn.Linear, Conv1D))]
+
+
 def add_lora(hf: Any, config: ModelConfig) -> Any:
     """A transformers model with LoRA on it, as a peft model.
 
     Raises:
-        UserError: no module of that name, or LoRA on the embeddings.
+        UserError: no module of that name, LoRA on the embeddings, or a rank above all widths.
     """
     from transformers.pytorch_utils import Conv1D
 
+    widest = max((max(m.weight.shape) for m in _matrices(hf)), default=config.lora_rank)
+    if config.lora_rank > widest:
+        raise UserError(
+            f"--lora-rank {config.lora_rank}: the widest matrix of {config.model} has {widest:,} "
+            "columns, and a rank above that can say nothing more; 8 to 64 are usual."
+        )
     targets: Any = list(config.lora_targets)
     if targets == ["all-linear"]:
         targets = "all-linear"

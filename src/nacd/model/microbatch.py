@@ -15,7 +15,6 @@ said and kept too.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from torch import Tensor
 from nacd.data.batches import collate
 from nacd.data.example import Encoded
 from nacd.model.lora import LoraModel
-from nacd.store.files import write_json
+from nacd.store.files import read_json, write_json
 from nacd.store.memory import OutOfMemory, free_memory
 from nacd.terminal.units import byte_size
 
@@ -182,4 +181,4 @@ def settle(
 
 
 def _read(kept: Path) -> dict[str, int]:
-    return json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+    return read_json(kept) if kept.is_file() else {}

@@ -1,7 +1,7 @@
 """A model's shapes without its numbers: built of `config.json` on torch's meta device.
 
-`nacd.costs.costs` and `nacd.model.microbatch` reckon with it as with a loaded model: it has the same
-matrices, LoRA's among them, and autograd keeps the same tensors of its layers.
+`nacd.costs.costs` and `nacd.model.microbatch` reckon with it as with a loaded model: it has the
+same matrices, LoRA's among them, and autograd keeps the same tensors of its layers.
 """
 
 from __future__ import annotations

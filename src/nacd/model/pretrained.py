@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -177,6 +177,7 @@ def load_weights(
     """
     if not getattr(settings, "transformers_weights", None):
         _check_files(Path(folder), model)
+    _check_sizes(Path(folder), settings.get_text_config(), model)
     for part in (settings, settings.get_text_config()):
         for key in [k for k in part.to_dict() if "drop" in k]:
             if isinstance(getattr(part, key, None), float):
@@ -353,7 +354,7 @@ def _check_files(place: Path, model: str) -> None:
     if not shards[0].is_file() and index.is_file():
         try:
             held = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-            shards = [place / name for name in sorted(set(held))]
+            shards = [place / inside(name) for name in sorted(set(held))]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{index}: damaged ({said(error)}); download it again.") from error
         if lost := [shard.name for shard in shards if not shard.is_file()]:
@@ -378,6 +379,33 @@ def _check_files(place: Path, model: str) -> None:
         )
     for shard in shards:
         check_safetensors(shard)
+
+
+def inside(name: str) -> str:
+    """A file's name that another file gives, which may not lead out of its folder.
+
+    Raises:
+        ValueError: it does.
+    """
+    path = PurePath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{name!r} leads out of the folder")
+    return name
+
+
+def _check_sizes(place: Path, text: Any, model: str) -> None:
+    """Refuse a configuration of far more numbers than there are weights, before they get memory."""
+    stored = sum(file.stat().st_size for file in place.glob("*.safetensors"))
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size")
+    found = {name: getattr(text, name, None) for name in names}
+    sizes = {name: value for name, value in found.items() if isinstance(value, int)}
+    rows, width, layers, middle = (sizes.get(name, 0) for name in names)
+    if stored and width * (rows + layers * max(width, middle)) > 8 * stored:
+        said = ", ".join(f"{name} {value}" for name, value in sizes.items())
+        raise UserError(
+            f"--model {model}: config.json says {said}, which is far more than the {stored:,} "
+            "bytes of weights beside it hold; bring back the config.json that belongs to them."
+        )
 
 
 def _require_finite(hf: Any, model: str, dtype: torch.dtype) -> None:

@@ -19,7 +19,8 @@ from nacd.selection.filters import filtered
 from nacd.selection.judges import judged_by, judges_of
 from nacd.selection.method import Ranking, Task, forward_flops
 from nacd.selection.random import random_order
-from nacd.store.files import finite, read_json, write_json
+from nacd.store.files import finite
+from nacd.store.run import RunFolder
 from nacd.training.student import LEARNING_SEED, mean_nll, train_student
 
 
@@ -48,7 +49,7 @@ def best_of(task: Task) -> Ranking:
             if number == len(losses):
                 theta = train_student(model, task.recipe, data, seed)
                 losses.append(finite(mean_nll(model, theta, judges)))
-                write_json(task.folder / "draws.json", found)
+                RunFolder(task.folder).keep("draws", found)
                 tick(number + 1, min((x for x in losses if x is not None), default=math.nan))
             total = task.recipe.total_steps(len(data.rows))
             visits = training_order(
@@ -80,9 +81,9 @@ def _read(task: Task) -> dict[str, Any]:
     """Judged losses of the draws so far."""
     file = task.folder / "draws.json"
     tokens = task.tokens_digest()
-    if not file.is_file():
+    found = RunFolder(task.folder).kept("draws")
+    if found is None:
         return {"of": _about(task), "tokens": tokens, "losses": []}
-    found = read_json(file)
     if found["of"] != _about(task) or found.get("tokens", tokens) != tokens:
         raise UserError(
             f"{file}: made with other settings ({found['of']}); delete it, or choose another --out."

@@ -6,7 +6,6 @@ A method ranks, and may do so lazily; near-copies are left out (`--dedup`), grou
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -22,7 +21,7 @@ from nacd.data import Encoded, Example
 from nacd.errors import UserError
 from nacd.selection.filters import filtered
 from nacd.selection.method import Ranking, Task
-from nacd.store.files import write_json
+from nacd.store.files import read_json, write_json
 from nacd.store.run import RunFolder
 
 
@@ -142,7 +141,7 @@ def choose_once(
 
     def make() -> dict[str, Any]:
         clock, began = run.path / f"{name}-seconds.json", time.perf_counter()
-        before = json.loads(clock.read_text())["seconds"] if clock.is_file() else 0.0
+        before = read_json(clock)["seconds"] if clock.is_file() else 0.0
         try:
             chosen = choose(task, method, flag)
         except KeyboardInterrupt:

@@ -33,7 +33,6 @@ from nacd.selection.features import (
     AdamDirection,
     FeatureSet,
     claim,
-    content_sha256,
     extract,
     read_sealed,
     sgd_direction,
@@ -42,6 +41,7 @@ from nacd.selection.features import (
 from nacd.selection.method import Ranking, Task, forward_flops
 from nacd.selection.projection import Projection
 from nacd.selection.rounds import round_robin, subtask_max
+from nacd.store.files import content_sha256
 from nacd.training.inner import InnerLoop, Start
 from nacd.training.student import LEARNING_SEED
 from nacd.training.update import initial_state

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     import torch  # takes seconds: loaded by who writes or reads tensors
 
 
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""What the system says of a place that may not be written."""
+
+
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block ends well.
@@ -42,8 +46,11 @@ def whole(path: Path) -> Iterator[Path]:
                 f"{path}: the disk is full. What was written before is whole; free some space and "
                 "run the same command again to go on."
             ) from error
-        if isinstance(error, PermissionError):
-            raise UserError(f"{path}: cannot be written ({error.strerror}).") from error
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}); make its folder writable, or give "
+                "another one."
+            ) from error
         raise
     finally:
         with contextlib.suppress(OSError):
@@ -152,7 +159,7 @@ def _parsed(text: str) -> Any:
 def write_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file whole; `metadata` goes into its header.
+    """Write a safetensors file whole; `metadata` goes into its header, and a seal of all of it.
 
     It goes there as one JSON entry: several would stand in another order each time, and the same
     tensors would not make the same bytes.
@@ -160,26 +167,62 @@ def write_tensors(
     from safetensors.torch import save_file
 
     cpu = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    said = dict(metadata or {}) | {"file": path.name}
+    header = {"nacd": json.dumps(said | {SEAL: _seal(said, cpu)}, sort_keys=True)}
     with whole(path) as partial:
-        header = {"nacd": json.dumps(dict(metadata), sort_keys=True)} if metadata else None
         partial.touch()
         mode = partial.stat().st_mode  # what any other new file gets: safetensors' own is 0600
         save_file(cpu, partial, metadata=header)
         partial.chmod(mode)
 
 
-def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def read_tensors(
+    path: Path, *, renamed: bool = False
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Read a safetensors file: its tensors (on the CPU) and its metadata.
 
+    Args:
+        path: the file; one without a seal, which others wrote, is read as it is.
+        renamed: whether it may have another name than it was written under.
+
     Raises:
-        UserError: the file is damaged; it is named.
+        UserError: the file is damaged, or has taken another's place; it is named.
     """
+    mend = "delete it, and run the command that made it again"
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             header = file.metadata() or {}
-            return tensors, json.loads(header["nacd"]) if "nacd" in header else header
-    except SafetensorError as error:
+        said = json.loads(header["nacd"]) if "nacd" in header else header
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"{path}: damaged ({error}); {mend}.") from error
+    seal = said.pop(SEAL, None)
+    if seal is not None and seal != _seal(said, tensors):
+        raise UserError(f"{path}: damaged (its content is not what was written); {mend}.")
+    written = said.pop("file", path.name)
+    if written != path.name and not renamed:
         raise UserError(
-            f"{path}: damaged ({error}); delete it, and run the command that made it again."
-        ) from error
+            f"{path}: not what belongs here: it was written as {written}; move it back, or {mend}."
+        )
+    return tensors, said
+
+
+SEAL = "seal"
+"""Key of a hash of all that stands beside it."""
+
+
+def _seal(said: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> str:
+    text = json.dumps(dict(said), sort_keys=True) + content_sha256(tensors)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def content_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Hash of named tensors (on the CPU)."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

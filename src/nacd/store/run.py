@@ -7,7 +7,9 @@ keys named. Metrics are JSON lines; on going on, lines past the saved state are 
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from typing import Any
 import yaml
 
 from nacd.errors import UserError
-from nacd.store.files import read_json, write_json, write_text
+from nacd.store.alone import FILE, Lock, lock
+from nacd.store.files import SEAL, json_text, read_json, write_json, write_text
 from nacd.store.renamed import new_names
 
 EMPTY = {"run.yaml", "provenance.json", "stages.json", "memory.json"}
@@ -77,6 +80,7 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
+        self.lock: Lock | None = None
 
     def open(
         self,
@@ -84,6 +88,7 @@ class RunFolder:
         *,
         may_differ: Iterable[str] = ("out",),
         defaults: Mapping[str, Any] | None = None,
+        alone: bool = True,
     ) -> None:
         """Make the folder, or check that it belongs to this configuration.
 
@@ -93,14 +98,25 @@ class RunFolder:
             config: the configuration.
             may_differ: dotted keys that need not be as they were.
             defaults: what keys are taken for that the folder, of an older version, does not have.
+            alone: whether no other process may be at work in the folder.
 
         Raises:
-            UserError: the folder is of another configuration; the differing keys are named.
+            UserError: the folder is of another configuration (the differing keys are named), is no
+                run folder, cannot be written, or another process is at work in it.
         """
         file = self.path / "run.yaml"
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out {self.path}: a file, not a folder; choose another --out.")
-        if file.is_file() and {entry.name for entry in self.path.iterdir()} <= EMPTY:
+        beside = [e for e in self.path.glob("*") if ".partial-" not in e.name and e.name != FILE]
+        if beside and not file.is_file():
+            raise UserError(
+                f"--out {self.path}: not empty and not a run folder; choose another --out."
+            )
+        if alone:
+            self.lock = lock(self.path)
+            for partial in self.path.rglob(".*.partial-*"):  # of a process that was killed
+                partial.unlink(missing_ok=True)
+        if file.is_file() and {entry.name for entry in beside} <= EMPTY:
             for name in EMPTY:
                 (self.path / name).unlink(missing_ok=True)
         if file.is_file():
@@ -117,10 +133,6 @@ class RunFolder:
                     + "\n".join(differing)
                     + "\nChoose another --out, or give the same flags to go on with that run."
                 )
-        elif any(".partial-" not in entry.name for entry in self.path.glob("*")):
-            raise UserError(
-                f"--out {self.path}: not empty and not a run folder; choose another --out."
-            )
         write_text(file, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 
     @property
@@ -145,10 +157,36 @@ class RunFolder:
         Raises:
             UserError: the file is damaged; it is named.
         """
+        kept = self.kept(name)
+        if kept is not None and (not of or kept.get("of", of) == of):
+            return kept
+        self.keep(name, make() | ({"of": of} if of else {}))
+        return self.kept(name) or {}
+
+    def keep(self, name: str, result: Mapping[str, Any]) -> None:
+        """Keep a JSON result as `name`.json, with a seal of it and of its name."""
+        plain: dict[str, Any] = json.loads(json_text(result))
+        write_json(self.path / f"{name}.json", plain | {SEAL: _seal(name, plain)})
+
+    def kept(self, name: str) -> dict[str, Any] | None:
+        """The JSON result `name`; None: there is none.
+
+        Raises:
+            UserError: the file is damaged, or has taken another's place; it is named.
+        """
         file = self.path / f"{name}.json"
-        if file.is_file():
-            kept = read_json(file)
-            if not of or kept.get("of", of) == of:
-                return kept
-        write_json(file, make() | ({"of": of} if of else {}))
-        return read_json(file)
+        if not file.is_file():
+            return None
+        found: Any = read_json(file)
+        seal = found.pop(SEAL, None) if isinstance(found, dict) else ""
+        if seal is not None and seal != _seal(name, found):  # None: an older version's
+            raise UserError(
+                f"{file}: damaged, or moved here from another place (its content is not what was "
+                "written); delete it, and run the same command again to make it anew."
+            )
+        return found
+
+
+def _seal(name: str, result: Any) -> str:
+    text = json.dumps([name, result], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -60,7 +60,7 @@ def train_student(
         tick: told of every step.
 
     Returns:
-        Theta after the last step, (P,).
+        Theta after the last step, (P,); not finite where the training diverged, which then ends.
 
     Raises:
         UserError: the warm-up keeps the recipe at a learning rate of 0.
@@ -77,6 +77,8 @@ def train_student(
         at, losses = loop.run(at, [data.batch(rows)], log_rate, vectors)
         if tick is not None:
             tick(at.count, total, losses[-1])
+        if not (math.isfinite(losses[-1]) or bool(torch.isfinite(at.theta).all())):
+            break  # diverged: nothing brings it back
     return at.theta
 
 

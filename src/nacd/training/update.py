@@ -33,7 +33,7 @@ def clip(gradient: Tensor, limit: float) -> Tensor:
     if limit <= 0:
         return gradient
     square = (gradient * gradient).sum()
-    norm = torch.where(square > 0, square, torch.ones_like(square)).sqrt()
+    norm = torch.where(square != 0, square, torch.ones_like(square)).sqrt()  # NaN stays NaN
     return gradient * torch.clamp(limit / (norm + 1e-6), max=1.0)
 
 
@@ -64,9 +64,9 @@ def step(
     m = torch.lerp(state[0], g, 1 - recipe.beta1)
     v = recipe.beta2 * state[1] + (1 - recipe.beta2) * g * g
     root = v / (1 - recipe.beta2 ** (count + 1)) + recipe.root_eps
-    positive = root > 0
-    denominator = torch.where(positive, root, torch.ones_like(root)).sqrt() + recipe.eps
-    move = torch.where(positive, m / denominator, torch.zeros_like(m))
+    moved = root != 0  # of NaN too, which would else freeze its entry, unseen
+    denominator = torch.where(moved, root, torch.ones_like(root)).sqrt() + recipe.eps
+    move = torch.where(moved, m / denominator, torch.zeros_like(m))
     if recipe.weight_decay:
         theta = theta * (1 - rate * recipe.weight_decay)
     return theta - rate / (1 - recipe.beta1 ** (count + 1)) * move, (m, v)
