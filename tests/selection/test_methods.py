@@ -291,7 +291,7 @@ def test_the_time_of_interrupted_calls_counts(
         (
             "best",
             {},
-            "--method best: unknown; the methods are random, best-of, swaps, longest, kcenter",
+            "--method best: unknown; the methods are random, best-of, swaps, winnow, longest",
         ),
         ("random", {"dedup": 1.5}, "--dedup 1.5: a similarity, must lie between 0"),
         ("random", {"dedup": -0.1}, "--dedup -0.1"),
@@ -339,7 +339,7 @@ def test_strata_without_groups(prepared: Prepared, tmp_path: Path) -> None:
 
 def test_the_methods_that_there_are() -> None:
     aware = ["bm25", "rds+", "less", "trajectory"]
-    assert list(METHODS) == ["random", "best-of", "swaps", "longest", "kcenter", *aware]
+    assert list(METHODS) == ["random", "best-of", "swaps", "winnow", "longest", "kcenter", *aware]
     assert [m for m in METHODS if METHODS[m].needs_target] == aware
     assert [m for m in METHODS if METHODS[m].orders] == ["random", "best-of"]
     assert [m for m in METHODS if METHODS[m].package] == ["bm25"]

@@ -17,7 +17,7 @@ from nacd.data import Example, Message, Splits
 from nacd.errors import UserError
 from nacd.model.lora import ModelConfig
 from nacd.model.prepare import Prepared, prepare
-from nacd.selection import choose, swapping
+from nacd.selection import choose, sources, swapping
 from nacd.selection import swaps as module
 from nacd.selection.method import Task
 from nacd.selection.swapping import Search, Swapped, against, fill
@@ -275,6 +275,7 @@ def test_two_models_weigh_and_judge(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "ModelSource", Spy)
+        patch.setattr(sources, "ModelSource", Spy)
         choose(asked, "swaps")
     first, last = other
     assert last.model.config.model == second

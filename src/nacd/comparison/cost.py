@@ -102,7 +102,7 @@ def forecast(
         work = Work(source, recipe, rows)
         for method in config.methods:
             spent = own * work.choosing(method, selection) if method in METHODS else 0.0
-            if METHODS[method].anytime:
+            if method in METHODS and METHODS[method].anytime:
                 spent = 60 * selection.minutes
             if spent and there.read(f"choosing/{budget}/{method}/chosen") is None:
                 before[f"choosing by {method}, budget {budget}"] = spent

@@ -28,7 +28,7 @@ class SelectConfig:
     out: Folder = Folder(Path("runs/select"))
     """Run folder; the same command again goes on where it stopped."""
     method: str = "rds+"
-    """`random`, `best-of`, `swaps`, `longest`, `kcenter`, `bm25`, `rds+`, `less` or
+    """`random`, `best-of`, `swaps`, `winnow`, `longest`, `kcenter`, `bm25`, `rds+`, `less` or
     `trajectory`."""
     budget: Budget = Budget("5%")
     """What is chosen: rows (`112`), a percentage (`5%`) or tokens (`20000t`)."""
