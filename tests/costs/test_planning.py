@@ -133,7 +133,7 @@ def test_sizes_are_read_as_they_are_written() -> None:
 
 @pytest.mark.slow
 def test_the_table_in_the_docs_is_what_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     monkeypatch.syspath_prepend(root / "benchmarks")
     table = import_module("plan_table")
     page = (root / "docs" / "how-to" / "gpu.md").read_text(encoding="utf-8")

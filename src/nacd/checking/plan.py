@@ -28,7 +28,7 @@ TRIES = 6
 """Random draws that `best-of` takes the best of, by validation rows."""
 FIRST, MORE, MANY = 3, 5, 10
 """Trainings of a set at first, of a choice and of random rows once there is time."""
-DEAR = ("less", "trajectory", "swaps")
+DEAR = ("less", "trajectory", "swaps", "winnow")
 """Methods that cost many trainings: after all else, and never counted in the time advised."""
 
 
