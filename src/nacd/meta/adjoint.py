@@ -60,6 +60,7 @@ class MetaGradient(Sweep):
 
 
 L = TypeVar("L", bound=StepLoss)
+Taken = TypeVar("Taken", bound=StepLoss, contravariant=True)
 
 
 class Gather(Protocol):
@@ -70,7 +71,7 @@ class Gather(Protocol):
         ...
 
 
-class Sweeper(Protocol[L]):
+class Sweeper(Protocol[Taken]):
     """An engine for a kind of loss; see `nacd.meta.engines.Engine`."""
 
     @property
@@ -78,7 +79,7 @@ class Sweeper(Protocol[L]):
         """Whether the loss's gradient in the learnables is to be kept."""
         ...
 
-    def __call__(self, loss: L, theta: Tensor, v: Tensor, known: Slopes) -> Products:
+    def __call__(self, loss: Taken, theta: Tensor, v: Tensor, known: Slopes) -> Products:
         """The products at theta (P,) for the cotangent v (P,)."""
         ...
 
