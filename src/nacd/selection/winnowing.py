@@ -7,7 +7,7 @@
             the budget, by the same factor for the same time
 
 The loss after training on a random set depends far more on the set than on initial values and order
-(docs/results.md, "Sets by elimination"), and it says a little about each of the set's rows. Were a
+(docs/results.md, "by elimination"), and it says a little about each of the set's rows. Were a
 set's loss the mean of its rows' effects, n trainings on sets of B rows would tell a row's effect
 with correlation sqrt(n_i / B), n_i the sets that it stood in; dropping the worst early spends the
 later trainings on fewer rows. (Effects of rows from many trainings on random subsets: datamodels,
