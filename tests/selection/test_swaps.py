@@ -17,10 +17,11 @@ from nacd.data import Example, Message, Splits
 from nacd.errors import UserError
 from nacd.model.lora import ModelConfig
 from nacd.model.prepare import Prepared, prepare
-from nacd.selection import choose, sources, swapping
+from nacd.selection import choose, searching, sources, swapping
 from nacd.selection import swaps as module
 from nacd.selection.method import Task
-from nacd.selection.swapping import Search, Swapped, against, fill
+from nacd.selection.searching import against
+from nacd.selection.swapping import Search, Swapped, fill
 from nacd.store.run import RunFolder
 from nacd.terminal.progress import Progress
 from nacd.training.evaluation import RowNll
@@ -60,7 +61,7 @@ class Formula:
 def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every round and check takes 30 seconds, whatever it takes."""
     ticks = itertools.count(0.0, 30.0)
-    monkeypatch.setattr(swapping.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(searching.time, "perf_counter", lambda: next(ticks))
 
 
 def search(source: Formula, folder: Path, **changes: Any) -> Search:

@@ -25,6 +25,8 @@ class MethodEntry:
     """A package of the extra `select` that it needs."""
     orders: bool = False
     """Whether it chose the order of its rows, too, as one to train in."""
+    judged: bool = False
+    """Whether rows set aside, or the target rows, judge what it tries (--judge)."""
     anytime: bool = False
     """Whether it searches for --minutes, and goes on when it is given more."""
 
@@ -35,15 +37,18 @@ METHODS: dict[str, MethodEntry] = {
         "the best of several random draws, each trained on",
         "nacd.selection.best_of",
         orders=True,
+        judged=True,
     ),
     "swaps": MethodEntry(
         "a random draw with rows swapped for worthier ones, as long as time allows",
         "nacd.selection.swaps",
+        judged=True,
         anytime=True,
     ),
     "winnow": MethodEntry(
         "random sets trained on, the rows of the worse ones dropped, as long as time allows",
         "nacd.selection.winnow",
+        judged=True,
         anytime=True,
     ),
     "longest": MethodEntry("the longest responses", "nacd.selection.longest"),

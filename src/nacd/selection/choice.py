@@ -47,7 +47,7 @@ def check_rows(
     Raises:
         UserError: no target rows for a method that looks at them, or no groups to stratify by.
     """
-    judged = method in ("best-of", "swaps", "winnow") and config.judge == "target"
+    judged = METHODS[method].judged and config.judge == "target"
     if (METHODS[method].needs_target or judged) and not len(target):
         raise UserError(
             f"{flag} {method}: needs target rows, and there are none: raise --target-rows, or name "

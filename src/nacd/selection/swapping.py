@@ -20,17 +20,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
-from nacd.statistics.intervals import mean_error, t_interval
+from nacd.selection.searching import Judged, Searching, Trained, against
 from nacd.store.run import RunFolder
 from nacd.terminal.progress import Progress
-from nacd.training.evaluation import RowNll
 
 SHARE = 1 / 8
 """Share of the set that a round leaves out."""
@@ -49,7 +47,7 @@ CHECK_SEED = 500_000
 LAST_SEED = 900_000
 
 
-class Source(Protocol):
+class Source(Trained, Protocol):
     """What trains on rows and weighs them: a model with a recipe. Rows are numbers from 0."""
 
     def worth(self, rows: Sequence[int], seed: int, beside: Sequence[int]) -> list[float]:
@@ -58,33 +56,6 @@ class Source(Protocol):
         Comparable between the rows of one call alone.
         """
         ...
-
-    def nll(self, rows: Sequence[int], seed: int) -> RowNll:
-        """NLL of the judging rows after a training on `rows`."""
-        ...
-
-    @property
-    def flops(self) -> float:
-        """Floating-point operations spent so far."""
-        ...
-
-
-@dataclass(frozen=True)
-class Judged:
-    """One set against another, on the judging rows, pair by pair."""
-
-    difference: float
-    """Mean over trainings of the difference in NLL per token; negative: the first is better."""
-    interval: float | None
-    """Half the width of the 95 % t-interval over trainings; None: too few."""
-    row_error: float
-    """Standard error over the judging rows."""
-    first: float
-    """NLL of the first set."""
-    second: float
-    """NLL of the second set."""
-    trainings: int
-    """Of either set."""
 
 
 @dataclass(frozen=True)
@@ -152,31 +123,7 @@ def fill(
     return successors
 
 
-def against(first: Sequence[Sequence[RowNll]], second: Sequence[Sequence[RowNll]]) -> Judged:
-    """One set's trainings against another's, paired by their seeds.
-
-    Args:
-        first: by source and training, the judging rows' NLL after the first set; of several
-            sources, the mean counts.
-        second: the same after the second set.
-    """
-    differences, errors = [], []
-    for one, other in zip(first, second, strict=True):
-        differences.append([a.mean - b.mean for a, b in zip(one, other, strict=True)])
-        rows = np.mean([a.nll - b.nll for a, b in zip(one, other, strict=True)], axis=0)
-        errors.append(mean_error(rows, one[0].tokens))
-    by_training = np.mean(differences, axis=0)
-    return Judged(
-        float(by_training.mean()),
-        t_interval(by_training.tolist()),
-        float(np.linalg.norm(errors) / len(errors)),
-        float(np.mean([[found.mean for found in trainings] for trainings in first])),
-        float(np.mean([[found.mean for found in trainings] for trainings in second])),
-        trainings=len(by_training),
-    )
-
-
-class Search:
+class Search(Searching[Source]):
     """The state of a search; every round and check is one file of its folder, so that it goes on.
 
     Args:
@@ -204,9 +151,10 @@ class Search:
         folder: RunFolder,
         progress: Progress,
     ):
-        self.sources, self.start, self.pool = sources, list(start), pool
+        super().__init__(sources, seed, folder)
+        self.start, self.pool = list(start), pool
         self.stratum, self.lengths, self.most = stratum, lengths, most
-        self.seed, self.folder, self.progress = seed, folder, progress
+        self.progress = progress
         self.kept, self.now = list(self.start), list(self.start)
         self.weighed = [-1] * len(self.start)
         """By place, the round in which it was weighed last."""
@@ -216,7 +164,7 @@ class Search:
         self.rounds, self.checks, self.share = 0, list[dict[str, Any]](), SHARE
         self.round, self.training = 0.0, 0.0
         """Seconds of the longest round, and of a training with its judging."""
-        self.seconds, self.flops, self.nll = 0.0, 0.0, math.nan
+        self.nll = math.nan
 
     def run(self, minutes: float) -> Swapped:
         """Search until the time is used up, that of earlier calls with the same folder included."""
@@ -287,20 +235,6 @@ class Search:
     def _there(self, name: str) -> bool:
         return (self.folder.path / f"{name}.json").is_file()
 
-    def _once(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """`make`, kept as a file with its seconds and operations, which count once."""
-
-        def timed() -> dict[str, Any]:
-            began, before = time.perf_counter(), sum(s.flops for s in self.sources)
-            found = make()
-            spent = sum(source.flops for source in self.sources) - before
-            return found | {"seconds": time.perf_counter() - began, "flops": spent}
-
-        found = self.folder.once(name, timed)
-        self.seconds += found["seconds"]
-        self.flops += found["flops"]
-        return found
-
     def _round(self, name: str) -> dict[str, Any]:
         """Weigh a share of the set and candidates, and name who takes which place."""
         now, inside = self.now, set(self.now)
@@ -331,7 +265,7 @@ class Search:
             worth = np.mean(worths, axis=0)
             return {"left_out": left_out, "beside": beside, "worth": [float(x) for x in worth]}
 
-        found = self._once(name, make)
+        found = self.once(name, make)
         for row, worth in zip(found["beside"], found["worth"], strict=True):
             self.memory.add(row, worth)
         for place in places:
@@ -360,11 +294,11 @@ class Search:
         seeds = range(first, first + TRAININGS)
 
         def make() -> dict[str, Any]:
-            old = self._nll(self.kept, seeds)
+            old = self.trained(self.kept, seeds)
             tried: list[Judged] = []
             rows = self.now
             for rows in dict.fromkeys(map(tuple, (self.now, self.since[len(self.since) // 2 - 1]))):
-                tried.append(against(self._nll(rows, seeds), old))
+                tried.append(against(self.trained(rows, seeds), old))
                 if tried[-1].difference < 0:
                     break
             return {
@@ -374,7 +308,7 @@ class Search:
                 "changed": sum(a != b for a, b in zip(self.now, self.kept, strict=True)),
             }
 
-        return self._once(name, make)
+        return self.once(name, make)
 
     def _last(self, limit: float) -> Judged:
         """The kept set against the first one."""
@@ -383,11 +317,7 @@ class Search:
 
         def make() -> dict[str, Any]:
             seeds = range(LAST_SEED, LAST_SEED + count)
-            found = against(self._nll(self.kept, seeds), self._nll(self.start, seeds))
+            found = against(self.trained(self.kept, seeds), self.trained(self.start, seeds))
             return {"judged": asdict(found)}
 
-        return Judged(**self._once(f"checks/last-{digest}", make)["judged"])
-
-    def _nll(self, rows: Sequence[int], seeds: Sequence[int]) -> list[list[RowNll]]:
-        """The judging rows after trainings on `rows`, by source and seed."""
-        return [[s.nll(rows, self.seed + seed) for seed in seeds] for s in self.sources]
+        return Judged(**self.once(f"checks/last-{digest}", make)["judged"])

@@ -24,8 +24,8 @@ def winnow(task: Task) -> Ranking:
     """The rows of the best set found, then all others; goes on where it was stopped.
 
     Raises:
-        UserError: a training diverged, too few rows to choose among, or the folder holds a search
-            with other settings.
+        UserError: a training diverged, the budget takes more rows than there are, or the folder
+            holds a search with other settings.
     """
     train = task.prepared.train
     judges, aside = judges_of(task, "winnow")

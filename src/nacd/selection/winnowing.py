@@ -21,17 +21,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from nacd.selection.swapping import Judged, against
+from nacd.selection.searching import Judged, Searching, Trained, against
 from nacd.store.run import RunFolder
 from nacd.terminal.progress import Progress
-from nacd.training.evaluation import RowNll
 
 DEALT = 5
 """Sets that are trained on for every time that the pool is as large as a set, at the start."""
@@ -41,19 +39,6 @@ LAST = 3
 """Trainings of each set in the last check, where a quarter of the time allows it."""
 LAST_SEED = 900_000
 """The last check trains from seeds 900000, 900001, ... beyond the search's own."""
-
-
-class Trained(Protocol):
-    """What trains on rows and judges: a model with a recipe. Rows are numbers from 0."""
-
-    def nll(self, rows: Sequence[int], seed: int) -> RowNll:
-        """NLL of the judging rows after a training on `rows`."""
-        ...
-
-    @property
-    def flops(self) -> float:
-        """Floating-point operations spent so far."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -78,7 +63,7 @@ class Winnowed:
     flops: float
 
 
-class Winnow:
+class Winnow(Searching[Trained]):
     """The state of a search; every training and deal is one file of its folder.
 
     Args:
@@ -88,7 +73,7 @@ class Winnow:
         seed: of what is dealt, and of all trainings.
         folder: keeps trainings and deals.
         progress: display.
-        clock: seconds.
+        clock: seconds; None: of this process.
     """
 
     def __init__(
@@ -100,11 +85,10 @@ class Winnow:
         seed: int,
         folder: RunFolder,
         progress: Progress,
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Callable[[], float] | None = None,
     ):
-        self.sources, self.pool, self.take = sources, list(pool), take
-        self.seed, self.folder, self.progress = seed, folder, progress
-        self.clock = clock
+        super().__init__(sources, seed, folder, clock)
+        self.pool, self.take, self.progress = list(pool), take, progress
         self.left: list[int] = []
         self.sums: dict[int, float] = {}
         self.counts: dict[int, int] = {}
@@ -112,13 +96,12 @@ class Winnow:
         """Lowest loss, and the set that it is of."""
         self.sets, self.deals, self.first_size = 0, 0, 0
         self.spread, self.each = math.nan, 0.0
-        self.seconds, self.flops = 0.0, 0.0
 
     def run(self, minutes: float) -> Winnowed:
         """Search until the time is used up, that of earlier calls with the same folder included."""
         limit = 60 * minutes
         first = self.take(self.pool)
-        self.each = self._once("sets/0000-00", lambda: self._trained(first, 0))["seconds"]
+        self.each = self.once("sets/0000-00", lambda: self._trained(first, 0))["seconds"]
         self.seconds = self.flops = 0.0  # the first deal has it again
         last = max(1, min(LAST, int(limit / 4 / (3 * self.each))))
         limit -= 3 * last * self.each
@@ -143,7 +126,7 @@ class Winnow:
         if not there and self.seconds + len(dealt) * self.each > limit:
             return False
         found = [
-            self._once(f"sets/{self.deals:04d}-{k:02d}", lambda rows=rows: self._trained(rows))
+            self.once(f"sets/{self.deals:04d}-{k:02d}", lambda rows=rows: self._trained(rows))
             for k, rows in enumerate(dealt)
         ]
         losses = np.array([np.mean([source["mean"] for source in made["nll"]]) for made in found])
@@ -176,7 +159,7 @@ class Winnow:
         dealt: list[list[int]] = []
         at = 0
         while at < len(order) or len(dealt) < 2:
-            at %= len(order)
+            at %= len(order)  # a second set where one has every row that is left
             dealt.append(self.take([*order[at:], *order[:at]]))
             at += len(dealt[-1])
         return dealt
@@ -188,11 +171,11 @@ class Winnow:
 
         def make() -> dict[str, Any]:
             seeds = range(LAST_SEED, LAST_SEED + last)
-            made = {name: self._nll(rows, seeds) for name, rows in sets.items() if rows}
+            made = {name: self.trained(rows, seeds) for name, rows in sets.items() if rows}
             judged = {name: against(nll, made["first"]) for name, nll in made.items()}
             return {"judged": {name: asdict(found) for name, found in judged.items()}}
 
-        found = self._once(f"last-{digest}", make)["judged"]
+        found = self.once(f"last-{digest}", make)["judged"]
         judged = {name: Judged(**made) for name, made in found.items()}
         best = min(judged, key=lambda name: judged[name].difference)
         if judged[best].difference >= 0:
@@ -224,23 +207,6 @@ class Winnow:
             "nll": [{"mean": source.nll(rows, seed).mean} for source in self.sources],
         }
 
-    def _nll(self, rows: Sequence[int], seeds: Sequence[int]) -> list[list[RowNll]]:
-        return [[s.nll(rows, self.seed + seed) for seed in seeds] for s in self.sources]
-
     def _kept(self, name: str, found: dict[str, Any]) -> dict[str, Any]:
         """A number that hangs on the clock, as it was decided the first time."""
         return self.folder.once(name, lambda: found)
-
-    def _once(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """`make`, kept as a file with its seconds and operations, which count once."""
-
-        def timed() -> dict[str, Any]:
-            began, before = self.clock(), sum(s.flops for s in self.sources)
-            found = make()
-            spent = sum(source.flops for source in self.sources) - before
-            return found | {"seconds": self.clock() - began, "flops": spent}
-
-        found = self.folder.once(name, timed)
-        self.seconds += found["seconds"]
-        self.flops += found["flops"]
-        return found
