@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
@@ -24,9 +25,10 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 from stage import opened, parser
+from torch import Tensor
 
 import nacd
-from nacd.data import bucketed, collate, training_order
+from nacd.data import Batch, bucketed, collate, training_order
 from nacd.data.rows import Rows
 from nacd.meta import FirstOrder, unvisited
 from nacd.meta.objectives import target_objective
@@ -48,6 +50,22 @@ LENGTHS = (2.5, 3.5, 4.5, 5.5, 6.5, 7.5, 8.5, 10.5, 13.5)
 """Borders of the classes of response tokens."""
 
 
+def last_epoch(
+    prepared: Prepared, chosen: Sequence[int], seed: int
+) -> tuple[InnerLoop, Start, list[Batch], Tensor]:
+    """A training on rows up to its last epoch: the loop, its state, the batches left, log rate."""
+    model, rows, size = prepared.model, prepared.train.rows, len(chosen)
+    pad, total = model.tokenizer.pad_token_id, RECIPE.total_steps(size)
+    log_rate = torch.tensor(math.log(RECIPE.learning_rate), device=model.device)
+    order = training_order(size, RECIPE.batch_size, total, seed)
+    batches = [collate([rows[chosen[i]] for i in where], pad) for where in order]
+    window = math.ceil(size / RECIPE.batch_size)
+    loop, theta = InnerLoop(model, RECIPE, total), model.fresh_theta(seed)
+    start = Start(theta, initial_state(RECIPE, theta))
+    at, _ = loop.run(start, batches[:-window], log_rate, None)
+    return loop, at, batches[-window:], log_rate
+
+
 def probe(prepared: Prepared, size: int, number: int) -> dict[str, Any]:
     """The worth of every row outside one random set of `size` rows, after training on the set."""
     model, rows = prepared.model, prepared.train.rows
@@ -56,16 +74,8 @@ def probe(prepared: Prepared, size: int, number: int) -> dict[str, Any]:
     chosen, rest = shuffled[:size], shuffled[size:]
     judges, outside = rest[: min(JUDGES, len(rest) // 2)], rest[min(JUDGES, len(rest) // 2) :]
     objective = target_objective(model, bucketed([rows[i] for i in judges], 16, pad, model.device))
-    total, seed = RECIPE.total_steps(size), LEARNING_SEED + number
-    log_rate = torch.tensor(math.log(RECIPE.learning_rate), device=model.device)
-    order = training_order(size, RECIPE.batch_size, total, seed)
-    batches = [collate([rows[chosen[i]] for i in where], pad) for where in order]
-    window = math.ceil(size / RECIPE.batch_size)
-    loop, theta = InnerLoop(model, RECIPE, total), model.fresh_theta(seed)
-    start = Start(theta, initial_state(RECIPE, theta))
-    at, _ = loop.run(start, batches[:-window], log_rate, None)
-    late = batches[-window:]
-    steps = list(range(0, max(1, window - 2), EVERY))
+    loop, at, late, log_rate = last_epoch(prepared, chosen, LEARNING_SEED + number)
+    steps = list(range(0, max(1, len(late) - 2), EVERY))
     places, worth = np.arange(len(outside)) % len(steps), np.zeros(len(outside))
     mine = [np.flatnonzero(places == place) for place in range(len(steps))]
     mine = [js[np.argsort([len(rows[outside[j]]) for j in js], kind="stable")] for js in mine]

@@ -16,26 +16,22 @@ are read.
 
 from __future__ import annotations
 
-import math
 import statistics
 from itertools import combinations
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.stats import spearmanr
 from stage import opened, parser
-from worth import EPS, EVERY, LENGTHS, PROBE_EPS, RECIPE
+from worth import EPS, EVERY, LENGTHS, PROBE_EPS, last_epoch
 
-from nacd.data import bucketed, collate, training_order
+from nacd.data import bucketed, collate
 from nacd.meta import FirstOrder, unvisited
 from nacd.meta.objectives import target_objective
 from nacd.model.prepare import Prepared
 from nacd.store.run import RunFolder
 from nacd.terminal.progress import Progress
-from nacd.training.inner import InnerLoop, Start
 from nacd.training.student import LEARNING_SEED
-from nacd.training.update import initial_state
 
 CANDIDATES = 96
 
@@ -58,17 +54,9 @@ class Drawn:
 def probe(prepared: Prepared, chosen: list[int], seed: int, drawn: Drawn) -> dict[str, Any]:
     """The candidates' worth by each sample of judging rows, after one training."""
     model, rows = prepared.model, prepared.train.rows
-    pad, size = model.tokenizer.pad_token_id, len(chosen)
-    total = RECIPE.total_steps(size)
-    log_rate = torch.tensor(math.log(RECIPE.learning_rate), device=model.device)
-    order = training_order(size, RECIPE.batch_size, total, seed)
-    batches = [collate([rows[chosen[i]] for i in where], pad) for where in order]
-    window = math.ceil(size / RECIPE.batch_size)
-    loop, theta = InnerLoop(model, RECIPE, total), model.fresh_theta(seed)
-    start = Start(theta, initial_state(RECIPE, theta))
-    at, _ = loop.run(start, batches[:-window], log_rate, None)
-    late = batches[-window:]
-    steps = list(range(0, max(1, window - 2), EVERY))
+    pad = model.tokenizer.pad_token_id
+    loop, at, late, log_rate = last_epoch(prepared, chosen, seed)
+    steps = list(range(0, max(1, len(late) - 2), EVERY))
     places = np.arange(CANDIDATES) % len(steps)
     beside = {
         step: [collate([rows[drawn.candidates[j]] for j in np.flatnonzero(places == k)], pad)]

@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nacd.config import DataConfig, SelectionConfig
+from nacd.config import SelectionConfig
 from nacd.config.recipe import Recipe
-from nacd.data import Example, Message, Splits
 from nacd.errors import UserError
-from nacd.model.lora import ModelConfig
-from nacd.model.prepare import Prepared, prepare
+from nacd.model.prepare import Prepared
 from nacd.selection import choose, searching, sources, swapping
 from nacd.selection import swaps as module
 from nacd.selection.method import Task
@@ -204,22 +202,6 @@ def test_sets_are_compared_pair_by_pair() -> None:
     assert found.difference == pytest.approx(-0.75)
     assert found.interval == pytest.approx(12.706 * 0.25, rel=1e-3)
     assert found.row_error == 0.0  # both rows differ alike
-
-
-@pytest.fixture(scope="module")
-def prepared(tiny_folder: Callable[[str], Path]) -> Prepared:
-    """Every third row answers as the target rows do."""
-
-    def example(number: int, response: str) -> Example:
-        words = Message("user", f"what is the colour of the {number}")
-        return Example((words, Message("assistant", response)), f"rows:{number}")
-
-    train = [example(i, "the fox" if i % 3 == 0 else "it is") for i in range(48)]
-    held = [example(100 + i, "the fox") for i in range(6)]
-    model = ModelConfig(model=str(tiny_folder("llama")), lora_rank=4)
-    return prepare(
-        model, DataConfig(data="rows", template="qa"), splits=Splits(train, held, held, held)
-    )
 
 
 def task(prepared: Prepared, folder: Path, **changes: Any) -> Task:

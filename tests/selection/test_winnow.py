@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nacd.config import DataConfig, SelectionConfig
+from nacd.config import SelectionConfig
 from nacd.config.recipe import Recipe
-from nacd.data import Example, Message, Splits
 from nacd.errors import UserError
-from nacd.model.lora import ModelConfig
-from nacd.model.prepare import Prepared, prepare
+from nacd.model.prepare import Prepared
 from nacd.selection import choose, winnowing
 from nacd.selection.method import Task
 from nacd.selection.winnowing import Winnow
@@ -146,22 +144,6 @@ def test_a_budget_of_tokens_deals_sets_of_it(tmp_path: Path) -> None:
     found = search(source, tmp_path, take=take).run(40)
     assert sum(5 + row % 7 for row in found.rows) <= 160
     assert source.of(found.rows) < source.of(take(range(ROWS)))
-
-
-@pytest.fixture(scope="module")
-def prepared(tiny_folder: Callable[[str], Path]) -> Prepared:
-    """Every third row answers as the target rows do."""
-
-    def example(number: int, response: str) -> Example:
-        words = Message("user", f"what is the colour of the {number}")
-        return Example((words, Message("assistant", response)), f"rows:{number}")
-
-    train = [example(i, "the fox" if i % 3 == 0 else "it is") for i in range(48)]
-    held = [example(100 + i, "the fox") for i in range(6)]
-    model = ModelConfig(model=str(tiny_folder("llama")), lora_rank=4)
-    return prepare(
-        model, DataConfig(data="rows", template="qa"), splits=Splits(train, held, held, held)
-    )
 
 
 def task(prepared: Prepared, folder: Path, **changes: Any) -> Task:
