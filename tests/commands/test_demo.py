@@ -28,8 +28,10 @@ def test_the_demo(
     found = capsys.readouterr()
     checked, distilled = json.loads(found.out)
     assert distilled["rows"] == 16
+    methods = [row["method"] for row in distilled["table"]]
+    # the last text has a row of its own where a check has chosen an earlier one
     shuffled = ["zero-shot", "random", "seeds", "text"]
-    assert [row["method"] for row in distilled["table"]] == shuffled
+    assert [method for method in methods if method != "text-last"] == shuffled
     # the distillation trains by the recipe that the check has found
     settings = (out / "distill" / "run.yaml").read_text()
     assert f"learning_rate: {checked['recipe']['learning_rate']}" in settings
