@@ -32,7 +32,7 @@ from nacd.training.inner import InnerLoop, Start
 from nacd.training.student import train_student
 from nacd.training.update import initial_state
 
-OBJECTIVE_ROWS = 512
+OBJECTIVE_ROWS = 256
 """Training rows whose loss a row is weighed by, others in every round. Two samples of half as many
 agree by rank at 0.8 on what rows are worth to one set (docs/results.md)."""
 PROBES = 4

@@ -30,14 +30,16 @@ from nacd.selection.searching import Judged, Searching, Trained, against
 from nacd.store.run import RunFolder
 from nacd.terminal.progress import Progress
 
-SHARE = 1 / 8
-"""Share of the set that a round leaves out."""
+SHARE = 1 / 16
+"""Share of the set that a round leaves out. After an eighth, what rows are worth has turned about:
+the worths of one round and the next then correlate at -0.3 to -0.5 (docs/results.md)."""
 CANDIDATES = 192
 """Rows from outside the set that a round weighs; half of them the worthiest known, half random."""
-ROUNDS = 4
+ROUNDS = 6
 """Rounds between two checks."""
-TRAININGS = 2
-"""Trainings of each of the two sets in a check."""
+TRAININGS = 1
+"""Trainings of each of the two sets in a check, from the same seed. Trainings on one set differ by
+0.003 to 0.008 nats per token, sets by 0.02 (docs/results.md)."""
 LAST = 4
 """Trainings of each of the two sets in the last check."""
 FADING = 0.5
@@ -162,6 +164,8 @@ class Search(Searching[Source]):
         self.since: list[list[int]] = []
         """The set after each round since the last check."""
         self.rounds, self.checks, self.share = 0, list[dict[str, Any]](), SHARE
+        self.checked = 0
+        """Rounds at the last check, or when there was none to make."""
         self.round, self.training = 0.0, 0.0
         """Seconds of the longest round, and of a training with its judging."""
         self.nll = math.nan
@@ -183,7 +187,7 @@ class Search(Searching[Source]):
 
     def _step(self, limit: float) -> bool:
         """One round or check; False: there is no time for it."""
-        since = self.rounds - (self.checks[-1]["rounds"] if self.checks else 0)
+        since = self.rounds - self.checked
         check, ahead = f"checks/{self.rounds:04d}", f"rounds/{self.rounds:04d}"
 
         def room(name: str, seconds: float) -> bool:
@@ -192,6 +196,9 @@ class Search(Searching[Source]):
 
         due = 2 * TRAININGS * self.training
         full = since == ROUNDS or self._there(check) or not room(ahead, self.round + due)
+        if since and full and self.now == self.kept:  # nothing to compare
+            self.checked, self.since = self.rounds, []
+            return True
         if since and full:
             if not room(check, due):
                 return False
@@ -211,6 +218,7 @@ class Search(Searching[Source]):
     def _take_check(self, check: dict[str, Any]) -> None:
         self.training = check["seconds"] / (TRAININGS * (1 + len(check["tried"])))
         self.checks.append(check)
+        self.checked = self.rounds
         *_, judged = tried = [Judged(**judged) for judged in check["tried"]]
         if judged.difference < 0:
             self.kept = list(check["rows"])
