@@ -220,9 +220,14 @@ class Outcome:
         prepared = self.trainings.prepared
         yield from cautions.of_test_rows(len(measured.tokens))
         if len(prepared.development) < FEW_ROWS:
+            chosen = [
+                "the passes of other sizes",
+                *(["the recipe"] if self.tuned else []),
+                *(["the best draw"] if "best-of" in self.trainings.config.methods else []),
+            ]
             yield (
                 f"Only {len(prepared.development)} validation rows.",
-                "They chose the recipe and the best draw.",
+                f"They decide on {' and '.join(chosen)}.",
             )
         texts = [
             [row_text(example) for example in part.examples]

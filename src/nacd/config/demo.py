@@ -17,7 +17,7 @@ EXEMPLARS = "MMLU exemplars (lm-eval)"
 """What the demo's runs call their data."""
 
 RECIPE = Recipe(learning_rate=1e-3, epochs=4.0, shuffle=True)
-"""Found beforehand on these rows, so that the minutes go into trainings; a check tunes by itself."""
+"""Found beforehand, so that the minutes go into trainings; other checks tune by themselves."""
 
 
 @dataclass(frozen=True)
