@@ -32,3 +32,8 @@ class ModelConfig:
     micro_tokens: int = 0
     """Most tokens that go through the model at once (a longer row goes alone); the gradient is the
     whole batch's. 0: 384 on the CPU, 2048 elsewhere, less where memory is short."""
+
+    @property
+    def low(self) -> bool:
+        """Whether the model multiplies in a 16-bit format."""
+        return self.dtype in ("bfloat16", "float16")

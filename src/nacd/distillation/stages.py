@@ -26,6 +26,7 @@ from nacd.errors import UserError
 from nacd.experts import Expert, import_checkpoints, plan_experts, record_expert
 from nacd.meta import PASSES, Engine, make_engine
 from nacd.meta.diagnosis import diagnose
+from nacd.model.precision import in_force
 from nacd.model.prepare import Prepared
 from nacd.selection import METHODS, Task, choose_once
 from nacd.selection.random import random_order
@@ -72,6 +73,7 @@ def open_run(
     now = {name: _fingerprint([e.digest for e in getattr(splits, name)]) for name in names}
     marks = {name: _fingerprint([_marks(e) for e in getattr(splits, name)]) for name in names}
     made = {"versions": versions(), "data": now, "marks": marks, "began": time.strftime("%Y-%m-%d")}
+    made["arithmetic"] = in_force()
     then = folder.once("provenance", lambda: made)
     held = then.get("marks", marks)  # a folder of an older version has none
     changed = [n for n in names if (then["data"][n], held[n]) != (now[n], marks[n])]

@@ -15,7 +15,8 @@ from torch import Tensor
 from nacd.config import ModelConfig
 from nacd.errors import UserError
 from nacd.model import checkpoints
-from nacd.model.lora import DTYPES, MICRO_TOKENS, MICRO_TOKENS_DEVICE, add_lora
+from nacd.model.functional import DTYPES, MICRO_TOKENS, MICRO_TOKENS_DEVICE
+from nacd.model.inject import add_lora
 from nacd.model.microbatch import needed_bytes
 from nacd.model.pretrained import read_config, said
 
@@ -57,8 +58,7 @@ class Outline:
 
     def zero_theta(self) -> Tensor:
         """Theta's shape, (P,)."""
-        low = self.config.dtype in ("bfloat16", "float16")
-        dtype = torch.float32 if low else DTYPES[self.config.dtype]
+        dtype = torch.float32 if self.config.low else DTYPES[self.config.dtype]
         return torch.empty(self.size, dtype=dtype, device="meta")
 
     def needed(self, positions: int, *, training: bool = True) -> float:
