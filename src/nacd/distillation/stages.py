@@ -24,7 +24,7 @@ from nacd.distillation.learn import Distiller, Seeds, draw
 from nacd.distillation.pool import window_of
 from nacd.errors import UserError
 from nacd.experts import Expert, import_checkpoints, plan_experts, record_expert
-from nacd.meta import PASSES, Engine, make_engine
+from nacd.meta import PASSES, Engine, likely, make_engine
 from nacd.meta.diagnosis import diagnose
 from nacd.model.precision import in_force
 from nacd.model.prepare import Prepared
@@ -232,7 +232,7 @@ def checked_engine(
             recipe,
             seeds.pseudo.batches(min(recipe.batch_size, CHECKED), 2, seed=1),
             prepared.model.embed(seeds.pseudo.ids).to(torch.float32),
-            thorough=config.model.dtype in ("bfloat16", "float16"),  # those have to be proved
+            thorough=False,
             asked=(asked, eps) if asked and eps else None,
         )
         diagnosis.require(asked, eps)
@@ -244,7 +244,8 @@ def checked_engine(
         }
 
     found = folder.once("doctor", check)
-    progress.say(f"meta-gradient engine: {found['engine']} ({found['reason']})")
+    step = f", eps {found['eps']:g}" if found["eps"] else ""
+    progress.say(f"meta-gradient engine: {found['engine']}{step} ({found['reason'].rstrip('.')})")
     return make_engine(found["engine"], found["eps"] or outer.fd_eps)
 
 
@@ -271,6 +272,7 @@ def recorded_experts(
     first = folder.path / "experts" / "0" / "manifest.json"
     if not first.is_file():
         rows = len(draw(prepared.train, config.budget, config.seed))
+        engine = likely(config.outer.engine, config.model.low)
         inner = config.outer.segments * window_of(config.outer, config.recipe, rows)[1]
         plan = plan_experts(
             prepared.model,
@@ -280,7 +282,7 @@ def recorded_experts(
             settings.experts,
             config.recipe,
             rows,
-            config.outer.outer_steps * inner * PASSES[config.outer.engine],
+            config.outer.outer_steps * inner * PASSES[engine],
         )
         progress.say(plan.describe())
     experts = []

@@ -36,10 +36,21 @@ PASSES: dict[str, float] = {
     "tesla": 3.5,
     "first-order": 3.0,
     "one-sided": 2.0,
-    "auto": 3.0,  # not chosen yet: most often a first-order one
 }
 """What an inner step with its part of the sweep is worth, in ordinary training steps; roughly its
 time too (`benchmarks/metagradient.py`)."""
+
+
+def likely(name: str, low: bool) -> str:
+    """The engine that `auto` takes unless the check finds it wrong.
+
+    Args:
+        name: of an engine, or `auto`.
+        low: whether the model multiplies in a 16-bit format, whose rounding drowns a difference.
+    """
+    if name != "auto":
+        return name
+    return "exact" if low else "first-order"
 
 
 class Slopes(NamedTuple):

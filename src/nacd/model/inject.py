@@ -11,6 +11,7 @@ from torch import nn
 
 from nacd.config import ModelConfig
 from nacd.errors import UserError
+from nacd.model.products import matrix_shape
 
 
 def _matrices(hf: Any) -> list[Any]:
@@ -28,7 +29,7 @@ def add_lora(hf: Any, config: ModelConfig) -> Any:
     """
     from transformers.pytorch_utils import Conv1D
 
-    widest = max((max(m.weight.shape) for m in _matrices(hf)), default=config.lora_rank)
+    widest = max((max(matrix_shape(m)) for m in _matrices(hf)), default=config.lora_rank)
     if config.lora_rank > widest:
         raise UserError(
             f"--lora-rank {config.lora_rank}: the widest matrix of {config.model} has {widest:,} "

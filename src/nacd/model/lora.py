@@ -11,7 +11,7 @@ from torch import Tensor
 from nacd.config import ModelConfig
 from nacd.data.example import Encoded, Example
 from nacd.errors import UserError
-from nacd.model import adapters, checkpoints
+from nacd.model import adapters, checkpoints, quantized
 from nacd.model.functional import (
     DOUBLE,
     DTYPES,
@@ -64,7 +64,10 @@ def load_model(config: ModelConfig, adapter: Path | None = None) -> LoraModel:
     folder = checkpoints.locate(config.model)
     settings = read_config(folder, config.model)
     tokenizer = load_tokenizer(folder, config.model)
-    hf, notes = load_weights(folder, settings, config.model, DTYPES[config.dtype], config.attention)
+    dtype = DTYPES[config.dtype]
+    how = quantized.loading(config, dtype, resolve_device(config.device))
+    hf, notes = load_weights(folder, settings, config.model, dtype, config.attention, how)
+    quantized.own_products(hf, dtype)
     named = replace(config, model=str(config.model))
     return LoraModel(hf, tokenizer, named, adapter=adapter, notes=notes)
 

@@ -19,6 +19,7 @@ from nacd.model.functional import DTYPES, MICRO_TOKENS, MICRO_TOKENS_DEVICE
 from nacd.model.inject import add_lora
 from nacd.model.microbatch import needed_bytes
 from nacd.model.pretrained import read_config, said
+from nacd.model.quantized import stored_bytes
 
 
 class Outline:
@@ -31,6 +32,7 @@ class Outline:
         width: d, the width of `inputs_embeds`.
         parameters: of the frozen weights.
         weights: bytes of the frozen weights.
+        largest: numbers of the largest matrix of them.
         usual: positions that go through it at once where memory is no matter.
     """
 
@@ -54,6 +56,9 @@ class Outline:
         self.size = sum(p.numel() for p in theirs)
         self.parameters = sum(p.numel() for p in frozen)
         self.weights = sum(p.numel() * p.element_size() for p in frozen)
+        self.largest = max(p.numel() for p in frozen)
+        if config.quantize == "4bit":
+            self.weights = round(stored_bytes(self.hf))
         self.usual = config.micro_tokens or (MICRO_TOKENS_DEVICE if card else MICRO_TOKENS)
 
     def zero_theta(self) -> Tensor:

@@ -80,4 +80,3 @@ def _allowed(name: str) -> bool:
         return bool(getattr(_MATMUL, name))
     except AttributeError:
         return False
-
