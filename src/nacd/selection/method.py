@@ -96,6 +96,8 @@ def forward_flops(model: LoraModel, tokens: float) -> float:
     activation gradients, and no gradients of their own (Kaplan et al., arXiv 2001.08361, without
     the third of the backward pass that LoRA saves).
     """
+    from nacd.model.products import count
+
     table = model.hf.get_input_embeddings().weight.numel()
     tied = model.hf.get_output_embeddings().weight is model.hf.get_input_embeddings().weight
-    return 2.0 * tokens * (sum(p.numel() for p in model.hf.parameters()) - (0 if tied else table))
+    return 2.0 * tokens * (count(model.hf.parameters()) - (0 if tied else table))
