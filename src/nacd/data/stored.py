@@ -95,6 +95,11 @@ def digests(examples: Sequence[Example]) -> Iterator[str]:
     return (example.digest for example in examples)
 
 
+def largest_ids(rows: Sequence[Encoded]) -> list[int]:
+    """The largest token id of every row."""
+    return rows.largest.tolist() if isinstance(rows, EncodedRows) else [max(r.ids) for r in rows]
+
+
 def lengths(rows: Sequence[Encoded]) -> np.ndarray:
     """Tokens of every row, (n,)."""
     if isinstance(rows, EncodedRows):

@@ -38,6 +38,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from nacd.config import ModelConfig
 from nacd.data.batches import Batch
 from nacd.data.example import Encoded, Example
+from nacd.data.stored import largest_ids
 from nacd.errors import UserError
 from nacd.model import adapters, checkpoints
 from nacd.model.pretrained import check_vocabulary, load_tokenizer, load_weights, read_config
@@ -112,8 +113,6 @@ class LoraModel:
         self.device = resolve_device(config.device)
         if self.device.type == "mps" and config.dtype == "float64":
             raise UserError("--dtype float64: MPS has no float64; use --device cpu.")
-        if config.lora_rank < 1:
-            raise UserError(f"--lora-rank {config.lora_rank}: a rank is at least 1.")
         if config.micro_tokens < 0:
             raise UserError(f"--micro-tokens {config.micro_tokens}: at least 1, or 0 for auto.")
         self.vocabulary = check_vocabulary(tokenizer, hf, config.model)
@@ -500,6 +499,8 @@ def add_lora(hf: Any, config: ModelConfig) -> Any:
     """
     from transformers.pytorch_utils import Conv1D
 
+    if config.lora_rank < 1:
+        raise UserError(f"--lora-rank {config.lora_rank}: a rank is at least 1.")
     widest = max((max(m.weight.shape) for m in _matrices(hf)), default=config.lora_rank)
     if config.lora_rank > widest:
         raise UserError(
@@ -571,11 +572,12 @@ def check_ids(model: LoraModel, rows: Sequence[Encoded], examples: Sequence[Exam
     Raises:
         UserError: a row has one; the row and the token are named.
     """
-    for row, example in zip(rows, examples, strict=True):
-        if (worst := max(row.ids)) >= model.vocabulary:
+    for number, worst in enumerate(largest_ids(rows)):
+        if worst >= model.vocabulary:
             raise UserError(
-                f"{example.source}: it holds {model.tokenizer.convert_ids_to_tokens(worst)}, a "
-                f"special token with the id {worst}, and --model {model.config.model} has "
+                f"{examples[number].source}: it holds "
+                f"{model.tokenizer.convert_ids_to_tokens(worst)}, a special token with the id "
+                f"{worst}, and --model {model.config.model} has "
                 f"embeddings for {model.vocabulary} (ids 0 to {model.vocabulary - 1}); take it out "
                 "of the row."
             )

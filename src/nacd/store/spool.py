@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -50,6 +51,7 @@ class Spool:
             try:
                 if self._file is None:
                     self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+                    weakref.finalize(self, self._file.close)
                 self._file.seek(0, os.SEEK_END)
                 while self._tail:
                     del self._tail[: self._file.write(self._tail)]
