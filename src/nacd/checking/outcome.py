@@ -229,12 +229,10 @@ class Outcome:
                 f"Only {len(prepared.development)} validation rows.",
                 f"They decide on {' and '.join(chosen)}.",
             )
-        texts = [
-            [row_text(example) for example in part.examples]
-            for part in (prepared.train, prepared.report)
-        ]
+        train = map(row_text, prepared.train.examples)
+        test = [row_text(example) for example in prepared.report.examples]
         kept = self.trainings.folder.once(
-            "overlap", lambda: {"rows": sum(1 for _ in overlapping(texts[0], texts[1]))}
+            "overlap", lambda: {"rows": sum(1 for _ in overlapping(train, test))}
         )
         if kept["rows"]:
             yield (

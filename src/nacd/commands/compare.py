@@ -141,7 +141,7 @@ def _check_trainings(config: CompareConfig, source: Prepared) -> None:
         full.check_rows(len(source.train), epochs="--full-epochs")
 
 
-def _elsewhere(config: CompareConfig) -> list[Example]:
+def _elsewhere(config: CompareConfig) -> Sequence[Example]:
     data = config.data
     return read_examples(
         config.elsewhere,
@@ -215,7 +215,7 @@ def _of_target(
 
 def _encoded(
     examples: Sequence[Example], config: CompareConfig, target: Prepared, progress: Progress
-) -> list[Encoded]:
+) -> Sequence[Encoded]:
     """The rows of --elsewhere, in the form that is natural to them."""
     if not examples:
         return []
@@ -236,7 +236,7 @@ def _overlap(source: Prepared) -> list[dict[str, Any]]:
             "of": len(others),
         }
         for row, others in overlapping(
-            [row_text(e) for e in source.train.examples], [row_text(e) for e in report]
+            map(row_text, source.train.examples), [row_text(e) for e in report]
         )
     ]
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from nacd.config import ExpertConfig, OuterLoopConfig, SelectionConfig
 from nacd.config.methods import METHODS
 from nacd.config.recipe import Recipe
 from nacd.data import Encoded, collate, training_order
+from nacd.data.stored import lengths
 from nacd.distillation.pool import students, window_of
 from nacd.meta import PASSES, likely
 from nacd.model.lora import LoraModel
@@ -167,7 +169,7 @@ def measure(model: LoraModel, rows: Sequence[Encoded], recipe: Recipe) -> Speed:
 
 def tokens_of(rows: Sequence[Encoded]) -> int:
     """Tokens of rows."""
-    return sum(len(row) for row in rows)
+    return int(lengths(rows).sum(dtype=np.int64))
 
 
 class Work:

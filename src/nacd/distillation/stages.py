@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from nacd.config.recipe import Recipe
 from nacd.config.settings import to_dict
 from nacd.data import Encoded, Example, Splits
 from nacd.data.rows import Rows
+from nacd.data.stored import digests
 from nacd.distillation.agreement import measure
 from nacd.distillation.learn import Distiller, Seeds, draw
 from nacd.distillation.pool import window_of
@@ -70,8 +71,8 @@ def open_run(
     may_differ = (*free, *SAID, *ROUNDING)
     folder.open(to_dict(config), may_differ=may_differ, defaults=defaults, alone=alone)
     names = ("train", "target", "development", "report")
-    now = {name: _fingerprint([e.digest for e in getattr(splits, name)]) for name in names}
-    marks = {name: _fingerprint([_marks(e) for e in getattr(splits, name)]) for name in names}
+    now = {name: _fingerprint(digests(getattr(splits, name))) for name in names}
+    marks = {name: _fingerprint(map(_marks, getattr(splits, name))) for name in names}
     made = {"versions": versions(), "data": now, "marks": marks, "began": time.strftime("%Y-%m-%d")}
     made["arithmetic"] = in_force()
     then = folder.once("provenance", lambda: made)
@@ -85,8 +86,12 @@ def open_run(
     return folder
 
 
-def _fingerprint(parts: Sequence[str]) -> str:
-    return f"{len(parts)} rows, {hashlib.sha256(''.join(parts).encode()).hexdigest()[:16]}"
+def _fingerprint(parts: Iterable[str]) -> str:
+    count, digest = 0, hashlib.sha256()
+    for part in parts:
+        count += 1
+        digest.update(part.encode())
+    return f"{count} rows, {digest.hexdigest()[:16]}"
 
 
 def _marks(example: Example) -> str:

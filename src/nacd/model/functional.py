@@ -87,8 +87,6 @@ class LoraModel:
         self.device = resolve_device(config.device)
         if self.device.type == "mps" and config.dtype == "float64":
             raise UserError("--dtype float64: MPS has no float64; use --device cpu.")
-        if config.lora_rank < 1:
-            raise UserError(f"--lora-rank {config.lora_rank}: a rank is at least 1.")
         if config.micro_tokens < 0:
             raise UserError(f"--micro-tokens {config.micro_tokens}: at least 1, or 0 for auto.")
         self.vocabulary = check_vocabulary(tokenizer, hf, config.model)

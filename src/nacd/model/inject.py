@@ -29,6 +29,8 @@ def add_lora(hf: Any, config: ModelConfig) -> Any:
     """
     from transformers.pytorch_utils import Conv1D
 
+    if config.lora_rank < 1:
+        raise UserError(f"--lora-rank {config.lora_rank}: a rank is at least 1.")
     widest = max((max(matrix_shape(m)) for m in _matrices(hf)), default=config.lora_rank)
     if config.lora_rank > widest:
         raise UserError(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nacd.config import ModelConfig
 from nacd.data.example import Encoded, Example
+from nacd.data.stored import largest_ids
 from nacd.errors import UserError
 from nacd.model import adapters, checkpoints, quantized
 from nacd.model.functional import (
@@ -35,11 +36,12 @@ def check_ids(model: LoraModel, rows: Sequence[Encoded], examples: Sequence[Exam
     Raises:
         UserError: a row has one; the row and the token are named.
     """
-    for row, example in zip(rows, examples, strict=True):
-        if (worst := max(row.ids)) >= model.vocabulary:
+    for number, worst in enumerate(largest_ids(rows)):
+        if worst >= model.vocabulary:
             raise UserError(
-                f"{example.source}: it holds {model.tokenizer.convert_ids_to_tokens(worst)}, a "
-                f"special token with the id {worst}, and --model {model.config.model} has "
+                f"{examples[number].source}: it holds "
+                f"{model.tokenizer.convert_ids_to_tokens(worst)}, a special token with the id "
+                f"{worst}, and --model {model.config.model} has "
                 f"embeddings for {model.vocabulary} (ids 0 to {model.vocabulary - 1}); take it out "
                 "of the row."
             )

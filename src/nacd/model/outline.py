@@ -41,7 +41,7 @@ class Outline:
         settings = read_config(checkpoints.locate(config.model), config.model)
         try:
             with torch.device("meta"):
-                self.hf: Any = _built(settings, config)
+                self.hf: Any = built(settings, config)
                 add_lora(self.hf, config)
             self.hf.eval()
             self.width = self.hf.get_input_embeddings().embedding_dim
@@ -106,7 +106,8 @@ class Outline:
         return sum(seen.values()) - square * dtype.itemsize
 
 
-def _built(settings: Any, config: ModelConfig) -> Any:
+def built(settings: Any, config: ModelConfig) -> Any:
+    """The transformers model of a configuration, on the device that is torch's default then."""
     from transformers import AutoModelForCausalLM
 
     kernel = "eager" if config.attention == "eager" else "sdpa"

@@ -18,6 +18,7 @@ import numpy as np
 from nacd.config import SelectionConfig
 from nacd.config.recipe import Recipe
 from nacd.data import Encoded
+from nacd.data.stored import digests
 from nacd.terminal.progress import Progress
 
 if TYPE_CHECKING:  # PyTorch takes seconds: flags are checked without it
@@ -52,7 +53,8 @@ class Task:
         """Of the training and target rows, to tell intermediates of other rows apart."""
         digest = hashlib.sha256()
         for part in (self.prepared.train, self.prepared.target):
-            digest.update("".join(example.digest for example in part.examples).encode())
+            for one in digests(part.examples):
+                digest.update(one.encode())
         return digest.hexdigest()[:12]
 
     def tokens_digest(self) -> str:
