@@ -253,7 +253,7 @@ def _distill(config: Any, progress: Progress) -> Said:
     result = distill(config, progress=progress)
     print_result(result, progress)
     progress.end()
-    return Said(result)
+    return Said(result, code=1 if result.faults else 0)
 
 
 def _select(config: Any, progress: Progress) -> Said:

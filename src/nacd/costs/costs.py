@@ -180,16 +180,25 @@ class Work:
         recipe: of the trainings on the budget's rows.
         rows: how many those are.
         forward: time of a pass without gradients, in ordinary steps.
+        row_tokens: mean tokens of those rows; None: those of all rows.
     """
 
-    def __init__(self, prepared: Prepared, recipe: Recipe, rows: int, forward: float = FORWARD):
+    def __init__(
+        self,
+        prepared: Prepared,
+        recipe: Recipe,
+        rows: int,
+        forward: float = FORWARD,
+        row_tokens: float | None = None,
+    ):
         self.prepared, self.recipe, self.rows, self.forward = prepared, recipe, rows, forward
         self.tokens = tokens_of(prepared.train.rows)
         self.targets = tokens_of(prepared.target.rows)
         self.mean = self.tokens / len(prepared.train)
         self.steps = recipe.total_steps(rows)
-        self.step = min(recipe.batch_size, rows) * self.mean
         self.one = self.training(recipe, rows)
+        if row_tokens is not None:
+            self.one *= row_tokens / self.mean
         """One training on the budget's rows."""
         self.look = self.one + forward * tokens_of(prepared.development.rows)
         """One training, and its loss on the validation rows."""
@@ -226,24 +235,39 @@ class Work:
         model = self.prepared.model
         return PASSES_A_ROW * model.size / count(model.hf.parameters())
 
-    def learning(self, outer: OuterLoopConfig) -> float:
-        """The outer loop of one distillation (its objective named), without its looks."""
+    def learning(self, outer: OuterLoopConfig, steps: int | None = None) -> float:
+        """The outer loop of one distillation (its objective named), without its looks.
+
+        Args:
+            outer: its settings.
+            steps: outer steps, if not those that are set.
+        """
+        steps = outer.outer_steps if steps is None else steps
         ahead, window = window_of(outer, self.recipe, self.rows)
-        before = 0.0 if ahead else (self.steps - window) / 2  # that lead to a window, on average
+        # steps that lead to a window, on average; from a snapshot of an expert's there are none
+        led = not ahead and outer.objective != "trajectory"
+        before = (self.steps - window) / 2 if led else 0.0
         step = self.one / self.steps
         engine = likely(outer.engine, self.prepared.model.config.low)
         inner = (PASSES[engine] * window + before) * step
+        others = len(self.prepared.train) - self.rows
         judged = {
             "target-loss": self.targets,
-            "train-loss": outer.objective_rows * self.mean,
+            "train-loss": min(outer.objective_rows, others) * self.mean,
             "trajectory": 0.0,
         }[outer.objective]
-        loops = outer.outer_steps * outer.segments + outer.agreement
-        return loops * (inner + judged) + students(outer, outer.outer_steps) * ahead * step
+        loops = steps * outer.segments + (outer.agreement if steps else 0)
+        return loops * (inner + judged) + students(outer, steps) * ahead * step
 
-    def looking(self, outer: OuterLoopConfig) -> float:
-        """All checks on the validation rows of one distillation, of vectors and of text."""
-        looks = 1 + math.ceil(outer.outer_steps / outer.check_every)
+    def looking(self, outer: OuterLoopConfig, looks: int | None = None) -> float:
+        """All checks on the validation rows of one distillation, of vectors and of text.
+
+        Args:
+            outer: its settings.
+            looks: how many, if not as many as are set.
+        """
+        if looks is None:
+            looks = 1 + math.ceil(outer.outer_steps / outer.check_every)
         return looks * 2 * outer.check_trainings * self.look
 
     def recording(self, expert: ExpertConfig, outer: OuterLoopConfig) -> float:

@@ -162,10 +162,11 @@ def choose_once(
             "measured": dict(chosen.ranking.measured),
         }
 
-    found = run.once(name, make)
-    if (found.get("minutes") or math.inf) < task.config.minutes:
-        (run.path / f"{name}.json").unlink()
-        found = run.once(name, make)
+    def stopped(kept: dict[str, Any]) -> bool:
+        """Whether time ended a search that is given more now."""
+        return (kept.get("minutes") or math.inf) < task.config.minutes
+
+    found = run.once(name, make, stale=stopped)
     examples = task.prepared.train.examples
     now = [examples[i].digest if i < len(examples) else "" for i in found["rows"]]
     if now != found["digests"]:

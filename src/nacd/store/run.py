@@ -141,7 +141,13 @@ class RunFolder:
         return self.path / "memory.json"
 
     def once(
-        self, name: str, make: Callable[[], dict[str, Any]], *, of: str = ""
+        self,
+        name: str,
+        make: Callable[[], dict[str, Any]],
+        *,
+        of: str = "",
+        older: str = "",
+        stale: Callable[[dict[str, Any]], bool] = lambda kept: False,
     ) -> dict[str, Any]:
         """The JSON result `name`: read it if it is there, else make and keep it.
 
@@ -150,6 +156,8 @@ class RunFolder:
             make: makes the result.
             of: a hash of what the result is of, kept with it as `of`: one of something else is
                 made anew. Empty, or a file of an older version, which does not say: it is read.
+            older: the same hash as an older version wrote it.
+            stale: whether a kept result, though of the same, is to be made anew.
 
         Returns:
             The result as the file has it: lists for tuples, None for what is not a finite number.
@@ -158,7 +166,8 @@ class RunFolder:
             UserError: the file is damaged; it is named.
         """
         kept = self.kept(name)
-        if kept is not None and (not of or kept.get("of", of) == of):
+        same = kept is not None and (not of or kept.get("of", of) in (of, older))
+        if kept is not None and same and not stale(kept):
             return kept
         self.keep(name, make() | ({"of": of} if of else {}))
         return self.kept(name) or {}
