@@ -9,7 +9,7 @@ import torch
 
 from nacd.config import ModelConfig
 from nacd.model import checkpoints
-from nacd.model.lora import add_lora
+from nacd.model.inject import add_lora
 from nacd.model.outline import built
 from nacd.model.pretrained import check_vocabulary, load_tokenizer, read_config
 
