@@ -73,4 +73,4 @@ def test_four_bits(arch: str, tiny_folder: Folder) -> None:
     short = EmbeddingLoss(low, batch, torch.zeros(0, low.width))
     with in_float32(low):
         wide = short.slopes(theta, learnables=False).theta
-    torch.testing.assert_close(wide, known.theta, rtol=0.1, atol=0.02 * float(wide.abs().max()))
+    assert float((wide - known.theta).norm() / wide.norm()) < 0.1, "its embeddings are shorter too"
