@@ -209,8 +209,9 @@ def made(config: ModelConfig, *, tiny: bool) -> LoraModel:
         return load_model(config)
     shape = TINY if tiny else SHAPES[config.model]
     dtype, device = DTYPES[config.dtype], resolve_device(config.device)
+    torch.manual_seed(0)  # of every format the same weights
     with torch.device(device):
-        hf = AutoModelForCausalLM.from_config(shape, dtype=dtype)
+        hf = AutoModelForCausalLM.from_config(shape, dtype=torch.float32).to(dtype)
     if config.quantize == "4bit":
         in_four_bits(hf, dtype, device)
         own_products(hf, dtype)

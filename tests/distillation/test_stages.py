@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,10 @@ from torch import Tensor
 from nacd.config import DataConfig, DistillConfig, ExpertConfig, SelectionConfig
 from nacd.config.recipe import Recipe
 from nacd.data import Example, Message, Splits
-from nacd.distillation.stages import open_run, recorded_experts
+from nacd.distillation.learn import make_seeds
+from nacd.distillation.stages import checked_engine, open_run, recorded_experts
 from nacd.errors import UserError
+from nacd.meta import Exact
 from nacd.model.lora import LoraModel, ModelConfig
 from nacd.model.prepare import Prepared, prepare
 from nacd.selection import Task, choose_once
@@ -65,6 +68,7 @@ def test_what_a_digest_leaves_out_is_held_too(changes: dict[str, Any], tmp_path:
         open_run(config, other)
     file = folder.path / "provenance.json"
     older = json.loads(file.read_text())
+    assert older["arithmetic"]["float32_products"] == "full"
     del older["marks"], older["seal"]
     file.write_text(json.dumps(older))
     open_run(config, other)  # a folder of an older version did not say
@@ -123,3 +127,18 @@ def test_chosen_rows_that_are_others_now_are_refused(prepared: Prepared, tmp_pat
             UserError, match=r"seeds\.json: the training rows .* others now .*--out"
         ):
             choose_once(folder, "seeds", fewer, "random")
+
+
+def test_sixteen_bits_take_the_double_backward_and_say_so(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ModelConfig(str(tiny_folder("gpt2")), dtype="bfloat16", device="cpu", lora_rank=1)
+    data = DataConfig(data="rows", template="qa")
+    config = DistillConfig(budget="4", recipe=RECIPE, model=model, data=data)
+    low = prepare(model, data, splits=SPLITS)
+    seeds = make_seeds(low, [0, 1, 2, 3], config.outer.learn)
+    engine = checked_engine(config, low, seeds, RECIPE, RunFolder(tmp_path), Progress())
+    assert engine == Exact()
+    shown = capsys.readouterr().err.splitlines()
+    (said,) = [line for line in shown if "meta-gradient engine" in line]
+    assert re.search(r"exact \(cosine 0\.9\d+, error \S+ to the same weights in float32\)$", said)

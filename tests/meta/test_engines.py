@@ -11,6 +11,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from float64 import float64_only
 from nacd.config.recipe import Recipe
@@ -229,3 +230,35 @@ def test_checkpointed_gradients_equal_plain_ones(arch: str, tiny_folder: Folder)
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
     with pytest.raises(RuntimeError, match="gradient checkpointing"):
         checkpointed.loss_at(theta, batch_of(1), vectors)
+
+
+def test_a_difference_has_the_fast_attention_and_a_double_backward_the_one_that_has_it(
+    tiny_folder: Folder,
+) -> None:
+    """SDPA chooses its kernel: a fused one where nothing is differentiated twice."""
+    model = load_model(ModelConfig(str(tiny_folder("llama")), device="cpu", lora_rank=2))
+    theta, vectors = model.fresh_theta(3) + 0.01, vectors_of(model)
+    loss = EmbeddingLoss(model, batch_of(1), vectors)
+    known = loss.slopes(theta, learnables=True)
+    seen: list[str] = []
+
+    class Noting(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    for engine in (FirstOrder(1e-3), FirstOrder(1e-3, central=False), Exact()):
+        seen.clear()
+        with Noting():
+            engine(loss, theta, torch.cos(theta), known)
+        fused = any("flash_attention" in name for name in seen)
+        assert fused is isinstance(engine, FirstOrder)
+
+
+def test_a_difference_is_the_same_under_checkpointing(tiny_folder: Folder) -> None:
+    config = ModelConfig(str(tiny_folder("llama")), dtype="float64", device="cpu", lora_rank=2)
+    expected, found = (
+        Problem(load_model(replace(config, gradient_checkpointing=on)), 0.1, 2).by(FirstOrder(1e-4))
+        for on in (False, True)
+    )
+    torch.testing.assert_close(found.vectors, expected.vectors)

@@ -39,6 +39,8 @@ from nacd.training.tuning import SEARCHED
 CHECK = "checking the meta-gradient"
 CHECKING = 10
 """Steps that the short check of the meta-gradient is worth, on batches of four rows."""
+CHECKING_LOW = 28
+"""The same in a 16-bit format: two double backwards in it, and two in float32."""
 
 
 def announce(found: Forecast, progress: Progress) -> None:
@@ -122,6 +124,7 @@ def distillation(
         speed.step_bytes,
         _snapshots(config, prepared),
     )
+    checking = CHECKING_LOW if model.config.low else CHECKING
     searched = SEARCHED if config.tune else len(config.tune_rates)
     by = with_judge(config.selection, config.data)
     stages = [
@@ -131,7 +134,7 @@ def distillation(
             speed.step * searched * work.look,
             speed.step_bytes,
         ),
-        Stage(CHECK, speed.step * CHECKING * 4 * work.mean, speed.step_bytes),
+        Stage(CHECK, speed.step * checking * 4 * work.mean, speed.step_bytes),
         recording,
         Stage(
             f"learning, {loop.outer_steps} outer steps",

@@ -303,7 +303,7 @@ def _judge(
         without = f" ({why_not})" if why_not else ""
         return None, (
             f"in {model.config.dtype} {found}{without}; rounding drowns the difference of "
-            "gradients. Use --dtype float32."
+            "gradients. Use --dtype float32; with --quantize 4bit it needs less memory."
         )
     if any(not math.isfinite(row.error) for row in rows):
         return None, (
