@@ -40,8 +40,9 @@ def bm25_scores(rows: Iterable[Sequence[str]], queries: Sequence[Sequence[str]])
 
     wanted = {word: number for number, word in enumerate(sorted({*chain(*queries)}), 1)}
     corpus = _Words(rows, wanted)
+    lists: Any = corpus  # it asks for lists, and reads them one after the other
     index = bm25s.BM25(k1=K1, b=B, method="lucene", dtype="float64")
-    index.index(Tokenized(ids=corpus, vocab={"": 0} | wanted), show_progress=False)
+    index.index(Tokenized(ids=lists, vocab={"": 0} | wanted), show_progress=False)
     scores = np.zeros((len(queries), len(corpus)))
     for q, query in enumerate(queries):
         known = [number for word in query if (number := wanted[word]) in corpus.seen]
