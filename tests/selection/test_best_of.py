@@ -199,7 +199,7 @@ def test_a_copy_of_a_judge_is_in_no_draw(
     prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = prepared.train
-    twice = Part(train.examples * 2, train.rows * 2)
+    twice = Part([*train.examples] * 2, [*train.rows] * 2)
     drawn: list[Any] = []
     monkeypatch.setattr(module, "train_student", lambda _, __, data, ___: drawn.extend(data.rows))
     monkeypatch.setattr(module, "mean_nll", lambda *_: 1.0)

@@ -247,7 +247,7 @@ def test_filters_apply_to_any_method(prepared: Prepared, tmp_path: Path) -> None
         found = Counter(prepared.train.examples[i].group for i in choose(asked, method).indices)
         for group, size in of.items():
             assert abs(found[group] - 12 * size / len(prepared.train)) < 1
-    twice = Part(prepared.train.examples * 2, prepared.train.rows * 2)
+    twice = Part([*prepared.train.examples] * 2, [*prepared.train.rows] * 2)
     doubled = replace(prepared, train=twice)
     n = len(prepared.train)
     asked = task(doubled, tmp_path, budget="15", config=SelectionConfig(dedup=1.0))

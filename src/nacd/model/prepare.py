@@ -28,6 +28,8 @@ from nacd.model.microbatch import settle
 from nacd.model.unloaded import without_weights
 
 Say = Callable[[str], None]
+MANY = 50_000
+"""Rows whose tokenising takes half a minute or more, and is said."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,8 @@ def prepare(
                 parts[name] = Part((), ())
                 continue
             raise UserError(f"no {SPOKEN[name]} rows are left; give a longer {flag} file.")
+        if len(examples) >= MANY:
+            say(f"tokenising {len(examples):,} {SPOKEN[name]} rows ...")
         rows, kept, dropped = encode_all(template, examples, data_config.max_tokens, flag)
         check_ids(model, rows, kept)
         if dropped.message:

@@ -12,8 +12,8 @@ k1 = 1.5, b = 0.75: Lucene's form. Target rows then take turns to choose.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -36,11 +36,13 @@ def bm25_scores(rows: Iterable[Sequence[str]], queries: Sequence[Sequence[str]])
         (n, t) float64; a query's scores lie side by side in memory.
     """
     import bm25s
+    from bm25s.tokenization import Tokenized
 
     wanted = {word: number for number, word in enumerate(sorted({*chain(*queries)}), 1)}
     corpus = _Words(rows, wanted)
+    lists: Any = corpus  # it asks for lists, and reads them one after the other
     index = bm25s.BM25(k1=K1, b=B, method="lucene", dtype="float64")
-    index.index((corpus, {"": 0} | wanted), show_progress=False)
+    index.index(Tokenized(ids=lists, vocab={"": 0} | wanted), show_progress=False)
     scores = np.zeros((len(queries), len(corpus)))
     for q, query in enumerate(queries):
         known = [number for word in query if (number := wanted[word]) in corpus.seen]
@@ -49,7 +51,7 @@ def bm25_scores(rows: Iterable[Sequence[str]], queries: Sequence[Sequence[str]])
     return scores.T
 
 
-class _Words(Sequence[list[int]]):
+class _Words:
     """Rows of words' numbers; those of words that no query has are 0: they count by length alone.
 
     Args:
@@ -67,10 +69,9 @@ class _Words(Sequence[list[int]]):
     def __len__(self) -> int:
         return len(self._starts) - 1
 
-    def __getitem__(self, row: Any) -> list[int]:
-        if not 0 <= row < len(self):
-            raise IndexError(row)
-        return self._numbers[self._starts[row] : self._starts[row + 1]].tolist()
+    def __iter__(self) -> Iterator[list[int]]:
+        for start, stop in pairwise(self._starts):
+            yield self._numbers[start:stop].tolist()
 
 
 def bm25(task: Task) -> Ranking:
