@@ -91,7 +91,7 @@ def select(
     folder = open_run(config, splits, free=("out", "selection.minutes"))
     unread = ("target", "development", "report")  # `check_rows` asks for what the method looks at
     prepared = prepare(config.model, config.data, progress.say, splits, folder.memory, unread)
-    config.recipe.check_rows(len(draw(prepared.train, config.budget, config.seed)))
+    config.recipe.check_rows(len(draw(prepared.train, config.size, config.seed)))
     task = Task(
         prepared,
         config.recipe,
@@ -99,7 +99,7 @@ def select(
         config.seed,
         folder.path / "selection",
         progress,
-        config.budget,
+        config.size,
     )
     _say_forecast(config, task, folder, progress)
     chosen = choose_once(folder, "chosen", task, config.method)
@@ -156,7 +156,7 @@ def _splits(config: SelectConfig) -> Splits:
 
 def _say_forecast(config: SelectConfig, task: Task, folder: RunFolder, progress: Progress) -> None:
     """Say what the choice takes, if it is still to be made and reads the model."""
-    rows = len(draw(task.prepared.train, config.budget, config.seed))
+    rows = len(draw(task.prepared.train, config.size, config.seed))
     work = Work(task.prepared, config.recipe, rows)
     quick = not METHODS[config.method].anytime and not work.choosing(config.method, task.config)
     if progress.quiet or quick or (folder.path / "chosen.json").is_file():
