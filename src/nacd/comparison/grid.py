@@ -118,17 +118,24 @@ class Grid:
         forget_failure(folder)
         if content := cell.get("content"):  # an older version's table has none
             made.setdefault(str(content), cell)
-        if _diverged(cell):
-            cell = {"failed": "training diverged"} | cell
-        else:
-            tokens = {"row_tokens": [row.response_tokens for row in self.prepared.report.rows]}
-            cell = tokens | cell
         about = {
             "draw": seed % rowset.draws,
             "choosing_seconds": rowset.choosing_seconds,
             "choosing_flops": rowset.choosing_flops,
         }
-        return key | cell | key | about
+        return self._absent(training, cell) | cell | key | about
+
+    def _absent(self, training: Training | None, cell: dict[str, Any]) -> dict[str, Any]:
+        """What a cell of an older version lacks."""
+        found: dict[str, Any] = {
+            "row_tokens": [row.response_tokens for row in self.prepared.report.rows]
+        }
+        if _diverged(cell):
+            found = {"failed": "training diverged"}
+        if training is not None:
+            found["tokens_changed"] = training.tokens_changed
+            found["boundaries_kept"] = training.boundaries_kept
+        return found
 
     def _train(self, training: Training, seed: int) -> Trained:
         return train(self.prepared, self.recipe, training, seed)
