@@ -149,7 +149,7 @@ def main() -> None:
     options = flags.parse_args()
     progress = Progress()
     config, prepared = opened(options, progress, outer_steps=options.outer_steps)
-    seeds = make_seeds(prepared, draw(prepared.train, config.budget, 0), config.outer.learn)
+    seeds = make_seeds(prepared, draw(prepared.train, config.size, 0), config.outer.learn)
     engine = make_engine("one-sided", config.outer.fd_eps)
     folder = RunFolder(options.out)
 

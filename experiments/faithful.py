@@ -45,7 +45,7 @@ def main() -> None:
     expert = replace(config.expert, expert_steps=steps, snapshot_every=steps)
     recipe = nacd.Recipe(batch_size=8, epochs=options.epochs, learning_rate=5e-4)
     config = replace(config, outer=outer, expert=expert, recipe=recipe)
-    seeds = make_seeds(prepared, draw(prepared.train, config.budget, 0), outer.learn)
+    seeds = make_seeds(prepared, draw(prepared.train, config.size, 0), outer.learn)
     experts = recorded_experts(config, prepared, RunFolder(options.out), progress)
     engine = make_engine("one-sided", outer.fd_eps)
     own = seeds.pseudo.ids

@@ -17,6 +17,7 @@ from scipy.stats import spearmanr
 from stage import opened, parser
 
 import nacd
+from nacd.config.budget import parse_budget
 from nacd.data.rows import Rows
 from nacd.distillation.learn import draw
 from nacd.experts import record_expert
@@ -67,7 +68,7 @@ def main() -> None:
     judges = random_order(len(prepared.train), JUDGED)
 
     def trained(number: int) -> dict[str, Any]:
-        drawn = draw(prepared.train, options.rows, DRAW + number)
+        drawn = draw(prepared.train, parse_budget(options.rows), DRAW + number)
         theta = train_student(
             model, recipe, Rows.of([prepared.train.rows[i] for i in drawn], pad), SEED
         )

@@ -44,7 +44,7 @@ def main() -> None:
         options, progress, outer_steps=steps, check_every=steps, check_trainings=2
     )
     model, folder = prepared.model, RunFolder(options.out)
-    seeds = make_seeds(prepared, draw(prepared.train, config.budget, 0), config.outer.learn)
+    seeds = make_seeds(prepared, draw(prepared.train, config.size, 0), config.outer.learn)
     engine = make_engine("one-sided", config.outer.fd_eps)
 
     def sgd_rate() -> dict[str, Any]:

@@ -82,7 +82,7 @@ def main() -> None:
         sets |= chosen(run, prepared)
 
     def random(k: int) -> list[int]:
-        return draw(prepared.train, config.budget, DRAWS + k)
+        return draw(prepared.train, config.size, DRAWS + k)
 
     def tried(rate: float) -> float:
         made = replace(recipe, learning_rate=rate)

@@ -19,6 +19,7 @@ from nacd.comparison.rowset import of_training
 from nacd.comparison.rowsets import beside, rowsets
 from nacd.comparison.table import summarise
 from nacd.config import TABLE_ROWS, DistillConfig, OuterLoopConfig
+from nacd.config.budget import parse_budget
 from nacd.config.compare import one_cell
 from nacd.config.recipe import Recipe
 from nacd.data import Encoded, collate
@@ -103,7 +104,7 @@ def test_rows_train_on_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyP
     config = replace(DistillConfig(), full_epochs=3.0, budget="2")
     one = one_cell(config, r, beside(outcome, TABLE_ROWS))
     quiet = Progress(quiet=True)
-    sets = rowsets(one, "2", source, r, RunFolder(tmp_path), quiet, lambda: [outcome])
+    sets = rowsets(one, parse_budget("2"), source, r, RunFolder(tmp_path), quiet, lambda: [outcome])
     found = {s.method: s.training(source, 0) for s in sets}
     labels = {s.method: s.label for s in sets}
     expected = {

@@ -37,8 +37,8 @@ from nacd.model.lora import ModelConfig, load_model
 from nacd.model.prepare import prepare
 from nacd.store.folder import read_run
 from nacd.terminal.progress import Progress
+from nacd.training.halving import Found, Setting, Tried
 from nacd.training.student import TUNING_SEED, mean_nll, train_student
-from nacd.training.tuning import Found, Setting, Tried
 from tiny import ARCHITECTURES
 
 Folder = Callable[[str], Path]

@@ -34,7 +34,8 @@ from nacd.errors import UserError
 from nacd.model.lora import ModelConfig
 from nacd.model.prepare import prepare
 from nacd.terminal.progress import Progress
-from nacd.training.tuning import Tried, TunedRecipe
+from nacd.training.halving import Tried
+from nacd.training.tuning import TunedRecipe
 from tiny import tiny_tokenizer
 
 Folder = Callable[[str], Path]

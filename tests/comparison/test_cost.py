@@ -14,6 +14,7 @@ from small_grid import grid
 from nacd.comparison.cost import Forecast, forecast
 from nacd.comparison.grid import cell_folder, folder_name
 from nacd.config import ExpertConfig
+from nacd.costs.forecasts import CHECKING
 from nacd.model.prepare import prepare
 from nacd.store.run import RunFolder
 
@@ -85,7 +86,11 @@ def test_the_forecast_leaves_out_what_is_there(
     left = of()
     distilling = "distilling, budget 4"
     share = 1 - lines / (1 + config.outer.outer_steps)
-    assert left.before == {distilling: pytest.approx(whole.before[distilling] * share)}
+    check = CHECKING * 4 * sum(map(len, source.train.rows)) / len(source.train)
+    learning = (whole.before[distilling] - check) * share
+    assert left.before == {distilling: pytest.approx(learning + check)}
+    folder.once("distilled/4-0/doctor", dict)
+    assert of().before == {distilling: pytest.approx(learning)}
     assert (left.trainings, left.done) == (4, 2)
     assert left.training[name] == pytest.approx(whole.training[name] / 2)
     assert of(accuracy=("text",)).done == 0, "measured by what is asked for later, too"

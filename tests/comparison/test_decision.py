@@ -81,7 +81,7 @@ def test_only_real_rows_are_a_real_choice() -> None:
 
 def test_two_trainings_decide_nothing() -> None:
     said = decision(table(2, random=0.0, bm25=-0.5))
-    assert said.startswith("Too few to tell (2 trainings a row; give more --seeds): ")
+    assert said.startswith("Too few to tell (2 trainings a row; give more --trainings): ")
 
 
 def test_intervals_of_sets_of_which_the_best_is_taken_hold_together() -> None:

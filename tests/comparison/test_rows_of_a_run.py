@@ -17,6 +17,7 @@ from nacd.comparison.rowsets import beside, rowsets
 from nacd.comparison.table import summarise
 from nacd.comparison.text import lines
 from nacd.config import TABLE_ROWS, DistillConfig
+from nacd.config.budget import parse_budget
 from nacd.config.compare import CompareConfig, one_cell
 from nacd.config.recipe import Recipe
 from nacd.data import Encoded
@@ -68,7 +69,9 @@ def test_learned_rows_and_their_seeds_alone_keep_an_order(
     source: Any = SimpleNamespace(model=model, train=part)
     config = replace(DistillConfig(), full_epochs=3.0, budget="4")
     one = one_cell(config, recipe, beside(outcome, TABLE_ROWS))
-    sets = rowsets(one, "4", source, recipe, RunFolder(tmp_path), QUIET, lambda: [outcome])
+    sets = rowsets(
+        one, parse_budget("4"), source, recipe, RunFolder(tmp_path), QUIET, lambda: [outcome]
+    )
     found = {s.method: of_training(recipe, s.training(source, 0)) for s in sets}
     shuffled = {name for name, own in found.items() if own.shuffle}
     in_order = {"seeds", "random-prompts", "soft", "text"}
@@ -113,7 +116,7 @@ def measured(
     monkeypatch.setattr(Grid, "_measure", measure)
     prepared: Any = SimpleNamespace(report=Part((), ()))
     config = CompareConfig()
-    grid = Grid(config, RunFolder(folder), prepared, "m", "4", Recipe(), alone=True)
+    grid = Grid(config, RunFolder(folder), prepared, "m", parse_budget("4"), Recipe(), alone=True)
     cells: list[dict[str, Any]] = []
     grid.run(given, QUIET, cells.extend)
     return summarise(cells), count

@@ -19,6 +19,7 @@ from nacd.comparison.grid import Grid
 from nacd.comparison.rowset import RowSet, Training
 from nacd.comparison.rowsets import rowsets
 from nacd.config import DistillConfig, ExpertConfig, OuterLoopConfig
+from nacd.config.budget import parse_budget
 from nacd.config.compare import CompareConfig
 from nacd.config.recipe import Recipe
 from nacd.data import Encoded, Example, Message
@@ -176,7 +177,7 @@ def test_random_draws_are_those_of_distill(
     """Every training another draw, none of them the starting rows; `nacd distill` has the same."""
     config = replace(config, seed=2, methods=("random",))
     folder = RunFolder(tmp_path / "grid")
-    (found,) = rowsets(config, "4", source, config.recipe, folder, QUIET, list)
+    (found,) = rowsets(config, parse_budget("4"), source, config.recipe, folder, QUIET, list)
     drawn = [found.training(source, seed).data for seed in range(3)]
     assert all(data is not None for data in drawn)
     rows = [{row.ids for row in data.rows} for data in drawn if data is not None]

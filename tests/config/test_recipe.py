@@ -285,7 +285,7 @@ def test_nor_does_one_below_the_commands(
             0,
             tmp_path / method,
             QUIET,
-            "4",
+            parse_budget("4"),
         )
         with pytest.raises(UserError, match="--batch-size 64: 4 rows"):
             choose(task, method)

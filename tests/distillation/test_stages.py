@@ -14,6 +14,7 @@ import pytest
 from torch import Tensor
 
 from nacd.config import DataConfig, DistillConfig, ExpertConfig, SelectionConfig
+from nacd.config.budget import parse_budget
 from nacd.config.recipe import Recipe
 from nacd.data import Example, Message, Splits
 from nacd.distillation.learn import make_seeds
@@ -114,7 +115,7 @@ def test_a_warm_up_does_not_start_where_the_table_does(
 def test_chosen_rows_that_are_others_now_are_refused(prepared: Prepared, tmp_path: Path) -> None:
     """Their numbers alone would silently name other rows."""
     folder = RunFolder(tmp_path)
-    task = Task(prepared, RECIPE, SelectionConfig(), 0, tmp_path, QUIET, "3")
+    task = Task(prepared, RECIPE, SelectionConfig(), 0, tmp_path, QUIET, parse_budget("3"))
     found = choose_once(folder, "seeds", task, "random")
     assert choose_once(folder, "seeds", task, "random") == found
     part = prepared.train

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from nacd.config import DataConfig, DistillConfig, SelectionConfig
+from nacd.config.budget import parse_budget
 from nacd.config.recipe import Recipe
 from nacd.data import Example, Message, Splits
 from nacd.data.rows import Rows
@@ -51,7 +52,16 @@ def prepared(tiny_folder: Callable[[str], Path]) -> Prepared:
 
 def task(prepared: Prepared, folder: Path, **changes: Any) -> Task:
     config = SelectionConfig(tries=5, judge=changes.pop("judge", "target"))
-    return Task(prepared, RECIPE, config, 0, folder, QUIET, changes.pop("budget", "6"), **changes)
+    return Task(
+        prepared,
+        RECIPE,
+        config,
+        0,
+        folder,
+        QUIET,
+        parse_budget(changes.pop("budget", "6")),
+        **changes,
+    )
 
 
 def test_the_best_draw_in_its_own_order(prepared: Prepared, tmp_path: Path) -> None:
@@ -211,7 +221,14 @@ def test_a_copy_of_a_judge_is_in_no_draw(
     assert len(drawn) == 5 * 20
     assert not {row.ids for row in drawn} & {row.ids for row in judges}
     with pytest.raises(UserError, match=rf"takes 59 of 60 .* and {len(aside)} are set aside"):
-        best_of(task(replace(prepared, train=twice), tmp_path / "b", judge="train", budget="59"))
+        best_of(
+            task(
+                replace(prepared, train=twice),
+                tmp_path / "b",
+                judge="train",
+                budget="59",
+            )
+        )
 
 
 def test_a_budget_of_tokens_is_not_filled_up_with_rows_that_were_not_tried(

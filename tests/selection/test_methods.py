@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from nacd.config import DataConfig, SelectionConfig
+from nacd.config.budget import parse_budget
 from nacd.config.recipe import Recipe
 from nacd.data import collate
 from nacd.distillation.learn import draw
@@ -76,7 +77,9 @@ def task(prepared: Prepared, folder: Path, **more: Any) -> Task:
         "progress": Progress(quiet=True),
         "budget": "5",
     }
-    return Task(prepared, folder=folder, **(settings | more))
+    settings |= more
+    budget = parse_budget(settings.pop("budget"))
+    return Task(prepared, folder=folder, budget=budget, **settings)
 
 
 # Hidden states
@@ -215,7 +218,7 @@ def test_bm25_finds_a_row_by_its_words(prepared: Prepared, tmp_path: Path) -> No
 def test_random_is_the_draw_of_old(prepared: Prepared, tmp_path: Path) -> None:
     for seed, budget in ((0, "5"), (3, "20%"), (7, "300t")):
         asked = task(prepared, tmp_path, seed=seed, budget=budget)
-        assert choose(asked, "random").indices == draw(prepared.train, budget, seed)
+        assert choose(asked, "random").indices == draw(prepared.train, parse_budget(budget), seed)
     order = np.random.default_rng((3, 17)).permutation(len(prepared.train)).tolist()
     assert choose(task(prepared, tmp_path, seed=3), "random").indices == order[:5]
 

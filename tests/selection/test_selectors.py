@@ -7,14 +7,19 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from nacd.config.budget import parse_budget
+from nacd.config.recipe import Recipe
 from nacd.data import Encoded, Example, Message
 from nacd.errors import UserError
-from nacd.selection import copies, rounds
+from nacd.selection import Ranking, Rankings, choice, copies, rounds
 from nacd.selection.bm25 import bm25_scores
 from nacd.selection.choice import take
 from nacd.selection.copies import RECALL, bands, deduplicated
@@ -257,13 +262,13 @@ def test_a_budget_reads_an_order_as_far_as_it_reaches() -> None:
             read.append(row)
             yield row
 
-    assert take("2", rows, lazy()) == [4, 0]
+    assert take(parse_budget("2"), rows, lazy()) == [4, 0]
     assert read == [4, 0]
-    assert take("40%", rows, lazy()) == [4, 0]
-    assert take("100%", rows, lazy()) == order
-    assert take("1%", rows, lazy()) == [4]
-    assert take("8t", rows, lazy()) == [4, 0]
-    assert take("11t", rows, lazy()) == [4, 0]
+    assert take(parse_budget("40%"), rows, lazy()) == [4, 0]
+    assert take(parse_budget("100%"), rows, lazy()) == order
+    assert take(parse_budget("1%"), rows, lazy()) == [4]
+    assert take(parse_budget("8t"), rows, lazy()) == [4, 0]
+    assert take(parse_budget("11t"), rows, lazy()) == [4, 0]
     assert read == [4, 0, 2]
 
 
@@ -282,4 +287,26 @@ def test_a_budget_reads_an_order_as_far_as_it_reaches() -> None:
 def test_a_budget_that_cannot_be_paid(budget: str, order: range, message: str) -> None:
     rows = [encoded(n) for n in (5, 1, 4, 2, 3)]
     with pytest.raises(UserError, match=message):
-        take(budget, rows, order)
+        take(parse_budget(budget), rows, order)
+
+
+def test_choices_of_several_budgets_rank_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    def order() -> Iterator[int]:
+        for row in (3, 1, 2, 0):
+            read.append(row)
+            yield row
+
+    monkeypatch.setattr(choice, "rank", lambda *_: Ranking(order()))
+    known, recipe = Rankings(), Recipe()
+    task: Any = SimpleNamespace(recipe=recipe)
+    first, spent = known.of(task, "kcenter", "--methods")
+    assert [*itertools.islice(first.order, 2)] == [3, 1]
+    known.spent("kcenter", 2.0)
+    again, seconds = known.of(task, "kcenter", "--methods")
+    assert ([*again.order], read) == ([3, 1, 2, 0], [3, 1, 2, 0]), "read as far as needed, once"
+    assert (spent, seconds) == (0.0, 2.0)
+    other: Any = SimpleNamespace(recipe=replace(recipe, epochs=9.0))
+    assert known.of(other, "kcenter", "--methods")[0] is not again, "LESS warms up by the recipe"
+    assert known.of(task, "swaps", "--methods")[1] == 0.0, "a search is of its budget"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from nacd.config import SelectionConfig
+from nacd.config.budget import parse_budget
 from nacd.config.recipe import Recipe
 from nacd.errors import UserError
 from nacd.model.prepare import Prepared
@@ -219,7 +220,7 @@ def test_sets_are_compared_pair_by_pair() -> None:
 def task(prepared: Prepared, folder: Path, **changes: Any) -> Task:
     recipe = Recipe(batch_size=4, epochs=3, learning_rate=5e-3)
     config = SelectionConfig(judge="target", minutes=10, **changes)
-    return Task(prepared, recipe, config, 0, folder, QUIET, "12")
+    return Task(prepared, recipe, config, 0, folder, QUIET, parse_budget("12"))
 
 
 def test_a_model_finds_the_rows_that_answer_as_the_target_does(
@@ -233,7 +234,7 @@ def test_a_model_finds_the_rows_that_answer_as_the_target_does(
     assert found.ranking.flops > 0
     # rows of another search are not taken for one's own
     with pytest.raises(UserError, match=r"search\.json: made with other settings"):
-        choose(replace(task(prepared, tmp_path), budget="10"), "swaps")
+        choose(replace(task(prepared, tmp_path), budget=parse_budget("10")), "swaps")
 
 
 def test_a_search_begins_with_what_another_method_chose(
@@ -284,6 +285,9 @@ def test_two_models_weigh_and_judge(
 
 def test_too_little_to_swap(prepared: Prepared, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--budget 1 is one row"):
-        choose(replace(task(prepared, tmp_path), budget="1"), "swaps")
+        choose(replace(task(prepared, tmp_path), budget=parse_budget("1")), "swaps")
     with pytest.raises(UserError, match="takes all of the 48 rows"):
-        choose(replace(task(prepared, tmp_path), budget="48", folder=tmp_path / "all"), "swaps")
+        choose(
+            replace(task(prepared, tmp_path), budget=parse_budget("48"), folder=tmp_path / "all"),
+            "swaps",
+        )

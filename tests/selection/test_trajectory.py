@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from nacd.config import DataConfig, SelectionConfig
+from nacd.config.budget import parse_budget
 from nacd.config.recipe import Recipe
 from nacd.data import Batch, Example, Message, Splits
 from nacd.errors import UserError
@@ -50,7 +51,7 @@ def task(prepared: Prepared, folder: Path, **changes: object) -> Task:
         seed=0,
         folder=folder,
         progress=Progress(quiet=True),
-        budget="8",
+        budget=parse_budget("8"),
     )
     return replace(made, **changes)  # pyright: ignore[reportArgumentType]
 
@@ -83,7 +84,7 @@ def test_rows_that_raise_the_loss_are_counted(
     config = SelectionConfig(weight_passes=1)  # five groups of eight: three of each lower the loss
     trajectory(task(prepared, tmp_path / "a", config=config, recipe=recipe))
     assert not said
-    whole = task(prepared, tmp_path / "b", config=config, recipe=recipe, budget="40")
+    whole = task(prepared, tmp_path / "b", config=config, recipe=recipe, budget=parse_budget("40"))
     trajectory(whole)
     line = "25 of the best 40 rows raise the target loss by their weight; a smaller --budget"
     assert len(said) == 1
@@ -144,7 +145,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 
 def test_other_settings_are_not_mixed_in(prepared: Prepared, tmp_path: Path) -> None:
     trajectory(task(prepared, tmp_path))
-    other = task(prepared, tmp_path, budget="10")
+    other = task(prepared, tmp_path, budget=parse_budget("10"))
     with pytest.raises(UserError, match=r"weights\.safetensors: made with other settings"):
         trajectory(other)
 
@@ -200,7 +201,7 @@ def test_trajectory_scores(
 def test_a_budget_of_one_row_is_a_choice_too(prepared: Prepared, tmp_path: Path) -> None:
     """A row weighed alone is as good as its group's mean: all would be worth 0."""
     recipe = Recipe(batch_size=2, epochs=3, learning_rate=3e-3)
-    ranking = trajectory(task(prepared, tmp_path, budget="1", recipe=recipe))
+    ranking = trajectory(task(prepared, tmp_path, budget=parse_budget("1"), recipe=recipe))
     assert ranking.scores is not None
     assert (ranking.scores != 0).any()
     assert sum(i % 2 == 0 for i in [*ranking.order][:10]) >= 9

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from nacd.config import SelectionConfig
+from nacd.config.budget import parse_budget
 from nacd.config.recipe import Recipe
 from nacd.errors import UserError
 from nacd.model.prepare import Prepared
@@ -149,7 +150,7 @@ def test_a_budget_of_tokens_deals_sets_of_it(tmp_path: Path) -> None:
 def task(prepared: Prepared, folder: Path, **changes: Any) -> Task:
     recipe = Recipe(batch_size=4, epochs=2, learning_rate=5e-3)
     config = SelectionConfig(judge="target", minutes=0.5, **changes)
-    return Task(prepared, recipe, config, 0, folder, QUIET, "12")
+    return Task(prepared, recipe, config, 0, folder, QUIET, parse_budget("12"))
 
 
 def test_a_model_finds_the_rows_that_answer_as_the_target_does(
@@ -164,4 +165,4 @@ def test_a_model_finds_the_rows_that_answer_as_the_target_does(
     assert set(found.ranking.measured) > {"search", "spread of random sets", "chosen"}
     # rows of another search are not taken for one's own
     with pytest.raises(UserError, match=r"search\.json: made with other settings"):
-        choose(replace(task(prepared, tmp_path), budget="10"), "winnow")
+        choose(replace(task(prepared, tmp_path), budget=parse_budget("10")), "winnow")

@@ -21,8 +21,9 @@ from nacd.model.prepare import Prepared, prepare
 from nacd.store.run import RunFolder
 from nacd.training import tuning
 from nacd.training.evaluation import RowNll
+from nacd.training.halving import Found, Score, Setting, Tried, search
 from nacd.training.student import TUNING_SEED, train_student
-from nacd.training.tuning import Found, Setting, Tried, search, tune_recipe
+from nacd.training.tuning import tune_recipe
 
 RATES = (1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3)
 EPOCHS = (1.0, 2.0, 4.0, 8.0)
@@ -64,7 +65,7 @@ class Surface:
         return RowNll(rows, np.ones(ROWS, dtype=np.int64))
 
 
-def find(score: tuning.Score, start: Setting = START, **options: object) -> Found:
+def find(score: Score, start: Setting = START, **options: object) -> Found:
     given = {"rates": RATES, "epochs": EPOCHS} | options
     return search(score, start=start, **given)  # pyright: ignore[reportArgumentType]
 

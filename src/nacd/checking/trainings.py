@@ -98,7 +98,7 @@ class Trainings:
             return self.state.results[Job(kind, budget, 0.0, -1)]["rows"]
         seed = DRAWS + 100 * self.config.seed + number
         if rows == budget:
-            return draw(train, self.config.budget, seed)
+            return draw(train, self.config.size, seed)
         return random_order(len(train), seed)[:rows]
 
     def encoded(self, indices: Sequence[int]) -> list[Encoded]:
@@ -166,7 +166,7 @@ class Trainings:
             self.config.seed,
             place,
             self.progress,
-            self.config.budget,
+            self.config.size,
         )
 
     def _measure(self, job: Job) -> dict[str, Any]:

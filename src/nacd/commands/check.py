@@ -48,7 +48,8 @@ from nacd.store.files import write_json
 from nacd.store.run import RunFolder
 from nacd.terminal.progress import Progress
 from nacd.terminal.units import byte_size, duration
-from nacd.training.tuning import TRAININGS, TUNING_DRAWS, TunedRecipe, tune_recipe
+from nacd.training.halving import TRAININGS
+from nacd.training.tuning import TUNING_DRAWS, TunedRecipe, tune_recipe
 
 TUNING_SHARE = 0.3
 """Most of the time that tuning may take."""
@@ -85,7 +86,7 @@ def check(
     progress.say(f"loading {config.model.model} and measuring a step ...")
     with clock.stage("loading the model and encoding rows"):
         prepared = prepare(config.model, config.data, progress.say, splits)
-    rows = len(draw(prepared.train, config.budget, TUNING_DRAWS))
+    rows = len(draw(prepared.train, config.size, TUNING_DRAWS))
     if rows >= len(prepared.train):
         raise UserError(
             f"--budget {config.budget}: {rows} of {len(prepared.train)} training rows; nothing is "
@@ -180,7 +181,7 @@ def _spent(folder: RunFolder) -> float:
 
 def _costs(config: CheckConfig, prepared: Prepared) -> Costs:
     speed = measure(prepared.model, prepared.train.rows, config.recipe)
-    rows = len(draw(prepared.train, config.budget, TUNING_DRAWS))
+    rows = len(draw(prepared.train, config.size, TUNING_DRAWS))
     work = Work(prepared, config.recipe, rows, speed.forward)
     selection = with_judge(SelectionConfig(minutes=SWAPPING * config.minutes), config.data)
     stages = {
@@ -216,7 +217,7 @@ def _tuned(trainings: Trainings, minutes: float) -> TunedRecipe | None:
     if not minutes and not (folder.path / "tuning.json").is_file():
         return None
     seeds = (TUNING_DRAWS + 100 * config.seed + number for number in range(TRAININGS))
-    draws = [draw(prepared.train, config.budget, seed) for seed in seeds]
+    draws = [draw(prepared.train, config.size, seed) for seed in seeds]
     return tune_recipe(
         prepared.model,
         [trainings.encoded(rows) for rows in draws],

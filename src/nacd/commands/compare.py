@@ -27,7 +27,7 @@ from nacd.comparison.grid import Grid, Keep, cell_folder, folder_name
 from nacd.comparison.kept import Kept
 from nacd.comparison.rowset import RowSet
 from nacd.comparison.rowsets import rowsets, tuning_data
-from nacd.config import decided
+from nacd.config import Budget, decided
 from nacd.config.commands import ReportConfig
 from nacd.config.compare import DISTILLED, FREE, CompareConfig
 from nacd.config.recipe import Recipe
@@ -43,10 +43,12 @@ from nacd.model.lora import check_ids
 from nacd.model.prepare import Prepared, prepare, read_splits
 from nacd.model.split_files import held_out_line, write_splits
 from nacd.report.page import write_report
+from nacd.selection import Rankings
 from nacd.store.files import read_json
 from nacd.store.run import RunFolder, settings
 from nacd.terminal.progress import Progress
-from nacd.training.tuning import TRAININGS, TUNING_DRAWS
+from nacd.training.halving import TRAININGS
+from nacd.training.tuning import TUNING_DRAWS
 
 
 @dataclass(frozen=True)
@@ -105,28 +107,32 @@ def compare(
     _check_trainings(config, source)
     others = _encoded(elsewhere, config, source, progress)
     _say_cost(config, source, splits, others, progress)
-    recipes = {b: _recipe(config, b, source, source, folder, progress) for b in config.budgets}
+    recipes = {b: _recipe(config, b, source, source, folder, progress) for b in config.sizes}
 
-    def distil(budget: str) -> list[Outcome]:
+    def distil(budget: Budget) -> list[Outcome]:
         progress.say(f"budget {budget}: distilling")
         return distilled(config, budget, source, splits, recipes[budget], progress)
 
+    rankings = Rankings()  # of all budgets
     sets = {
         budget: rowsets(
-            config, budget, source, recipes[budget], folder, progress, partial(distil, budget)
+            *(config, budget, source, recipes[budget], folder, progress),
+            partial(distil, budget),
+            rankings,
         )
-        for budget in config.budgets
+        for budget in config.sizes
     }
+    del rankings
     asked = {
-        (target, budget, rowset.method, seed)
+        (target, str(budget), rowset.method, seed)
         for target in (config.model.model, *config.target_models)
-        for budget in config.budgets
+        for budget in config.sizes
         for rowset in sets[budget]
         for seed in range(rowset.trainings)
         if target == config.model.model or not rowset.source_only
     }
     kept = Kept(folder.path, source.sizes, asked, lambda place: write_report(ReportConfig(place)))
-    for budget in config.budgets:
+    for budget in config.sizes:
         grid = Grid(config, folder, source, config.model.model, budget, recipes[budget], others)
         grid.run(sets[budget], progress, kept.add)
     for target in config.target_models:
@@ -145,7 +151,7 @@ def _check_trainings(config: CompareConfig, source: Prepared) -> None:
     """
     if set(config.methods) <= {"zero-shot"}:
         return
-    for budget in config.budgets:
+    for budget in config.sizes:
         config.recipe.check_rows(len(draw(source.train, budget, config.seed)))
     if "full" in config.methods:
         full = replace(config.recipe, steps=0, epochs=config.full_epochs)
@@ -167,23 +173,23 @@ def _of_target(
     config: CompareConfig,
     source: Prepared,
     splits: Splits,
-    sets: Mapping[str, Sequence[RowSet]],
+    sets: Mapping[Budget, Sequence[RowSet]],
     elsewhere: Sequence[Example],
     folder: RunFolder,
     progress: Progress,
     keep: Keep,
 ) -> None:
     """The cells of a further model; all of them failed where it cannot be used."""
-    own = {b: [s for s in sets[b] if not s.source_only] for b in config.budgets}
+    own = {b: [s for s in sets[b] if not s.source_only] for b in config.sizes}
 
-    def failed(budget: str, found: Failure) -> None:
+    def failed(budget: Budget, found: Failure) -> None:
         progress.say(f"{target}, budget {budget}: failed: {found.why}")
         for rowset in own[budget]:
             cells = []
             for seed in range(rowset.trainings):
-                place = folder.path / cell_folder(target, budget, rowset.method, seed)
+                place = folder.path / cell_folder(target, str(budget), rowset.method, seed)
                 if not (place / "result.json").is_file():  # an earlier call's result stays
-                    names = {"target": target, "budget": budget, "method": rowset.method}
+                    names = {"target": target, "budget": str(budget), "method": rowset.method}
                     cells.append(keep_failure(place, names | {"seed": seed}, found))
             keep(cells)
 
@@ -260,7 +266,7 @@ def _speed(prepared: Prepared, recipe: Recipe) -> float:
 
 def _recipe(
     config: CompareConfig,
-    budget: str,
+    budget: Budget,
     target: Prepared,
     source: Prepared,
     folder: RunFolder,

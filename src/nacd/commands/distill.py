@@ -10,7 +10,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from nacd.comparison.decision import LABELS, called
+from nacd.comparison.decision import LABELS, decision, rivals
 from nacd.comparison.failures import TRACEBACK, fault_lines
 from nacd.comparison.grid import Grid
 from nacd.comparison.results import of_run, summary_of
@@ -41,7 +41,6 @@ from nacd.report import facts
 from nacd.report.page import ReportConfig, write_report
 from nacd.report.record import write_records
 from nacd.statistics.intervals import few_test_rows
-from nacd.statistics.verdict import Rival, decide, read_difference
 from nacd.store.clock import StageClock
 from nacd.store.files import read_json, write_json
 from nacd.store.folder import read_run
@@ -118,7 +117,7 @@ def distill(
     table, held = [*map(_plain, found)], differences(found)
     if table:
         export(folder, prepared, seeds, text, learned, replace(card, results=_shown(table)))
-    verdict = judge(table, outcome.changed, learned, held)
+    verdict = judge(found, outcome.changed, learned.best_step)
     if table and (few := few_test_rows(len(prepared.report))):
         verdict = f"{verdict} {few}"
     write_json(
@@ -187,7 +186,7 @@ def _table(
     """
     prepared, folder = outcome.prepared, outcome.folder
     one = one_cell(config, outcome.recipe, beside(outcome, config.compare))
-    model, budget = config.model.model, config.budget
+    model, budget = config.model.model, config.size
     sets = rowsets(one, budget, prepared, one.recipe, folder, progress, lambda: [outcome])
     grid = Grid(one, folder, prepared, model, budget, one.recipe, alone=True)
     cells: list[dict[str, Any]] = []
@@ -291,39 +290,30 @@ def differences(table: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]
     }
 
 
-def judge(
-    table: Sequence[dict[str, Any]],
-    changed: float,
-    learned: Learned,
-    held: Mapping[str, Mapping[str, Any]],
-) -> str:
+def judge(table: Sequence[Mapping[str, Any]], changed: float, best_step: int) -> str:
     """What to do with the distilled rows, against what, and the figures: one sentence.
 
     Args:
         table: its rows.
         changed: share of the learnable tokens that were changed.
-        learned: what the outer loop left.
-        held: as `differences` gives it.
+        best_step: outer step of the exported text.
     """
-    if learned.best_step == 0 or changed == 0.0:
+    if best_step == 0 or changed == 0.0:
         return (
             "The exported rows are the starting rows, word for word: no distilled text was better "
             "than them on the validation rows."
         )
-    own = {name: read_difference(kept) for name, kept in held.get("text", {}).items()}
-    rivals = [Rival(called(name), found) for name, found in own.items() if found is not None]
-    plain, shuffled = own.get("seeds"), own.get("seeds-shuffled")
-    if plain and shuffled and plain.mean >= shuffled.mean:  # their own order is no unlucky one
-        rivals = rivals[:-1]
-    if not rivals:
-        failed = [row["label"] for row in table if row["report_nll"] is None]
-        why = f" (trainings failed: {', '.join(failed)})" if failed else ""
-        return (
-            f"Compare the distilled rows before you use them: the text of outer step "
-            f"{learned.best_step} was best on the validation rows ({changed:.1%} of learnable "
-            f"tokens changed), but was held against no real rows on test rows{why}."
-        )
-    return decide(called("text"), rivals, "give --trainings 5")
+    made = [row for row in table if row.get("report_nll") is not None]
+    text = next((row for row in made if row["method"] == "text"), {})
+    if rivals(text):
+        return decision(made)
+    failed = [row["label"] for row in table if row not in made]
+    why = f" (trainings failed: {', '.join(failed)})" if failed else ""
+    return (
+        f"Compare the distilled rows before you use them: the text of outer step {best_step} was "
+        f"best on the validation rows ({changed:.1%} of learnable tokens changed), but was held "
+        f"against no real rows on test rows{why}."
+    )
 
 
 def print_result(result: Distilled, progress: Progress) -> None:

@@ -67,9 +67,7 @@ def doctor(config: DistillConfig, *, progress: Progress | None = None) -> Examin
     progress.say(f"reading {config.data.data} and loading {config.model.model} ...")
     prepared = prepare(config.model, config.data, progress.say)
     check_trainings(config, prepared)
-    seeds = make_seeds(
-        prepared, draw(prepared.train, config.budget, config.seed), config.outer.learn
-    )
+    seeds = make_seeds(prepared, draw(prepared.train, config.size, config.seed), config.outer.learn)
     refuse_without_rows(config, prepared, seeds)
     speed = measured(prepared, config.recipe, progress)
     batches = seeds.pseudo.batches(config.recipe.batch_size, 2, seed=1)

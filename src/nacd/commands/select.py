@@ -100,7 +100,7 @@ def select(
         unread,
         weights=METHODS[config.method].reads_model,
     )
-    config.recipe.check_rows(len(draw(prepared.train, config.budget, config.seed)))
+    config.recipe.check_rows(len(draw(prepared.train, config.size, config.seed)))
     task = Task(
         prepared,
         config.recipe,
@@ -108,7 +108,7 @@ def select(
         config.seed,
         folder.path / "selection",
         progress,
-        config.budget,
+        config.size,
     )
     _say_forecast(config, task, folder, progress)
     chosen = choose_once(folder, "chosen", task, config.method)
@@ -165,7 +165,7 @@ def _splits(config: SelectConfig) -> Splits:
 
 def _say_forecast(config: SelectConfig, task: Task, folder: RunFolder, progress: Progress) -> None:
     """Say what the choice takes, if it is still to be made and reads the model."""
-    rows = len(draw(task.prepared.train, config.budget, config.seed))
+    rows = len(draw(task.prepared.train, config.size, config.seed))
     work = Work(task.prepared, config.recipe, rows)
     quick = not METHODS[config.method].anytime and not work.choosing(config.method, task.config)
     if progress.quiet or quick or (folder.path / "chosen.json").is_file():

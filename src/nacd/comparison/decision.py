@@ -32,7 +32,7 @@ LABELS = {
     "full-equal-steps": "full, equal steps",
 }
 """Rows of a table by the names that people know."""
-AGAIN = "give more --seeds"
+AGAIN = "give more --trainings"
 
 
 def called(method: str) -> str:

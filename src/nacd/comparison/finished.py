@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from nacd.config import DistillConfig
+from nacd.config import Budget, DistillConfig
 from nacd.config.compare import CompareConfig
 from nacd.config.recipe import Recipe, recipe_of
 from nacd.config.settings import from_dict, to_dict
@@ -23,7 +23,7 @@ from nacd.terminal.progress import Progress
 
 def distilled(
     config: CompareConfig,
-    budget: str,
+    budget: Budget,
     source: Prepared,
     splits: Splits,
     recipe: Recipe,
@@ -90,7 +90,7 @@ def check_runs(config: CompareConfig) -> dict[str, str]:
     """
     if config.runs and len(config.budgets) > 1:
         raise UserError("--runs is for one budget: give --budgets that of the runs.")
-    for budget in config.budgets:
+    for budget in config.sizes:
         for run in config.runs:
             _of_run(config, budget, Path(run))
     return {run: sha256_of(Path(run) / "dataset" / "train.jsonl") for run in config.runs}
@@ -115,7 +115,7 @@ def same_runs(folder: RunFolder, runs: dict[str, str]) -> None:
         )
 
 
-def _of_run(config: CompareConfig, budget: str, run: Path) -> DistillConfig:
+def _of_run(config: CompareConfig, budget: Budget, run: Path) -> DistillConfig:
     """The configuration of a distillation that is there, held to the comparison's own."""
     found = read_run(run)
     if found.results is None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from nacd.comparison.failures import failure, forget_failure, keep_failure
 from nacd.comparison.rowset import RowSet, Trained, Training, of_training, train
+from nacd.config import Budget
 from nacd.config.compare import CompareConfig
 from nacd.config.recipe import Recipe
 from nacd.data import Encoded
@@ -52,7 +53,7 @@ class Grid:
     folder: RunFolder
     prepared: Prepared
     target: str
-    budget: str
+    budget: Budget
     recipe: Recipe
     elsewhere: Sequence[Encoded] = ()
     """Rows of other data that every trained model is measured on too."""
@@ -63,7 +64,7 @@ class Grid:
         """Folder of one training's failure."""
         if self.alone:
             return f"ladder/{method}-{seed}"
-        return cell_folder(self.target, self.budget, method, seed)
+        return cell_folder(self.target, str(self.budget), method, seed)
 
     def name(self, method: str, seed: int) -> str:
         """Name of one training's result."""
@@ -91,7 +92,7 @@ class Grid:
 
     def _cell(self, rowset: RowSet, seed: int, made: dict[str, dict[str, Any]]) -> dict[str, Any]:
         method = rowset.method
-        key = {"target": self.target, "budget": self.budget, "method": method, "seed": seed}
+        key = {"target": self.target, "budget": str(self.budget), "method": method, "seed": seed}
         folder, name = self.folder.path / self.place(method, seed), self.name(method, seed)
         if rowset.failed is not None and not (self.folder.path / f"{name}.json").is_file():
             return keep_failure(folder, key, rowset.failed)
@@ -117,17 +118,24 @@ class Grid:
         forget_failure(folder)
         if content := cell.get("content"):  # an older version's table has none
             made.setdefault(str(content), cell)
-        if _diverged(cell):
-            cell = {"failed": "training diverged"} | cell
-        else:
-            tokens = {"row_tokens": [row.response_tokens for row in self.prepared.report.rows]}
-            cell = tokens | cell
         about = {
             "draw": seed % rowset.draws,
             "choosing_seconds": rowset.choosing_seconds,
             "choosing_flops": rowset.choosing_flops,
         }
-        return key | cell | key | about
+        return self._absent(training, cell) | cell | key | about
+
+    def _absent(self, training: Training | None, cell: dict[str, Any]) -> dict[str, Any]:
+        """What a cell of an older version lacks."""
+        found: dict[str, Any] = {
+            "row_tokens": [row.response_tokens for row in self.prepared.report.rows]
+        }
+        if _diverged(cell):
+            found = {"failed": "training diverged"}
+        if training is not None:
+            found["tokens_changed"] = training.tokens_changed
+            found["boundaries_kept"] = training.boundaries_kept
+        return found
 
     def _train(self, training: Training, seed: int) -> Trained:
         return train(self.prepared, self.recipe, training, seed)

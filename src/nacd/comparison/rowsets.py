@@ -9,7 +9,7 @@ from nacd.comparison.distilled import last_differs, of_distillation
 from nacd.comparison.failures import Failure, failure
 from nacd.comparison.rowset import RowSet, Training, encoded
 from nacd.comparison.table import ORDER
-from nacd.config import with_judge
+from nacd.config import Budget, with_judge
 from nacd.config.compare import DISTILLED, CompareConfig
 from nacd.config.recipe import Recipe
 from nacd.data.rows import Rows
@@ -17,19 +17,20 @@ from nacd.distillation.learn import draw
 from nacd.distillation.run import Outcome
 from nacd.errors import UserError
 from nacd.model.prepare import Prepared
-from nacd.selection import METHODS, Task, choose_once
+from nacd.selection import METHODS, Rankings, Task, choose_once
 from nacd.store.run import RunFolder
 from nacd.terminal.progress import Progress
 
 
 def rowsets(
     config: CompareConfig,
-    budget: str,
+    budget: Budget,
     source: Prepared,
     recipe: Recipe,
     folder: RunFolder,
     progress: Progress,
     distil: Callable[[], Sequence[Outcome]],
+    rankings: Rankings | None = None,
 ) -> list[RowSet]:
     """Every row of the table at one budget; one whose rows cannot be had is marked as failed.
 
@@ -41,8 +42,10 @@ def rowsets(
         folder: keeps every choice.
         progress: display.
         distil: gives the distillations, once, where a row asks for them.
+        rankings: what was ranked for other budgets.
     """
     made: list[RowSet] = []
+    rankings = rankings or Rankings()
     outcomes: Sequence[Outcome] | Failure | None = None
     for method in config.methods:
         if method in DISTILLED and outcomes is None:
@@ -52,7 +55,7 @@ def rowsets(
                 outcomes = failure(error)
         try:
             if method not in DISTILLED:
-                made += _plain(config, budget, method, source, recipe, folder, progress)
+                made += _plain(config, budget, method, source, recipe, folder, progress, rankings)
             elif isinstance(outcomes, Failure):
                 made += [_failed(config, method, outcomes)]
             else:
@@ -87,12 +90,13 @@ def _failed(config: CompareConfig, method: str, found: Failure) -> RowSet:
 
 def _plain(
     config: CompareConfig,
-    budget: str,
+    budget: Budget,
     method: str,
     source: Prepared,
     recipe: Recipe,
     folder: RunFolder,
     progress: Progress,
+    rankings: Rankings,
 ) -> list[RowSet]:
     """Rows without anything learned: none, random, chosen, all."""
     examples = source.train.examples
@@ -120,11 +124,12 @@ def _plain(
                 label=f"full, {epochs:g} epoch{'s' * (epochs != 1)}",
             ),
         ]
-    place = folder.path / "choosing" / budget / method
+    place = folder.path / "choosing" / str(budget) / method
     progress.say(f"budget {budget}: choosing by {method}")
     selection = with_judge(config.selection, config.data)
     task = Task(source, recipe, selection, config.seed, place, progress, budget)
-    found = choose_once(folder, f"choosing/{budget}/{method}/chosen", task, method, "--methods")
+    name = f"choosing/{budget}/{method}/chosen"
+    found = choose_once(folder, name, task, method, "--methods", rankings)
     chosen = [examples[i] for i in found["rows"]]
 
     def training(target: Prepared, _: int) -> Training:
@@ -134,7 +139,7 @@ def _plain(
 
 
 def tuning_data(
-    config: CompareConfig, budget: str, target: Prepared, source: Prepared, seed: int
+    config: CompareConfig, budget: Budget, target: Prepared, source: Prepared, seed: int
 ) -> Rows:
     """Random rows on which a target's recipe is tuned."""
     rows = [source.train.examples[i] for i in draw(source.train, budget, seed)]

@@ -35,7 +35,8 @@ def lines(summary: Sequence[Mapping[str, Any]], rival: str = "") -> list[str]:
         for row in rows:
             out += _line(row, f"minus_{rival}", wide)
     for (target, budget), rows in blocks.items():
-        for note in (_elsewhere(rows), *notes(rows)):
+        labels = {row["method"]: row["label"] for row in rows if "label" in row}
+        for note in (_elsewhere(rows), *notes(rows, labels)):
             if note:
                 out += ["", *textwrap.wrap(f"{Path(target).name}, budget {budget}: {note}", 80)]
     return out
@@ -111,8 +112,6 @@ def _each(
     labels: Mapping[str, str] | None = None,
 ) -> str:
     """One figure of every row that has it, with the row's name."""
-    return ", ".join(
-        f"{(labels or {}).get(row['method'], row['method'])} {form(row[key])}"
-        for row in rows
-        if row.get(key) is not None
-    )
+    named = [((labels or {}).get(row["method"], row["method"]), row) for row in rows]
+    parts = [f"{name} {form(row[key])}" for name, row in named if row.get(key) is not None]
+    return ("; " if any("," in name for name, _ in named) else ", ").join(parts)

@@ -3,7 +3,7 @@
 No module here imports torch: `nacd --help` and a configuration in Python take no second.
 """
 
-from nacd.config.budget import budget_rows
+from nacd.config.budget import Budget, parse_budget
 from nacd.config.distill import TABLE_ROWS, DistillConfig, check_tuning
 from nacd.config.experts import ExpertConfig
 from nacd.config.model import ModelConfig
@@ -16,6 +16,7 @@ __all__ = [
     "NONE",
     "TABLE_ROWS",
     "UNNAMED",
+    "Budget",
     "Data",
     "DataConfig",
     "DistillConfig",
@@ -26,8 +27,8 @@ __all__ = [
     "ReadConfig",
     "Recipe",
     "SelectionConfig",
-    "budget_rows",
     "check_tuning",
     "decided",
+    "parse_budget",
     "with_judge",
 ]

@@ -1,10 +1,15 @@
-"""A budget: rows, a share of the rows, or tokens, and the rows that it pays for."""
+"""A budget: rows, a share of the rows, or tokens, and the rows that it pays for.
+
+Settings hold a text (`5%`); `parse_budget` reads it, where a command begins, into the value that
+everything behind takes.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from nacd.errors import UserError
 
@@ -12,10 +17,78 @@ if TYPE_CHECKING:
     from nacd.config.settings import Converted
     from nacd.data import Encoded
 
-    Budget = Converted[str, str | int | float]
-    Budgets = Converted[tuple[str, ...], Sequence[str | int | float]]
+    BudgetText = Converted[str, str | int | float]
+    BudgetTexts = Converted[tuple[str, ...], Sequence[str | int | float]]
 else:
-    Budget, Budgets = str, tuple[str, ...]
+    BudgetText, BudgetTexts = str, tuple[str, ...]
+
+FORM = "give rows (112), a percentage (5%) or tokens (20000t)"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is kept."""
+
+    kind: Literal["rows", "share", "tokens"]
+    number: float
+    """Rows, per cent of them, or tokens."""
+    text: str
+    """As it was given."""
+
+    def __str__(self) -> str:
+        """As it was given."""
+        return self.text
+
+    @property
+    def tokens(self) -> int | None:
+        """Most tokens; None: it is not one of tokens."""
+        return int(self.number) if self.kind == "tokens" else None
+
+    def count(self, of: int) -> int:
+        """Rows that it pays for of so many, at least one; not of a budget of tokens.
+
+        Raises:
+            UserError: more than there are.
+        """
+        assert self.kind != "tokens"
+        count = round(self.number / 100 * of) if self.kind == "share" else int(self.number)
+        if count > of:
+            raise UserError(
+                f"--budget {self}: {count} rows asked for, but there are {of} training rows (after "
+                "target, validation and test rows are set aside and long ones dropped); give a "
+                "smaller budget, or name files with --target and --heldout."
+            )
+        return max(1, count)
+
+    def rows(self, rows: Sequence[Encoded], order: Sequence[int]) -> list[int]:
+        """The first rows of `order` that the budget pays for.
+
+        Args:
+            rows: all training rows.
+            order: row indices, best first.
+
+        Raises:
+            UserError: more rows or tokens than there are.
+        """
+        if self.kind != "tokens":
+            return [*order[: self.count(len(order))]]
+        total, chosen = 0, []
+        for i in order:
+            if total + len(rows[i]) > self.number:
+                break
+            total += len(rows[i])
+            chosen.append(i)
+        if len(chosen) == len(order):
+            raise UserError(
+                f"--budget {self}: the {len(order)} training rows have {total} tokens in all; "
+                "nothing is left to distil. Give a smaller budget."
+            )
+        if not chosen:
+            raise UserError(
+                f"--budget {self}: the first row drawn has {len(rows[order[0]])} tokens already; "
+                "give a larger budget."
+            )
+        return chosen
 
 
 def budget_text(budget: str | int | float) -> str:
@@ -31,14 +104,13 @@ def budget_text(budget: str | int | float) -> str:
     return f"{percent:.12g}%" if 0 < percent < 100 else text
 
 
-def parse_budget(budget: str | int | float) -> tuple[Literal["rows", "share", "tokens"], float]:
-    """A budget's kind and number.
+def parse_budget(budget: str | int | float) -> Budget:
+    """The value of a budget.
 
     Raises:
         UserError: not a budget, 0, or over 100 %.
     """
     text = budget_text(budget)
-    form = "give rows (112), a percentage (5%) or tokens (20000t)"
     kind: Literal["rows", "share", "tokens"] = "rows"
     number = text.lower()
     if number.endswith("%"):
@@ -51,52 +123,25 @@ def parse_budget(budget: str | int | float) -> tuple[Literal["rows", "share", "t
     try:
         value = float(number)
     except ValueError:
-        raise UserError(f"--budget {text}: not a number; {form}.") from None
+        raise UserError(f"--budget {text}: not a number; {FORM}.") from None
     whole = kind == "share" or (math.isfinite(value) and value == int(value) and "." not in number)
     if not (0 < value < math.inf and whole):  # 1.0: one row, or all of them?
-        raise UserError(f"--budget {text}: must be a whole number above 0; {form}.")
+        raise UserError(f"--budget {text}: must be a whole number above 0; {FORM}.")
     if kind == "share" and value > 100:
-        raise UserError(f"--budget {text}: over 100 % of the rows; {form}.")
-    return kind, value
+        raise UserError(f"--budget {text}: over 100 % of the rows; {FORM}.")
+    return Budget(kind, value, text)
 
 
-def budget_rows(
-    budget: str | int | float, rows: Sequence[Encoded], order: Sequence[int]
-) -> list[int]:
-    """The first rows of `order` that the budget pays for.
+class HasBudget:
+    """A configuration with one budget."""
 
-    Args:
-        budget: the budget.
-        rows: all training rows.
-        order: row indices, best first.
+    budget: Any
 
-    Raises:
-        UserError: more rows or tokens than there are.
-    """
-    text, (kind, value) = budget_text(budget), parse_budget(budget)
-    if kind == "tokens":
-        total, chosen = 0, []
-        for i in order:
-            if total + len(rows[i]) > value:
-                break
-            total += len(rows[i])
-            chosen.append(i)
-        if len(chosen) == len(order):
-            raise UserError(
-                f"--budget {text}: the {len(order)} training rows have {total} tokens in all; "
-                "nothing is left to distil. Give a smaller budget."
-            )
-        if not chosen:
-            raise UserError(
-                f"--budget {text}: the first row drawn has {len(rows[order[0]])} tokens already; "
-                "give a larger budget."
-            )
-        return chosen
-    count = round(value / 100 * len(order)) if kind == "share" else int(value)
-    if count > len(order):
-        raise UserError(
-            f"--budget {text}: {count} rows asked for, but there are {len(order)} training rows "
-            "(after target, validation and test rows are set aside and long ones dropped); give "
-            "a smaller budget, or name files with --target and --heldout."
-        )
-    return [*order[: max(1, count)]]
+    @property
+    def size(self) -> Budget:
+        """The budget's value.
+
+        Raises:
+            UserError: it is none.
+        """
+        return parse_budget(self.budget)

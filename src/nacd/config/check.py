@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nacd.config.budget import Budget, budget_text, parse_budget
+from nacd.config.budget import BudgetText, HasBudget, budget_text
 from nacd.config.distill import DistillConfig
 from nacd.config.methods import check_method
 from nacd.config.model import ModelConfig
@@ -24,12 +24,12 @@ SWAPPING = 0.4
 
 
 @dataclass(frozen=True)
-class CheckConfig:
+class CheckConfig(HasBudget):
     """`nacd check`: how many rows does this data set need, and does a choice beat random ones?"""
 
     out: Folder = Folder(Path("runs/check"))
     """Folder of the check; the same command again goes on where it stopped."""
-    budget: Budget = Budget("5%")
+    budget: BudgetText = BudgetText("5%")
     """Size of the small set: rows (`112`), a percentage (`5%`) or tokens (`20000t`)."""
     minutes: float = 10.0
     """Time for all of it, earlier calls included; more of it later adds trainings."""
@@ -81,5 +81,5 @@ class CheckConfig:
             check_method(method, SelectionConfig(), "--methods")
             if self.methods.count(method) > 1:
                 raise UserError(f"--methods: {method} is named twice; name it once.")
-        if parse_budget(self.budget) == ("share", 100.0):
+        if (self.size.kind, self.size.number) == ("share", 100.0):
             raise UserError("--budget 100%: nothing is left out; give a smaller one, 5%, say.")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from nacd.config.budget import Budget, budget_text
+from nacd.config.budget import BudgetText, HasBudget, budget_text
 from nacd.config.distill import DistillConfig
 from nacd.config.methods import check_method
 from nacd.config.model import ModelConfig
@@ -22,7 +22,7 @@ from nacd.config.settings import Folder, OtherFolder, convert
 
 
 @dataclass(frozen=True)
-class SelectConfig:
+class SelectConfig(HasBudget):
     """`nacd select`: choose real rows of a data file."""
 
     out: Folder = Folder(Path("runs/select"))
@@ -30,7 +30,7 @@ class SelectConfig:
     method: str = "rds+"
     """`random`, `best-of`, `swaps`, `winnow`, `longest`, `kcenter`, `bm25`, `rds+`, `less` or
     `trajectory`."""
-    budget: Budget = Budget("5%")
+    budget: BudgetText = BudgetText("5%")
     """What is chosen: rows (`112`), a percentage (`5%`) or tokens (`20000t`)."""
     seed: int = 0
     """Seed of everything that is drawn."""
@@ -162,7 +162,7 @@ class PushConfig:
 
 
 @dataclass(frozen=True)
-class PlanConfig:
+class PlanConfig(HasBudget):
     """`nacd plan`: memory and work of `nacd distill`, before anything is loaded."""
 
     rows: int = 1000
@@ -171,7 +171,7 @@ class PlanConfig:
     """Mean tokens of a row, prompt and response."""
     max_tokens: int = 512
     """Tokens of the longest row."""
-    budget: Budget = Budget("5%")
+    budget: BudgetText = BudgetText("5%")
     """Size of the distilled set, as of `nacd distill`."""
     gpu_memory: str = ""
     """Memory of the card that it is planned for: `24GB`; empty: what is free on this machine."""

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from nacd.config.budget import Budgets, budget_text, parse_budget
+from nacd.config.budget import Budget, BudgetTexts, budget_text, parse_budget
 from nacd.config.distill import DistillConfig
-from nacd.config.experts import ExpertConfig
 from nacd.config.limits import check_counts
 from nacd.config.methods import METHODS, check_method
-from nacd.config.model import ModelConfig
-from nacd.config.outer import OuterLoopConfig
 from nacd.config.recipe import Recipe
-from nacd.config.rows import DataConfig
-from nacd.config.selection import SelectionConfig
 from nacd.config.settings import Folder, convert
+from nacd.config.shared import TableConfig
 from nacd.errors import UserError
 from nacd.store.extras import require
 from nacd.store.renamed import old_names_too
@@ -49,7 +46,7 @@ are refused once there are rows of a distillation.)"""
 
 @old_names_too
 @dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(TableConfig):
     """`nacd compare`: who trains a model best with how many rows."""
 
     out: Folder = Folder(Path("runs/compare"))
@@ -58,7 +55,7 @@ class CompareConfig:
     """Rows of the table: `zero-shot`, `full`, a method of `nacd select`; of a distillation `seeds`,
     `seeds-shuffled`, `random-prompts`, `other-prompts`, `soft`, `text`, `text-shuffled`, and
     `text-last`, the text of its last look at validation rows."""
-    budgets: Budgets = Budgets(("5%",))
+    budgets: BudgetTexts = BudgetTexts(("5%",))
     """Sizes of the small sets: rows (`112`), percentages (`5%`) or tokens (`20000t`)."""
     target_models: tuple[str, ...] = ()
     """Further models to train, beside --model: hub ids, folders or GGUF files."""
@@ -67,37 +64,27 @@ class CompareConfig:
     distillations."""
     distillations: int = 1
     """Distillations, each from starting rows of its own; the trainings take them in turn."""
-    start_by: str = "random"
-    """How the starting rows of a distillation are chosen."""
     runs: tuple[str, ...] = ()
     """Run folders of `nacd distill` to take seeds and text from, instead of distilling anew."""
     accuracy: tuple[str, ...] = ()
     """Rows whose trained models also answer the test questions (lm-eval, multiple choice)."""
     elsewhere: str = ""
     """Other data (file or hub id): its response NLL shows what a training harms; empty: none."""
-    tune: bool = False
-    """Find learning rate and epochs for each model and budget, on validation rows, by whole
-    trainings on random rows; off: train by those given."""
-    tune_rates: tuple[float, ...] = ()
-    """Old, gone in the next release: learning rates alone to try; see --tune."""
-    full_epochs: float = 1.0
-    """Epochs of the row `full` (also shown at equal steps)."""
     full_trainings: int = 1
     """Trainings behind the row `full`."""
-    seed: int = 0
-    """Seed of everything that is drawn."""
-    track: str = ""
-    """Send the distillations' metrics to a tracker too, as `nacd distill --track` does."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    recipe: Recipe = field(default_factory=Recipe)
-    expert: ExpertConfig = field(default_factory=ExpertConfig)
-    outer: OuterLoopConfig = field(default_factory=OuterLoopConfig)
-    selection: SelectionConfig = field(default_factory=SelectionConfig)
 
     def __post_init__(self) -> None:
         """Keep a path and texts, however they were given."""
         convert(self, out=Path, budgets=lambda given: (*map(budget_text, given),))
+
+    @property
+    def sizes(self) -> tuple[Budget, ...]:
+        """The budgets' values.
+
+        Raises:
+            UserError: one of them is none.
+        """
+        return tuple(map(parse_budget, self.budgets))
 
     def check(self) -> None:
         """Refuse what cannot be run, before anything is loaded.
@@ -127,8 +114,7 @@ class CompareConfig:
             if twice:
                 also = " (--model is a target itself)" if flag == "--target-models" else ""
                 raise UserError(f"{flag}: {twice[0]} is named twice{also}; name it once.")
-        for budget in self.budgets:
-            parse_budget(budget)
+        _ = self.sizes
         check_counts(
             ("--trainings", self.trainings, 1),
             ("--full-trainings", self.full_trainings, 1),
@@ -150,24 +136,26 @@ class CompareConfig:
             "tune_rates": self.tune_rates,
             "full_epochs": self.full_epochs,
         }
-        replace(self.distillation(self.budgets[0], 0), **shared).check()
+        replace(self.distillation(self.sizes[0], 0), **shared).check()
 
-    def distillation(self, budget: str, number: int, recipe: Recipe | None = None) -> DistillConfig:
+    def distillation(
+        self, budget: Budget, number: int, recipe: Recipe | None = None
+    ) -> DistillConfig:
         """The distillation behind NACD's own rows, with a recipe already tuned."""
         return DistillConfig(
-            out=self.out / "distilled" / f"{budget}-{number}",
-            budget=budget,
-            seed=self.seed + number,
-            start_by=self.start_by,
+            **self.shared()
+            | {
+                "out": self.out / "distilled" / f"{budget}-{number}",
+                "seed": self.seed + number,
+                "recipe": recipe or self.recipe,
+                **_UNTUNED,
+            },
+            budget=str(budget),
             compare=(),
-            track=self.track,
-            model=self.model,
-            data=self.data,
-            recipe=recipe or self.recipe,
-            expert=self.expert,
-            outer=self.outer,
-            selection=self.selection,
         )
+
+
+_UNTUNED: dict[str, Any] = {"tune": False, "tune_rates": (), "full_epochs": 1.0}
 
 
 def one_cell(config: DistillConfig, recipe: Recipe, methods: tuple[str, ...]) -> CompareConfig:
@@ -179,17 +167,8 @@ def one_cell(config: DistillConfig, recipe: Recipe, methods: tuple[str, ...]) ->
         methods: the table's rows.
     """
     return CompareConfig(
-        out=config.out,
+        **config.shared() | _UNTUNED | {"recipe": recipe, "full_epochs": config.full_epochs},
         methods=methods,
         budgets=(config.budget,),
         trainings=config.trainings,
-        full_epochs=config.full_epochs,
-        seed=config.seed,
-        start_by=config.start_by,
-        model=config.model,
-        data=config.data,
-        recipe=recipe,
-        expert=config.expert,
-        outer=config.outer,
-        selection=config.selection,
     )

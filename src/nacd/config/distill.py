@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from nacd.config.budget import Budget, budget_text, parse_budget
-from nacd.config.experts import ExpertConfig
+from nacd.config.budget import BudgetText, HasBudget, budget_text
 from nacd.config.limits import MOST, check_counts, check_seed
-from nacd.config.model import ModelConfig
-from nacd.config.outer import OuterLoopConfig
 from nacd.config.recipe import Recipe
-from nacd.config.rows import DataConfig
-from nacd.config.selection import SelectionConfig
-from nacd.config.settings import Folder, check_values, convert
+from nacd.config.settings import check_values, convert
+from nacd.config.shared import TableConfig
 from nacd.errors import UserError
 from nacd.store.renamed import old_names_too
 from nacd.store.tracking import check_tracker
@@ -24,37 +20,16 @@ TABLE_ROWS = ("zero-shot", "random", "seeds", "random-prompts", "soft", "text", 
 
 @old_names_too
 @dataclass(frozen=True)
-class DistillConfig:
+class DistillConfig(HasBudget, TableConfig):
     """`nacd distill`: from a data file to distilled text."""
 
-    out: Folder = Folder(Path("runs/distill"))
-    """Run folder; the same command again goes on where it stopped."""
-    budget: Budget = Budget("5%")
+    budget: BudgetText = BudgetText("5%")
     """Size of the distilled set: rows (`112`), tokens (`20000t`) or a percentage (`5%`) of the
     training rows that are left once the held-out parts are set aside."""
-    seed: int = 0
-    """Seed of everything that is drawn."""
-    start_by: str = "random"
-    """How the starting rows are chosen: `random`, or a method of `nacd select`."""
     compare: tuple[str, ...] = TABLE_ROWS
     """Rows of the final table; `full` trains on all rows: leave it out if that is dear."""
     trainings: int = 3
     """Trainings behind each row of the table, each of another seed (`random`: of other rows)."""
-    tune: bool = False
-    """Find learning rate and epochs first, on validation rows, by whole trainings on the starting
-    rows; off: train by those given."""
-    tune_rates: tuple[float, ...] = ()
-    """Old, gone in the next release: learning rates alone to try first; see --tune."""
-    full_epochs: float = 1.0
-    """Epochs of the table's `full` row (also shown at equal steps)."""
-    track: str = ""
-    """Send metrics to a tracker too: `trackio`, `tensorboard` or `wandb`, offline; empty: none."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    recipe: Recipe = field(default_factory=Recipe)
-    expert: ExpertConfig = field(default_factory=ExpertConfig)
-    outer: OuterLoopConfig = field(default_factory=OuterLoopConfig)
-    selection: SelectionConfig = field(default_factory=SelectionConfig)
 
     def __post_init__(self) -> None:
         """Keep a path and a text, however they were given."""
@@ -127,7 +102,7 @@ class DistillConfig:
                 f"--compare {' '.join(unknown)}: unknown; the rows are {', '.join(TABLE_ROWS)} "
                 "(for others: `nacd compare --methods`)."
             )
-        parse_budget(self.budget)
+        _ = self.size
 
 
 def check_tuning(tune: bool, rates: tuple[float, ...], recipe: Recipe) -> None:

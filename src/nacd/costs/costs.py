@@ -29,10 +29,9 @@ from nacd.model.products import count
 from nacd.selection.judges import JUDGES
 from nacd.store.memory import forget_peak, peak_resident
 from nacd.terminal.units import byte_size, duration
+from nacd.training.tuning import FORWARD, SEARCHED
 from nacd.training.update import initial_state, step
 
-FORWARD = 0.4
-"""Time of a pass without gradients, in ordinary training steps, where it is not measured."""
 SHORT = 512
 """Tokens of a measured batch on a CPU, at least a row: time is proportional to them there."""
 MEASURED = 2
@@ -257,7 +256,9 @@ class Work:
             "trajectory": 0.0,
         }[outer.objective]
         loops = steps * outer.segments + (outer.agreement if steps else 0)
-        return loops * (inner + judged) + students(outer, steps) * ahead * step
+        # a student is trained when an inner loop first asks for it
+        asked = min(students(outer, steps), steps * outer.segments)
+        return loops * (inner + judged) + asked * ahead * step
 
     def looking(self, outer: OuterLoopConfig, looks: int | None = None) -> float:
         """All checks on the validation rows of one distillation, of vectors and of text.
@@ -289,10 +290,55 @@ def snapshot_bytes(model: LoraModel, tensors: int = MOMENTS) -> int:
     return tensors * model.size * model.zero_theta().element_size()
 
 
-def sweep_bytes(model: LoraModel, inner: int) -> int:
-    """What a sweep over `inner` steps keeps beside one step's graph: the gradients, and the state
-    at log2 of them."""
-    return snapshot_bytes(model, inner - 1 + MOMENTS * math.ceil(math.log2(max(1, inner))))
+def sweep_bytes(
+    model: LoraModel, inner: int, tensors: int = MOMENTS, vectors: float = 0.0
+) -> float:
+    """What a sweep over `inner` steps keeps beside one step's graph.
+
+    Args:
+        model: the model.
+        inner: its steps, of each of which the gradient is kept.
+        tensors: of the state, which is kept at log2 of them.
+        vectors: bytes of a batch's vectors, of which an engine keeps the gradient too.
+    """
+    state = tensors * math.ceil(math.log2(max(1, inner)))
+    return snapshot_bytes(model, inner - 1 + state) + (inner - 1) * vectors
+
+
+def vectors_kept(engine: str, tokens: float, width: int) -> float:
+    """Bytes of a batch's vectors where the engine keeps their gradient at every step; else 0."""
+    return 4.0 * tokens * width if engine == "one-sided" else 0.0
+
+
+def tuning_stage(
+    work: Work, speed: Speed, tune: bool, rates: Sequence[float], name: str = ""
+) -> Stage:
+    """The search of a recipe, as --tune or --tune-rates ask for it; without them, nothing."""
+    searched = SEARCHED if tune else len(rates)
+    name = name or f"tuning the recipe, about {searched} trainings"
+    return Stage(name, speed.step * searched * work.look, speed.step_bytes)
+
+
+def table_trainings(
+    work: Work,
+    methods: Sequence[str],
+    trainings: int,
+    full_epochs: float,
+    full_trainings: int = 1,
+) -> list[tuple[str, int, float]]:
+    """The rows of a results table: name, how many trainings, and the work of one of them."""
+    of, found = len(work.prepared.train), []
+    for method in methods:
+        if method == "zero-shot":
+            found.append((method, 1, 0.0))
+        elif method == "full":
+            full = replace(work.recipe, steps=0, epochs=full_epochs)
+            equal = work.training(work.recipe, of, work.steps)
+            found.append(("full-equal-steps", trainings, equal))
+            found.append((method, full_trainings, work.training(full, of)))
+        else:
+            found.append((method, trainings, work.one))
+    return found
 
 
 def choosing_stage(
@@ -318,8 +364,8 @@ def choosing_stage(
     return Stage(name or f"choosing by {method}", seconds, memory, disk)
 
 
-def _more(known: int | None, more: int) -> int | None:
-    return None if known is None else known + more
+def _more(known: int | None, more: float) -> int | None:
+    return None if known is None else known + round(more)
 
 
 def without_nothing(stages: Sequence[Stage]) -> Forecast:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from nacd.config.recipe import Recipe
-from nacd.costs.costs import Forecast, peak
+from nacd.costs.costs import Forecast, peak, snapshot_bytes, sweep_bytes
 from nacd.data.batches import Batch
 from nacd.meta import EngineName, make_engine
 from nacd.meta.diagnosis import warm_trial
@@ -97,13 +96,12 @@ def estimate(
     entry = trial.start.theta.element_size()
     state = 1 + len(trial.start.state)
     if most is not None:
-        # beside one step's graph: the gradients g_k, and (theta, s) at log2(N) steps
-        stored = (inner - 1 + state * math.ceil(math.log2(inner))) * model.size
-        if engine == "one-sided":  # the gradient in the batch's vectors too
-            stored += (inner - 1) * int((batch.slots >= 0).sum()) * vectors.shape[1]
-        most += entry * stored
+        learnable = int((batch.slots >= 0).sum()) * vectors.shape[1] * entry
+        own = learnable if engine == "one-sided" else 0.0
+        most += round(sweep_bytes(model, inner, state, own))
     outer = segments * (inner * taken[0] + target_batches * trial.step_seconds)
-    disk = 3 * vectors.numel() * vectors.element_size() + snapshots * state * model.size * entry
+    disk = 3 * vectors.numel() * vectors.element_size()
+    disk += snapshots * snapshot_bytes(model, state)
     inner *= segments
     seconds = outer_steps * outer + student_steps * trial.step_seconds
     return Estimate(most, seconds, disk, outer, inner, engine, model.micro)

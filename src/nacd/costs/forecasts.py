@@ -6,7 +6,6 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from nacd.config import DistillConfig, with_judge
@@ -23,18 +22,22 @@ from nacd.costs.costs import (
     shortened,
     snapshot_bytes,
     sweep_bytes,
+    table_trainings,
     tokens_of,
+    tuning_stage,
+    vectors_kept,
     without_nothing,
 )
+from nacd.costs.done import Done
 from nacd.data import Encoded
 from nacd.distillation.learn import draw
 from nacd.distillation.pool import window_of
 from nacd.errors import UserError
+from nacd.meta import likely
 from nacd.model.lora import LoraModel
 from nacd.model.prepare import Prepared
 from nacd.terminal.progress import Progress
 from nacd.terminal.units import duration
-from nacd.training.tuning import SEARCHED
 
 CHECK = "checking the meta-gradient"
 CHECKING = 10
@@ -105,19 +108,22 @@ def distillation(
         folder: the run folder, where an earlier call may have left something.
         outer: seconds of a measured outer step, and its memory; None: worked out of the speed.
     """
-    rows = len(draw(prepared.train, config.budget, config.seed))
+    rows = len(draw(prepared.train, config.size, config.seed))
     work = Work(prepared, config.recipe, rows, speed.forward)
     model, loop, expert = prepared.model, config.outer, config.expert
-    done = _Done(folder)
+    done = Done(folder)
     learning = speed.step * work.learning(loop)
     _, window = window_of(loop, config.recipe, rows)
     swept = speed.step_bytes
     if swept is not None:
-        swept += sweep_bytes(model, window)
+        batch = min(config.recipe.batch_size, rows) * work.mean
+        own = vectors_kept(likely(loop.engine, model.config.low), batch, model.width)
+        swept += round(sweep_bytes(model, window, vectors=own))
     if outer is not None:
         learning, swept = loop.outer_steps * outer[0], outer[1]
     vectors = 4.0 * rows * work.mean * model.width  # at most: every token learnable
-    kept = 3 * vectors + loop.pool * snapshot_bytes(model)
+    pool = min(loop.pool, loop.outer_steps * loop.segments)
+    kept = 3 * vectors + pool * snapshot_bytes(model)
     recording = Stage(
         f"recording {expert.experts} experts",
         speed.step * work.recording(expert, loop),
@@ -125,15 +131,10 @@ def distillation(
         _snapshots(config, prepared),
     )
     checking = CHECKING_LOW if model.config.low else CHECKING
-    searched = SEARCHED if config.tune else len(config.tune_rates)
     by = with_judge(config.selection, config.data)
     stages = [
         choosing_stage(work, speed, config.start_by, by, "choosing the starting rows"),
-        Stage(
-            f"tuning the recipe, about {searched} trainings",
-            speed.step * searched * work.look,
-            speed.step_bytes,
-        ),
+        tuning_stage(work, speed, config.tune, config.tune_rates),
         Stage(CHECK, speed.step * checking * 4 * work.mean, speed.step_bytes),
         recording,
         Stage(
@@ -168,22 +169,15 @@ def _snapshots(config: DistillConfig, prepared: Prepared) -> float:
     return float(expert.experts * count * snapshot_bytes(prepared.model, tensors))
 
 
-def _table(config: DistillConfig, work: Work, speed: Speed, done: _Done) -> list[Stage]:
+def _table(config: DistillConfig, work: Work, speed: Speed, done: Done) -> list[Stage]:
     """The trainings and measurements of the table's rows."""
-    recipe, of = config.recipe, len(work.prepared.train)
-    twice = 1 if recipe.shuffle else 2  # in order and shuffled
-    report = work.forward * tokens_of(work.prepared.report.rows)
-    counts = {"random": 1, "seeds": twice, "random-prompts": 1, "soft": 1, "text": twice}
-    trainings = [(name, config.trainings * count, work.one) for name, count in counts.items()]
-    full = replace(recipe, steps=0, epochs=config.full_epochs)
-    trainings += [
-        ("zero-shot", 1, 0.0),
-        ("full", config.trainings, work.training(recipe, of, work.steps)),
-        ("full", 1, work.training(full, of)),
-    ]
-    asked = [entry for entry in trainings if entry[0] in config.compare]
+    rows = [*config.compare]
+    if not config.recipe.shuffle:  # in order and shuffled
+        rows += [f"{name}-shuffled" for name in ("seeds", "text") if name in rows]
+    asked = table_trainings(work, rows, config.trainings, config.full_epochs)
     if not asked:
         return []
+    report = work.forward * tokens_of(work.prepared.report.rows)
     number = sum(count for _, count, _ in asked)
     stage = Stage(
         f"table, {number} trainings",
@@ -191,29 +185,6 @@ def _table(config: DistillConfig, work: Work, speed: Speed, done: _Done) -> list
         speed.step_bytes,
     )
     return [shortened(stage, min(1.0, done.count("ladder/*.json") / number))]
-
-
-class _Done:
-    """What a run folder holds."""
-
-    def __init__(self, folder: Path | None):
-        self.folder = folder
-
-    def has(self, name: str) -> bool:
-        """Whether a result is kept there."""
-        return self.folder is not None and (self.folder / f"{name}.json").is_file()
-
-    def count(self, pattern: str) -> int:
-        """Files of a pattern."""
-        return 0 if self.folder is None else sum(1 for _ in self.folder.glob(pattern))
-
-    def learned(self, steps: int) -> float:
-        """The share of the outer steps that are done."""
-        file = self.folder and self.folder / "distill" / "metrics.jsonl"
-        if not file or not file.is_file():
-            return 0.0
-        with file.open(encoding="utf-8") as lines:
-            return min(1.0, sum(1 for _ in lines) / (1 + steps))  # the first is the start
 
 
 def measured(prepared: Prepared, recipe: Recipe, progress: Progress) -> Speed:

@@ -29,7 +29,7 @@ import torch
 from nacd.config import DataConfig, DistillConfig, decided
 from nacd.config.commands import PlanConfig
 from nacd.config.settings import check_values
-from nacd.costs.costs import Forecast, Speed, Work, snapshot_bytes, sweep_bytes
+from nacd.costs.costs import Forecast, Speed, Work, snapshot_bytes, sweep_bytes, vectors_kept
 from nacd.costs.forecasts import CHECK, distillation
 from nacd.data import Encoded
 from nacd.distillation.learn import draw
@@ -225,7 +225,7 @@ def as_it_is(config: PlanConfig, room: float | None, *, card: bool) -> Plan:
     run = replace(run, outer=decided(run.outer, run.data))
     run.check()
     prepared = _prepared(config, outline, run.data.target_rows)
-    rows = len(draw(prepared.train, config.budget, 0))
+    rows = len(draw(prepared.train, config.size, 0))
     config.recipe.check_rows(rows)
     _, window = window_of(run.outer, config.recipe, rows)
     free = None if room is None else max(0.0, room - outline.weights)
@@ -233,13 +233,12 @@ def as_it_is(config: PlanConfig, room: float | None, *, card: bool) -> Plan:
         outline.needed, outline.usual, None if free is None else int(free)
     )
     theta = snapshot_bytes(outline, 1)  # pyright: ignore[reportArgumentType]
-    states = sweep_bytes(outline, window) - (window - 1) * theta  # pyright: ignore[reportArgumentType]
-    swept = (window - 1) * theta
     vectors = 4.0 * rows * config.tokens * outline.width
     batch = min(config.recipe.batch_size, rows) * config.tokens
     engine = likely(config.outer.engine, config.model.low)
-    if engine == "one-sided":  # a gradient in the batch's vectors too
-        swept += (window - 1) * 4 * batch * outline.width
+    own = vectors_kept(engine, batch, outline.width)
+    swept = (window - 1) * (theta + own)
+    states = sweep_bytes(outline, window, vectors=own) - swept  # pyright: ignore[reportArgumentType]
     together = max(config.max_tokens, min(micro, batch))
     working = outline.needed(together)
     if engine in TWICE:

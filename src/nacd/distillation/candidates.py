@@ -13,8 +13,8 @@ from nacd.config import OuterLoopConfig
 from nacd.data.rows import Rows
 from nacd.distillation.neighbours import candidates
 from nacd.distillation.projection import (
+    Learner,
     Nearest,
-    Projection,
     Simplex,
     StraightThrough,
     simplex_logits,
@@ -55,7 +55,7 @@ def simplex_candidates(
 
 def make_projection(
     model: LoraModel, data: Rows, config: OuterLoopConfig, allowed: Tensor
-) -> tuple[Projection, float]:
+) -> tuple[Learner, float]:
     """The projection at the starting rows' own tokens, and Adam's learning rate on its parameters.
 
     Raises:

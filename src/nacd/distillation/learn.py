@@ -10,21 +10,20 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nacd.config import DistillConfig, budget_rows
+from nacd.config import Budget, DistillConfig
 from nacd.config.recipe import Recipe
 from nacd.data import Encoded, Example
 from nacd.data.rows import Rows, learnable_rows
 from nacd.distillation.candidates import make_projection
-from nacd.distillation.neighbours import candidates
 from nacd.distillation.outer import DivergedError, OuterConfig, OuterLoop, Segment, rate_of
 from nacd.distillation.pool import Pool, window_of
-from nacd.distillation.projection import Simplex
 from nacd.distillation.segments import segment_maker, windowed
 from nacd.distillation.text import (
     RoundTrip,
@@ -45,6 +44,9 @@ from nacd.terminal.progress import Progress
 from nacd.training.inner import InnerLoop
 from nacd.training.student import CHECK_SEED, mean_nll, train_student
 
+ALTERNATIVES = 6
+"""Tokens that a place may take instead, where a text does not survive re-encoding."""
+
 
 @dataclass(frozen=True)
 class Seeds:
@@ -62,9 +64,9 @@ class Seeds:
         return Rows.of(self.rows, self.pseudo.pad_id)
 
 
-def draw(train: Part, budget: str, seed: int) -> list[int]:
+def draw(train: Part, budget: Budget, seed: int) -> list[int]:
     """Indices of a seeded random draw of training rows of the budget's size."""
-    return budget_rows(budget, train.rows, random_order(len(train), seed))
+    return budget.rows(train.rows, random_order(len(train), seed))
 
 
 def make_seeds(prepared: Prepared, indices: Sequence[int], learn: str) -> Seeds:
@@ -130,7 +132,7 @@ class Distiller:
             engine,
             OuterConfig(
                 step_size,
-                self.config.projection == "simplex",
+                projection.shared_scale,
                 self.config.rate_step_size,
                 self.config.beta,
                 self.config.metric,
@@ -176,20 +178,10 @@ class Distiller:
 
     def text(self, ids: Tensor) -> list[TextRow]:
         """Token ids (Q,) as text rows that survive the round trip."""
-        projection = self.outer.projection
-        near: dict[int, list[int]] = {}
 
+        @cache
         def alternatives(slot: int) -> list[int]:
-            if isinstance(projection, Simplex):
-                order = projection.parameters[slot].argsort(descending=True)[:6].cpu()
-                return projection.candidates[slot][order].tolist()
-            if slot not in near:
-                vector = projection.parameters[slot : slot + 1]
-                count = min(6, int(self.allowed.sum()))
-                near[slot] = candidates(
-                    vector, self.model.table, count, self.allowed, self.config.metric
-                )[0].tolist()
-            return near[slot]
+            return self.outer.projection.alternatives(slot, ALTERNATIVES)
 
         return to_text(self.seeds.pseudo, ids.cpu(), self.seeds.examples, self.trips, alternatives)
 

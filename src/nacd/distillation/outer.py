@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nacd.data.rows import Rows
 from nacd.distillation.neighbours import Metric, nearest, regulariser
-from nacd.distillation.projection import Projection, Simplex
+from nacd.distillation.projection import Learner
 from nacd.meta import Engine, MetaGradient, Objective, meta_gradient
 from nacd.training.inner import InnerLoop, Start
 
@@ -99,7 +99,7 @@ class OuterLoop:
     def __init__(
         self,
         pseudo: Rows,
-        projection: Projection,
+        projection: Learner,
         engine: Engine,
         config: OuterConfig,
         table: Tensor,
@@ -230,10 +230,7 @@ class OuterLoop:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that `restore` needs, as tensors."""
-        made = {}
-        if isinstance(self.projection, Simplex):  # the model's guesses: rounding may reorder them
-            made["candidates"] = self.projection.candidates
-        return made | {
+        return self.projection.kept() | {
             "parameters": self.projection.parameters,
             "adam_m": self.adam.m,
             "adam_v": self.adam.v,
@@ -249,8 +246,7 @@ class OuterLoop:
         """Go on from a saved state."""
         device = self.projection.parameters.device
         self.projection.parameters = state["parameters"].to(device)
-        if isinstance(self.projection, Simplex) and "candidates" in state:
-            self.projection.candidates = state["candidates"]
+        self.projection.restore(state)
         done, count, rate_count, self.skipped = (int(x) for x in state["counts"])
         self.done = done
         self.adam = Adam(state["adam_m"].to(device), state["adam_v"].to(device), count)

@@ -1,7 +1,9 @@
-"""Three ways to keep learned vectors at tokens: nearest (the paper), straight-through, simplex.
+"""What the outer loop learns: three ways to keep vectors at tokens.
 
-Each is a map from learned parameters to the vectors that the inner loop trains on, the pull-back of
-a gradient through it, and the token ids it stands for.
+A learner says what is learned (its parameters), which vectors the inner loop trains on, how a
+gradient in those becomes one in the parameters, and which tokens, and so which text, it stands for.
+The outer loop moves any of them alike and knows none. Nearest (the paper), straight-through and
+simplex differ in this:
 
 - `nearest`: the vectors themselves are learned, and projected when they are read out.
 - `straight-through` (PEZ, arXiv 2302.03668): the inner loop sees the nearest rows; their gradient
@@ -14,21 +16,24 @@ a gradient through it, and the token ids it stands for.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from nacd.distillation.neighbours import Metric, nearest
+from nacd.distillation.neighbours import Metric, candidates, nearest
 
 ProjectionName = Literal["nearest", "straight-through", "simplex"]
 
 
-class Projection(Protocol):
+class Learner(Protocol):
     """Learned parameters, the vectors they make, and the tokens they stand for."""
 
     parameters: Tensor
+    shared_scale: ClassVar[bool]
+    """Whether the parameters share one second moment in Adam: a few signals clear, most noise."""
 
     def vectors(self, progress: float) -> Tensor:
         """The vectors (Q, d) at a share `progress` of the outer steps."""
@@ -42,10 +47,24 @@ class Projection(Protocol):
         """Token ids, (Q,)."""
         ...
 
+    def alternatives(self, slot: int, count: int) -> list[int]:
+        """Tokens that one place may have instead, at most so many, best first."""
+        ...
+
+    def kept(self) -> dict[str, Tensor]:
+        """What a state holds beside the parameters."""
+        ...
+
+    def restore(self, kept: Mapping[str, Tensor]) -> None:
+        """Take that back; a state of an older version may lack it."""
+        ...
+
 
 @dataclass
 class Nearest:
     """Free vectors; see the module's docstring."""
+
+    shared_scale: ClassVar[bool] = False
 
     parameters: Tensor
     """(Q, d)."""
@@ -58,16 +77,29 @@ class Nearest:
     """(Q,) ids that may be chosen at their own place too: the starting rows'."""
 
     def vectors(self, progress: float) -> Tensor:
-        """See `Projection`."""
+        """See `Learner`."""
         return self.parameters
 
     def pull(self, gradient: Tensor, progress: float) -> Tensor:
-        """See `Projection`."""
+        """See `Learner`."""
         return gradient
 
     def tokens(self) -> Tensor:
-        """See `Projection`."""
+        """See `Learner`."""
         return nearest(self.parameters, self.table, self.allowed, self.metric, self.own)
+
+    def alternatives(self, slot: int, count: int) -> list[int]:
+        """See `Learner`."""
+        vector = self.parameters[slot : slot + 1]
+        most = min(count, int(self.allowed.sum()))
+        return candidates(vector, self.table, most, self.allowed, self.metric)[0].tolist()
+
+    def kept(self) -> dict[str, Tensor]:
+        """See `Learner`."""
+        return {}
+
+    def restore(self, kept: Mapping[str, Tensor]) -> None:
+        """See `Learner`."""
 
 
 @dataclass
@@ -75,13 +107,15 @@ class StraightThrough(Nearest):
     """Nearest rows forward, identity backward."""
 
     def vectors(self, progress: float) -> Tensor:
-        """See `Projection`."""
+        """See `Learner`."""
         return self.table[self.tokens()].to(self.parameters.dtype)
 
 
 @dataclass
 class Simplex:
     """A softmax over candidates at each position."""
+
+    shared_scale: ClassVar[bool] = True
 
     parameters: Tensor
     """Logits, (Q, C)."""
@@ -104,11 +138,11 @@ class Simplex:
         )
 
     def vectors(self, progress: float) -> Tensor:
-        """See `Projection`."""
+        """See `Learner`."""
         return self._mix((self.parameters / self.temperature(progress)).softmax(1))
 
     def pull(self, gradient: Tensor, progress: float) -> Tensor:
-        """See `Projection`."""
+        """See `Learner`."""
         heat = self.temperature(progress)
         weights = (self.parameters / heat).softmax(1)
         slopes = torch.stack(
@@ -117,9 +151,22 @@ class Simplex:
         return weights * (slopes - (weights * slopes).sum(1, keepdim=True)) / heat
 
     def tokens(self) -> Tensor:
-        """See `Projection`."""
+        """See `Learner`."""
         best = self.parameters.argmax(1, keepdim=True).to(self.candidates.device)
         return self.candidates.gather(1, best)[:, 0]
+
+    def alternatives(self, slot: int, count: int) -> list[int]:
+        """See `Learner`."""
+        order = self.parameters[slot].argsort(descending=True)[:count].cpu()
+        return self.candidates[slot][order].tolist()
+
+    def kept(self) -> dict[str, Tensor]:
+        """See `Learner`; the model's guesses among them: rounding may reorder them."""
+        return {"candidates": self.candidates}
+
+    def restore(self, kept: Mapping[str, Tensor]) -> None:
+        """See `Learner`."""
+        self.candidates = kept.get("candidates", self.candidates)
 
 
 def simplex_logits(candidates: Tensor, seeds: Tensor, share: float) -> Tensor:

@@ -108,7 +108,7 @@ def check_trainings(config: DistillConfig, prepared: Prepared) -> None:
         UserError: on the seeds, on the full data of the table, or an expert's; the flags are named.
     """
     rows = len(prepared.train)
-    config.recipe.check_rows(len(draw(prepared.train, config.budget, config.seed)))
+    config.recipe.check_rows(len(draw(prepared.train, config.size, config.seed)))
     if "full" in config.compare:
         full = replace(config.recipe, steps=0, epochs=config.full_epochs)
         full.check_rows(rows, epochs="--full-epochs")
@@ -130,7 +130,7 @@ def chosen_rows(
         config.seed,
         folder.path / "selection",
         progress,
-        config.budget,
+        config.size,
     )
     rows = choose_once(folder, "seeds", task, config.start_by, "--start-by")["rows"]
     if METHODS[config.start_by].orders:
@@ -276,7 +276,7 @@ def recorded_experts(
     digests = [example.digest for example in prepared.train.examples]
     first = folder.path / "experts" / "0" / "manifest.json"
     if not first.is_file():
-        rows = len(draw(prepared.train, config.budget, config.seed))
+        rows = len(draw(prepared.train, config.size, config.seed))
         engine = likely(config.outer.engine, config.model.low)
         inner = config.outer.segments * window_of(config.outer, config.recipe, rows)[1]
         plan = plan_experts(

@@ -3,9 +3,11 @@
 from nacd.config.methods import METHODS, MethodEntry, check_method
 from nacd.selection.choice import (
     Chosen,
+    Rankings,
     check_rows,
     choose,
     choose_once,
+    of_budget,
     rank,
 )
 from nacd.selection.method import Method, Ranking, Task, forward_flops
@@ -17,12 +19,14 @@ __all__ = [
     "Method",
     "MethodEntry",
     "Ranking",
+    "Rankings",
     "Task",
     "check_method",
     "check_rows",
     "choose",
     "choose_once",
     "forward_flops",
+    "of_budget",
     "rank",
     "round_robin",
     "subtask_max",

@@ -16,7 +16,8 @@ from nacd.data.rows import Rows
 from nacd.errors import UserError
 from nacd.selection.choice import take
 from nacd.selection.filters import filtered
-from nacd.selection.judges import judged_by, judges_of
+from nacd.selection.held import hold, key_of
+from nacd.selection.judges import judges_of
 from nacd.selection.method import Ranking, Task, forward_flops
 from nacd.selection.random import random_order
 from nacd.store.files import finite
@@ -70,22 +71,10 @@ def best_of(task: Task) -> Ranking:
     return Ranking([*best, *rest], None, flops, filtered=True)
 
 
-def _about(task: Task) -> str:
-    return (
-        f"rows {task.rows_digest()}, budget {task.budget}, seed {task.seed}, {judged_by(task)}, "
-        f"filters {task.config.dedup:g} {task.config.stratify}, {task.recipe}"
-    )
-
-
 def _read(task: Task) -> dict[str, Any]:
     """Judged losses of the draws so far."""
-    file = task.folder / "draws.json"
-    tokens = task.tokens_digest()
-    found = RunFolder(task.folder).kept("draws")
+    found, now = RunFolder(task.folder).kept("draws"), key_of(task)
     if found is None:
-        return {"of": _about(task), "tokens": tokens, "losses": []}
-    if found["of"] != _about(task) or found.get("tokens", tokens) != tokens:
-        raise UserError(
-            f"{file}: made with other settings ({found['of']}); delete it, or choose another --out."
-        )
+        return now | {"losses": []}
+    hold(task.folder / "draws.json", found, now)
     return found

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import islice
 from typing import Any
 
-from nacd.config import SelectionConfig, budget_rows
-from nacd.config.budget import parse_budget
+from nacd.config import Budget, SelectionConfig
 from nacd.config.methods import METHODS, check_method
+from nacd.config.recipe import Recipe
 from nacd.data import Encoded, Example
 from nacd.errors import UserError
 from nacd.selection.filters import filtered
@@ -78,35 +78,79 @@ def rank(task: Task, method: str, flag: str = "--method") -> Ranking:
     return getattr(import_module(module), module.rpartition(".")[2])(task)
 
 
-def choose(task: Task, method: str, flag: str = "--method") -> Chosen:
+def of_budget(method: str) -> bool:
+    """Whether a method's ranking depends on the budget."""
+    return METHODS[method].judged or method == "trajectory"
+
+
+class Rankings:
+    """What was ranked in this process, for choices that differ in their budget alone."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[Recipe, Ranking]] = {}
+        self._seconds: dict[str, float] = {}
+
+    def of(self, task: Task, method: str, flag: str) -> tuple[Ranking, float]:
+        """A ranking, and the seconds that earlier choices have spent on it."""
+        if of_budget(method):
+            return rank(task, method, flag), 0.0
+        recipe, ranking = self._kept.get(method, (None, None))
+        if ranking is None or recipe != task.recipe:
+            made = rank(task, method, flag)
+            ranking = replace(made, order=_Replayed(made.order))
+            self._kept[method], self._seconds[method] = (task.recipe, ranking), 0.0
+        return ranking, self._seconds[method]
+
+    def spent(self, method: str, seconds: float) -> None:
+        """Count what a choice took to those after it."""
+        if method in self._seconds:
+            self._seconds[method] += seconds
+
+
+class _Replayed:
+    """An order that may be lazy, read more than once."""
+
+    def __init__(self, order: Iterable[int]):
+        self._rest, self._read = iter(order), list[int]()
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self._read
+        for row in self._rest:
+            self._read.append(row)
+            yield row
+
+
+def choose(
+    task: Task, method: str, flag: str = "--method", ranking: Ranking | None = None
+) -> Chosen:
     """The rows that the task's budget pays for, by one method and the task's filters.
 
     Args:
         task: what the method may look at, the budget, and the filters.
         method: a key of `METHODS`.
         flag: the flag that named the method, for error messages.
+        ranking: the method's, if it is there already.
 
     Raises:
         UserError: as `rank`, or fewer rows than the budget asks for.
     """
-    ranking = rank(task, method, flag)
+    ranking = ranking or rank(task, method, flag)
     order = ranking.order
     if not ranking.filtered:
         order = filtered(order, task.prepared.train, task.config)
     return Chosen(take(task.budget, task.prepared.train.rows, order), ranking)
 
 
-def take(budget: str, rows: Sequence[Encoded], order: Iterable[int]) -> list[int]:
-    """The first rows of an order that the budget pays for; as `budget_rows`, for a lazy order.
+def take(budget: Budget, rows: Sequence[Encoded], order: Iterable[int]) -> list[int]:
+    """The first rows of an order that the budget pays for; as `Budget.rows`, for a lazy order.
 
     A percentage is one of all training rows, whatever the order leaves out.
 
     Raises:
         UserError: more rows or tokens than there are, or than the order holds.
     """
-    kind, number = parse_budget(budget)
-    if kind != "tokens":
-        count = len(budget_rows(budget, rows, range(len(rows))))
+    if budget.kind != "tokens":
+        count = budget.count(len(rows))
         taken = list(islice(order, count))
         if len(taken) == count:
             return taken
@@ -115,10 +159,10 @@ def take(budget: str, rows: Sequence[Encoded], order: Iterable[int]) -> list[int
         for row in order:
             taken.append(row)
             tokens += len(rows[row])
-            if tokens > number:
+            if tokens > budget.number:
                 break
-        if tokens > number or len(taken) == len(rows):
-            return budget_rows(budget, rows, taken)
+        if tokens > budget.number or len(taken) == len(rows):
+            return budget.rows(rows, taken)
     raise UserError(
         f"--budget {budget}: only {len(taken)} of the {len(rows)} training rows are left once "
         "near-copies are out; give a smaller budget, or a higher --dedup."
@@ -126,9 +170,22 @@ def take(budget: str, rows: Sequence[Encoded], order: Iterable[int]) -> list[int
 
 
 def choose_once(
-    run: RunFolder, name: str, task: Task, method: str, flag: str = "--method"
+    run: RunFolder,
+    name: str,
+    task: Task,
+    method: str,
+    flag: str = "--method",
+    rankings: Rankings | None = None,
 ) -> dict[str, Any]:
     """`choose`, kept in the run folder as `name`.json, so that a run chooses once.
+
+    Args:
+        run: the folder.
+        name: of the file.
+        task: as of `choose`.
+        method: as of `choose`.
+        flag: as of `choose`.
+        rankings: what this process has ranked for other budgets.
 
     Raises:
         UserError: as `choose`, or the kept rows are not those that they were.
@@ -142,11 +199,15 @@ def choose_once(
     def make() -> dict[str, Any]:
         clock, began = run.path / f"{name}-seconds.json", time.perf_counter()
         before = read_json(clock)["seconds"] if clock.is_file() else 0.0
+        known = rankings or Rankings()
         try:
-            chosen = choose(task, method, flag)
+            ranking, shared = known.of(task, method, flag)
+            chosen = choose(task, method, flag, ranking)
         except KeyboardInterrupt:
             write_json(clock, {"seconds": before + time.perf_counter() - began})
             raise
+        took = time.perf_counter() - began
+        known.spent(method, took)
         scores = chosen.ranking.scores
         return {
             "method": method,
@@ -156,7 +217,7 @@ def choose_once(
                 None if scores is None or not math.isfinite(scores[i]) else float(scores[i])
                 for i in chosen.indices
             ],
-            "seconds": before + time.perf_counter() - began,
+            "seconds": before + shared + took,
             "flops": chosen.ranking.flops,
             "minutes": task.config.minutes if METHODS[method].anytime else None,
             "measured": dict(chosen.ranking.measured),

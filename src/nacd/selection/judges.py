@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nacd.config import budget_rows
 from nacd.data import Encoded
 from nacd.errors import UserError
 from nacd.selection.method import Task
@@ -35,7 +34,7 @@ def judges_of(task: Task, method: str) -> tuple[Sequence[Encoded], set[int]]:
     judging = {digests[i] for i in order[:count]}
     aside = {i for i, digest in enumerate(digests) if digest in judging}
     free = [i for i in order[::-1] if i not in aside]
-    wanted = len(budget_rows(task.budget, rows, [*free, *sorted(aside)]))
+    wanted = len(task.budget.rows(rows, [*free, *sorted(aside)]))
     if not count or wanted > len(free):
         raise UserError(
             f"--method {method}: --budget {task.budget} takes {wanted} of {len(rows)} training "

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from nacd.config import SelectionConfig
+from nacd.config import Budget, SelectionConfig
 from nacd.config.recipe import Recipe
 from nacd.data import Encoded
 from nacd.data.stored import digests
@@ -42,8 +42,8 @@ class Task:
     folder: Path
     """For intermediates, so that a method killed half-way goes on; its own, made by the method."""
     progress: Progress
-    budget: str = "5%"
-    """What will be chosen, for methods that depend on it; see `nacd.config.parse_budget`."""
+    budget: Budget = Budget("share", 5.0, "5%")
+    """What will be chosen, for methods that depend on it."""
 
     def trained_row(self, index: int) -> Encoded:
         """A training row as chosen rows are trained on: the last turn its only label."""

@@ -23,10 +23,9 @@ from nacd.meta import FirstOrder, unvisited
 from nacd.meta.objectives import target_objective
 from nacd.model.lora import LoraModel
 from nacd.model.prepare import prepare
-from nacd.selection.judges import judged_by, judges_of
+from nacd.selection.judges import judges_of
 from nacd.selection.method import Task, forward_flops
 from nacd.selection.random import random_order
-from nacd.store.files import read_json, write_json
 from nacd.training.evaluation import RowNll, response_nll
 from nacd.training.inner import InnerLoop, Start
 from nacd.training.student import train_student
@@ -194,29 +193,3 @@ def others(task: Task, method: str, aside: set[int]) -> list[ModelSource]:
             )
         )
     return found
-
-
-def claim(task: Task, how: str) -> None:
-    """Check that a search's folder is of these rows and settings, or write down that it is.
-
-    Raises:
-        UserError: it is of others.
-    """
-    file = task.folder / "search.json"
-    now = {
-        "of": (
-            f"rows {task.rows_digest()}, budget {task.budget}, seed {task.seed}, "
-            f"{judged_by(task)}, {how}, "
-            f"filters {task.config.dedup:g} {task.config.stratify}, {task.recipe}"
-            + "".join(f", also {name}" for name in task.config.also)
-            + "".join(f" {rate:g}" for rate in task.config.also_rates)
-        ),
-        "tokens": task.tokens_digest(),
-    }
-    if not file.is_file():
-        write_json(file, now)
-    elif (found := read_json(file)) != now:
-        raise UserError(
-            f"{file}: made with other settings ({found['of']}); delete its folder, or choose "
-            "another --out."
-        )

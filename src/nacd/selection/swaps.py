@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from nacd.config.budget import parse_budget
 from nacd.data import Encoded
 from nacd.errors import UserError
 from nacd.selection.choice import rank, take
 from nacd.selection.filters import filtered
+from nacd.selection.held import claim
 from nacd.selection.judges import judges_of
 from nacd.selection.method import Ranking, Task
 from nacd.selection.random import random_order
-from nacd.selection.sources import ModelSource, claim, others
+from nacd.selection.sources import ModelSource, others
 from nacd.selection.swapping import Search, Swapped
 from nacd.store.run import RunFolder
 from nacd.training.student import LEARNING_SEED
@@ -59,14 +59,13 @@ def swaps(task: Task) -> Ranking:
         )
     objective = task.prepared.target.rows if task.config.judge == "target" else None
     main = ModelSource("swaps", task.prepared.model, task.recipe, rows, judges, objective, aside)
-    kind, number = parse_budget(task.budget)
     search = Search(
         [main, *others(task, "swaps", aside)],
         start,
         pool,
         stratum=_strata(task, rows),
         lengths=[len(row) for row in train.rows],
-        most=int(number) if kind == "tokens" else None,
+        most=task.budget.tokens,
         seed=LEARNING_SEED + task.seed,
         folder=folder,
         progress=task.progress,

@@ -19,11 +19,11 @@ import math
 import numpy as np
 import torch
 
-from nacd.config import budget_rows
 from nacd.data import bucketed, collate, training_order
 from nacd.errors import UserError
 from nacd.meta import FirstOrder, weight_gradient
 from nacd.meta.objectives import target_objective
+from nacd.selection.held import hold
 from nacd.selection.method import Ranking, Task, forward_flops
 from nacd.selection.random import random_order
 from nacd.store.files import read_tensors, write_tensors
@@ -123,7 +123,7 @@ def deal(rows: int, size: int, passes: int, seed: int) -> list[list[int]]:
 
 def _group_size(task: Task) -> int:
     rows = task.prepared.train.rows
-    return len(budget_rows(task.budget, list(rows), random_order(len(rows), task.seed)))
+    return len(task.budget.rows(rows, random_order(len(rows), task.seed)))
 
 
 def _about(task: Task, groups: int) -> str:
@@ -137,11 +137,7 @@ def _read(task: Task, groups: int) -> tuple[np.ndarray, np.ndarray, int, float]:
     if not file.is_file():
         return np.zeros(len(task.prepared.train)), np.zeros(len(task.prepared.train)), 0, 0.0
     tensors, about = read_tensors(file)
-    tokens = task.tokens_digest()
-    same = about["of"] == _about(task, groups) and about.get("tokens", tokens) == tokens
-    if not same or "worths" not in tensors:
-        raise UserError(
-            f"{file}: made with other settings ({about['of']}); delete it, or choose another --out."
-        )
+    old = {} if "worths" in tensors else {"tokens": ""}  # an older version's lacks what is needed
+    hold(file, about | old, {"of": _about(task, groups), "tokens": task.tokens_digest()})
     sums = tensors["scores"].numpy(), tensors["worths"].numpy()
     return *sums, int(about["done"]), float(about["flops"])

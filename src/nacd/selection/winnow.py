@@ -11,10 +11,11 @@ import numpy as np
 
 from nacd.selection.choice import take
 from nacd.selection.filters import filtered
+from nacd.selection.held import claim
 from nacd.selection.judges import judges_of
 from nacd.selection.method import Ranking, Task
 from nacd.selection.random import random_order
-from nacd.selection.sources import ModelSource, claim, others
+from nacd.selection.sources import ModelSource, others
 from nacd.selection.winnowing import Winnow, Winnowed
 from nacd.store.run import RunFolder
 from nacd.training.student import LEARNING_SEED

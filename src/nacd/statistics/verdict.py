@@ -107,7 +107,7 @@ def decide(own: str, rivals: Sequence[Rival], again: str) -> str:
     Args:
         own: the rows, in the plural: `the distilled rows`, `the rows by RDS+`.
         rivals: rows that may be taken instead, the simplest first; at least one.
-        again: what brings more trainings: `give --seeds 5`.
+        again: what brings more trainings: `give more --trainings`.
     """
     words = [word(rival.difference) for rival in rivals]
     held = _joined([rival.clause() for rival in rivals])

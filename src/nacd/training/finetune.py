@@ -45,7 +45,7 @@ from nacd.errors import UserError
 from nacd.model.lora import LoraModel, ModelConfig, adapter_folder, check_ids, load_model
 from nacd.model.microbatch import settle
 from nacd.store.files import write_json
-from nacd.training import update
+from nacd.training.optimiser import own_optimizer, trainable
 
 Progress = Callable[[int, int, float], None]
 """Called after every step with the steps done, the steps in all, and the step's loss."""
@@ -196,7 +196,7 @@ def fit(
             args=config,
             train_dataset=table,
             processing_class=model.tokenizer,
-            optimizers=(_own_optimizer(model, recipe), None),
+            optimizers=(own_optimizer(model, recipe), None),
             order=_Order(len(rows), recipe.batch_size, recipe.order_seed(seed)),
             callbacks=[_Report(progress)],
         )
@@ -206,7 +206,7 @@ def fit(
     steps = recipe.total_steps(len(rows))
     visits = training_order(len(rows), recipe.batch_size, steps, recipe.order_seed(seed))
     return TrainResult(
-        theta=torch.cat([p.detach().reshape(-1) for p in _trainable(model)]).clone(),
+        theta=torch.cat([p.detach().reshape(-1) for p in trainable(model)]).clone(),
         losses=[float(entry["loss"]) for entry in log],
         rates=[float(entry["learning_rate"]) for entry in log],
         tokens=sum(len(rows[i]) for batch in visits for i in batch),
@@ -357,47 +357,6 @@ class _Report(TrainerCallback):
             self.progress(state.global_step, state.max_steps, loss)
 
 
-class _RecipeOptimizer(torch.optim.Optimizer):
-    """The recipe's own update as a torch optimiser: AdamW with an epsilon inside the root."""
-
-    def __init__(self, parameters: list[Tensor], recipe: Recipe):
-        super().__init__(parameters, {"lr": recipe.learning_rate})
-        self.recipe = replace(recipe, clip=0.0)  # the trainer has clipped
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        for group in self.param_groups:
-            rate = torch.tensor(float(group["lr"]))
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["step"] = 0
-                    state["moments"] = update.initial_state(self.recipe, p)
-                moved, state["moments"] = update.step(
-                    self.recipe, p, state["moments"], p.grad, rate.to(p), state["step"]
-                )
-                state["step"] += 1
-                p.copy_(moved)
-
-
-def _own_optimizer(model: LoraModel, recipe: Recipe) -> torch.optim.Optimizer | None:
-    """The optimiser, where the trainer has none of that kind."""
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
-            _trainable(model),
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-        )
-    return _RecipeOptimizer(_trainable(model), recipe) if recipe.root_eps else None
-
-
-def _trainable(model: LoraModel) -> list[Tensor]:
-    return [p for p in model.hf.parameters() if p.requires_grad]
-
-
 @contextlib.contextmanager
 def _as_it_was(model: LoraModel) -> Iterator[None]:
     """Undo what the trainer does to the module: its mode, its forward (trl's fused head), grads."""
@@ -409,5 +368,5 @@ def _as_it_was(model: LoraModel) -> Iterator[None]:
         model.hf.__dict__.pop("forward", None)
         if forward is not None:
             model.hf.forward = forward
-        for p in _trainable(model):
+        for p in trainable(model):
             p.grad = None

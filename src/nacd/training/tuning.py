@@ -1,32 +1,14 @@
 """Learning rate and epochs found together, on validation rows, by whole trainings.
 
-Successive halving (arXiv 1502.07943) gives every setting a little and the better half twice as
-much. The little is usually a training stopped early. Here that would be wrong: a learning rate that
-decays over the whole training has not decayed where it is stopped, so an epoch of an eight-epoch
-training is not a one-epoch training, and a shorter training on a share of the rows has its best
-rate and its best number of epochs elsewhere. So every training in the search is a whole one, on all
-the rows, by its own schedule, and what is doubled is the number of trainings:
-
-    first rung    one training each: the recipe given, then what lies beside the best so far on the
-                  grid (rate up or down, epochs up or down, one up and the other down), the cheapest
-                  first, until everything beside the best has been tried. Where the best lies at the
-                  grid's border, the grid grows.
-    later rungs   the better half, without what is clearly worse, trained again: 2 trainings each,
-                  then 4.
-
-The k-th training of every setting has the same rows, initial values and validation rows, so that
-settings are compared pair by pair. The error of such a difference is that over validation rows and,
-once something was trained twice, that over trainings. Of all settings within one such error of the
-best, that with the fewest epochs is taken (the one-standard-error rule, Breiman et al. 1984).
+The search is `nacd.training.halving`; every training in it is a whole one, kept as a file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -37,66 +19,24 @@ from nacd.data import Encoded
 from nacd.data.rows import Rows
 from nacd.errors import UserError
 from nacd.model.lora import LoraModel
-from nacd.statistics.intervals import mean_error
 from nacd.store.run import RunFolder
 from nacd.terminal.progress import Progress
 from nacd.training.evaluation import RowNll, response_nll
+from nacd.training.halving import TRAININGS, Setting, Tried, search, written
 from nacd.training.student import TUNING_SEED, train_student
 
 EPOCHS = (1.0, 2.0, 4.0, 8.0)
 """Epochs of the grid."""
 AROUND = (1 / 4, 1 / 2, 1.0, 2.0, 4.0)
 """Learning rates of the grid, in multiples of the recipe's."""
-BEYOND = 4
-"""Values that an axis may grow by at either end."""
 TUNING_DRAWS = 50_000
 """Random draws to tune on have seeds 50000, 50001, ..., which nothing else uses."""
-TRAININGS = 4
-"""Trainings of a setting in the last rung."""
-CLEARLY = 2.0
-"""A setting this many standard errors worse than the best is not trained again."""
 FEW_ROWS = 30
 """Validation rows below which the choice is said to stand on few."""
 SEARCHED = 16
 """Trainings of a search, roughly: a dozen settings once, the better ones up to four times."""
 FORWARD = 0.4
 """Time of a forward pass, in ordinary training steps: roughly."""
-
-
-@dataclass(frozen=True, order=True)
-class Setting:
-    """What is tuned."""
-
-    epochs: float
-    learning_rate: float
-
-
-Score = Callable[[Setting, int], RowNll | None]
-"""(setting, number of the training) -> validation NLL by row; None: no time is left for it."""
-
-
-@dataclass(frozen=True)
-class Tried:
-    """One setting, and what its trainings reached."""
-
-    learning_rate: float
-    epochs: float
-    nll: float | None
-    """Validation NLL, the mean over its trainings; None: a training diverged."""
-    trainings: int
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a search found."""
-
-    setting: Setting
-    tried: tuple[Tried, ...]
-    """In the order of their first training."""
-    complete: bool
-    """Whether there was time for all that the search asked for."""
-    notes: tuple[str, ...]
-    """What to know of the choice, in sentences."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +57,7 @@ class TunedRecipe:
         nll = {(t.learning_rate, t.epochs): t.nll for t in self.tried}[chosen]
         reached = "" if nll is None else f", validation NLL {nll:.3f}"
         several = f", the choice of {len(self.tried)} tried" if len(self.tried) > 1 else ""
-        return f"{_written(Setting(chosen[1], chosen[0]))}{reached}{several}"
+        return f"{written(Setting(chosen[1], chosen[0]))}{reached}{several}"
 
     def table(self) -> list[dict[str, Any]]:
         """What was tried, best first, as rows for a card or a page."""
@@ -259,227 +199,6 @@ def tune_recipe(
         kept["seconds"],
         tuple(kept["notes"]),
     )
-
-
-def search(
-    score: Score,
-    *,
-    rates: Sequence[float],
-    epochs: Sequence[float],
-    start: Setting,
-    trainings: int = TRAININGS,
-    allowed: Callable[[Setting], bool] = lambda _: True,
-) -> Found:
-    """The search of `tune_recipe` over any score; it draws nothing at random.
-
-    Args:
-        score: validation NLL by row of the k-th training of a setting.
-        rates: learning rates of the grid; one alone is fixed.
-        epochs: epochs of the grid; one alone is fixed.
-        start: tried first, at the grid's nearest point.
-        trainings: of a setting, at most.
-        allowed: whether a setting can be trained with at all.
-
-    Raises:
-        UserError: every training diverges.
-    """
-    state = _Search(score, _Axis(rates), _Axis(epochs, floor=min(1.0, *epochs)), allowed)
-    state.climb(state.nearest(start))
-    best = state.halve(trainings)
-    if best is None:
-        rates = sorted({setting.learning_rate for setting in state.scores})
-        raise UserError(
-            f"--learning-rate: training diverges at each of {', '.join(f'{r:g}' for r in rates)}; "
-            f"give a smaller one than {rates[0]:g}."
-        )
-    chosen = state.cheapest(best)
-    tried = tuple(
-        Tried(setting.learning_rate, setting.epochs, state.mean(setting), len(found))
-        for setting, found in state.scores.items()
-    )
-    return Found(chosen, tried, state.complete, tuple(state.notes(best, chosen)))
-
-
-class _Axis:
-    """The values of a grid along one axis, which may grow at its ends."""
-
-    def __init__(self, values: Sequence[float], floor: float = 0.0):
-        self.given = sorted(set(values))
-        self.values = list(self.given)
-        self.floor = floor
-
-    def beside(self, value: float) -> tuple[float | None, float | None]:
-        """The values below and above one of the grid; None: there is none, and never will be."""
-        if len(self.given) < 2:
-            return None, None
-        at = self.values.index(value)
-        if at == 0:
-            lower = float(f"{self.values[0] ** 2 / self.values[1]:.3g}")
-            known = sum(v < self.given[0] for v in self.values)
-            if lower >= self.floor and known < BEYOND:
-                self.values.insert(0, lower)
-                at = 1
-        if at == len(self.values) - 1:
-            known = sum(v > self.given[-1] for v in self.values)
-            if known < BEYOND:
-                self.values.append(float(f"{self.values[-1] ** 2 / self.values[-2]:.3g}"))
-        above = self.values[at + 1] if at + 1 < len(self.values) else None
-        return (self.values[at - 1] if at else None), above
-
-    def nearest(self, value: float) -> float:
-        return min(self.given, key=lambda known: abs(math.log(known / value)))
-
-    def beyond(self, value: float) -> bool:
-        return not self.given[0] <= value <= self.given[-1]
-
-
-class _Search:
-    """Scores so far, and where to look next."""
-
-    def __init__(
-        self, score: Score, rates: _Axis, epochs: _Axis, allowed: Callable[[Setting], bool]
-    ):
-        self.score, self.rates, self.epochs, self.allowed = score, rates, epochs, allowed
-        self.scores: dict[Setting, list[RowNll]] = {}
-        self.complete = True
-
-    def nearest(self, start: Setting) -> Setting:
-        return Setting(self.epochs.nearest(start.epochs), self.rates.nearest(start.learning_rate))
-
-    def look(self, setting: Setting, number: int) -> bool:
-        """Train once more; False: there is no time for it."""
-        found = self.score(setting, number)
-        if found is None:
-            self.complete = False
-            return False
-        self.scores.setdefault(setting, []).append(found)
-        return True
-
-    def mean(self, setting: Setting) -> float | None:
-        """Mean validation NLL; None: a training diverged."""
-        values = [found.mean for found in self.scores[setting]]
-        return statistics.fmean(values) if all(map(math.isfinite, values)) else None
-
-    def _rank(self, setting: Setting) -> tuple[float, float]:
-        """Lower is better; of settings that diverge, the one with the lower rate."""
-        mean = self.mean(setting)
-        return (math.inf, setting.learning_rate) if mean is None else (mean, 0.0)
-
-    def climb(self, start: Setting) -> None:
-        """The first rung: from the start to what is best among all beside it."""
-        if not self.look(start, 0):
-            return
-        best, moved = start, True
-        while moved:
-            moved = False
-            for setting in self._beside(best):
-                if setting in self.scores:
-                    continue
-                if not self.look(setting, 0):
-                    return
-                if self._rank(setting) < self._rank(best):
-                    best, moved = setting, True
-                    break
-
-    def _beside(self, setting: Setting) -> list[Setting]:
-        slower, faster = self.rates.beside(setting.learning_rate)
-        shorter, longer = self.epochs.beside(setting.epochs)
-        same = setting.epochs
-        pairs = [(shorter, faster), (shorter, setting.learning_rate), (same, slower)]
-        pairs += [(same, faster), (longer, slower), (longer, setting.learning_rate)]
-        found = [Setting(e, r) for e, r in pairs if e is not None and r is not None]
-        return [setting for setting in found if self.allowed(setting)]
-
-    def halve(self, trainings: int) -> Setting | None:
-        """The later rungs: the best of the last; None where everything diverges."""
-        left, count = self._finite(self.scores), 1
-        while left:
-            left = [s for s in left if not self.worse(s, left[0], CLEARLY)]
-            if count > 1 or len(left) > 2:  # two that are alike are trained again
-                left = left[: math.ceil(len(left) / 2)]
-            again = range(count, min(2 * count, trainings))
-            if len(left) == 1 or not again:
-                break
-            if not all(self.look(setting, number) for number in again for setting in left):
-                # not all were trained as often in this rung: the one before decides
-                left = sorted(self._finite(left), key=lambda s: self._over(s, count))
-                break
-            left = self._finite(left)
-            count *= 2
-        return next(iter(left or self._finite(self.scores)), None)
-
-    def _finite(self, settings: Iterable[Setting]) -> list[Setting]:
-        """Those without a training that diverged, best first."""
-        return sorted((s for s in settings if self.mean(s) is not None), key=self._rank)
-
-    def _over(self, setting: Setting, count: int) -> float:
-        values = [found.mean for found in self.scores[setting][:count]]
-        return statistics.fmean(values)
-
-    def difference(self, one: Setting, other: Setting) -> tuple[float, float]:
-        """The mean paired difference of two settings, and its standard error."""
-        pairs = list(zip(self.scores[one], self.scores[other], strict=False))
-        tokens = pairs[0][0].tokens
-        rows = np.mean([a.nll - b.nll for a, b in pairs], axis=0)
-        error = mean_error(rows, tokens)
-        return float(rows.sum() / tokens.sum()), math.hypot(
-            error, math.sqrt(self._spread(other) / len(pairs))
-        )
-
-    def _spread(self, best: Setting) -> float:
-        """Variance of a paired difference from one training to another, over all settings."""
-        squares, freedom = 0.0, 0
-        for setting in self.scores:
-            pairs = list(zip(self.scores[setting], self.scores[best], strict=False))
-            values = [a.mean - b.mean for a, b in pairs]
-            if setting != best and len(values) > 1 and all(map(math.isfinite, values)):
-                squares += statistics.variance(values) * (len(values) - 1)
-                freedom += len(values) - 1
-        return squares / freedom if freedom else 0.0
-
-    def worse(self, setting: Setting, best: Setting, errors: float) -> bool:
-        """Whether a setting is worse than the best by more than so many standard errors."""
-        if setting == best:
-            return False
-        difference, error = self.difference(setting, best)
-        return difference > errors * error
-
-    def cheapest(self, best: Setting) -> Setting:
-        """Of the settings within one standard error of the best, that with the fewest epochs."""
-        within = [s for s in self._finite(self.scores) if not self.worse(s, best, 1.0)]
-        return min(within, key=lambda s: (s.epochs, s != best, self.difference(s, best)[0]))
-
-    def notes(self, best: Setting, chosen: Setting) -> list[str]:
-        """What to know of the choice."""
-        found = []
-        for axis, of, word in (
-            (self.epochs, lambda s: s.epochs, "epochs"),
-            (self.rates, lambda s: s.learning_rate, "learning rates"),
-        ):
-            further = sorted({of(s) for s in self.scores if axis.beyond(of(s))})
-            if further:
-                found.append(
-                    f"The best lay at the border of the {word} given "
-                    f"({axis.given[0]:g} to {axis.given[-1]:g}), so "
-                    f"{', '.join(f'{value:g}' for value in further)} was tried, too."
-                )
-        if chosen != best:
-            difference, error = self.difference(chosen, best)
-            found.append(
-                f"{_written(best)} is lower by {difference:.3f} \N{PLUS-MINUS SIGN} {error:.3f} "
-                "(one standard error) and takes more epochs; the shorter training was chosen."
-            )
-        diverged = [s for s in self.scores if self.mean(s) is None]
-        if diverged:
-            found.append(f"Training diverged at {'; '.join(map(_written, diverged))}.")
-        if not self.complete:
-            found.append("Time was up before all was tried that the search asks for.")
-        return found
-
-
-def _written(setting: Setting) -> str:
-    plural = "" if setting.epochs == 1 else "s"
-    return f"learning rate {setting.learning_rate:g}, {setting.epochs:g} epoch{plural}"
 
 
 def _moves(recipe: Recipe, rows: int) -> bool:
