@@ -40,6 +40,7 @@ from nacd.model.prepare import Prepared, prepare, read_splits
 from nacd.model.split_files import held_out_line, write_splits
 from nacd.report.page import write_report
 from nacd.store.files import read_json
+from nacd.store.processes import first
 from nacd.store.run import RunFolder, settings
 from nacd.terminal.progress import Progress
 from nacd.training.tuning import TRAININGS, TUNING_DRAWS
@@ -123,7 +124,9 @@ def compare(
         _of_target(target, config, source, splits, sets, elsewhere, folder, progress, kept.add)
     write_splits(folder.path, source, config.data)
     line = held_out_line(folder.path, source, config.data)
-    return Compared(folder.path, kept.table(), shared, kept.write(), kept.faults(), line)
+    return first(
+        lambda: Compared(folder.path, kept.table(), shared, kept.write(), kept.faults(), line)
+    )
 
 
 def _check_trainings(config: CompareConfig, source: Prepared) -> None:

@@ -42,6 +42,7 @@ from nacd.statistics.verdict import Rival, decide, read_difference
 from nacd.store.clock import StageClock
 from nacd.store.files import read_json, write_json
 from nacd.store.folder import read_run
+from nacd.store.processes import first
 from nacd.store.run import RunFolder
 from nacd.terminal.progress import Progress
 
@@ -91,11 +92,17 @@ def distill(
         announce(distillation(config, prepared, speed, folder.path), progress)
 
     outcome = learn_text(config, splits=splits, progress=progress, before=forecast)
+    first(lambda: _export_all(config, outcome, progress))
+    table = _table(config, outcome, progress) if config.compare else []
+    return first(lambda: _told(config, outcome, table))
+
+
+def _export_all(config: DistillConfig, outcome: Outcome, progress: Progress) -> None:
+    """Write the data set, its files for trainers, and what is known of every row."""
     folder, prepared, seeds = outcome.folder, outcome.prepared, outcome.seeds
     learned, text = outcome.learned, outcome.text
-    card = _card(config, outcome)
     write_splits(folder.path, prepared, config.data)
-    rows = export(folder, prepared, seeds, text, learned, card)
+    rows = export(folder, prepared, seeds, text, learned, _card(config, outcome))
     write_trainers(
         folder.path / "dataset",
         rows,
@@ -109,9 +116,15 @@ def distill(
     write_records(
         folder.path, prepared, seeds, learned, text, outcome.distiller.allowed, config.outer.metric
     )
-    table = _table(config, outcome, progress) if config.compare else []
+
+
+def _told(config: DistillConfig, outcome: Outcome, table: list[dict[str, Any]]) -> Distilled:
+    """Write table, verdict and page."""
+    folder, prepared, seeds = outcome.folder, outcome.prepared, outcome.seeds
+    learned, text = outcome.learned, outcome.text
     if table:
-        export(folder, prepared, seeds, text, learned, replace(card, results=_shown(table)))
+        card = replace(_card(config, outcome), results=_shown(table))
+        export(folder, prepared, seeds, text, learned, card)
     tokens = [row.response_tokens for row in prepared.report.rows]
     held = differences(table, read_run(folder.path).cells, tokens)
     verdict = judge(table, outcome.changed, learned, held)

@@ -24,6 +24,7 @@ from nacd.config.recipe import Recipe
 from nacd.data import Encoded
 from nacd.errors import UserError
 from nacd.model.prepare import Prepared
+from nacd.store.processes import spread
 from nacd.store.run import RunFolder
 from nacd.terminal.progress import Progress
 from nacd.training.evaluation import choice_accuracy, response_nll
@@ -67,15 +68,15 @@ class Grid:
         """Every cell, made or read; `keep` is given those of one row after the other."""
         made: dict[str, dict[str, Any]] = {}
         name = f"{Path(self.target).name} {self.budget}"
-        done = 0
-        with progress.stage(name, sum(rowset.trainings for rowset in sets)) as tick:
+        work = [(rowset, seed) for rowset in sets for seed in range(rowset.trainings)]
+        with progress.stage(name, len(work)) as tick:
+            cells = spread(
+                work,
+                lambda one: self._cell(*one, made),
+                lambda done, cell: tick(done, cell.get("report_nll", float("nan"))),
+            )
             for rowset in sets:
-                cells = []
-                for seed in range(rowset.trainings):
-                    cells.append(self._cell(rowset, seed, made))
-                    done += 1
-                    tick(done, cells[-1].get("report_nll", float("nan")))
-                keep(cells)
+                keep([next(cells) for _ in range(rowset.trainings)])
 
     def _cell(self, rowset: RowSet, seed: int, made: dict[str, dict[str, Any]]) -> dict[str, Any]:
         place = cell_folder(self.target, self.budget, rowset.method, seed)

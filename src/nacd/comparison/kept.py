@@ -21,6 +21,7 @@ from nacd.config.compare import ROWS
 from nacd.errors import UserError
 from nacd.model.pretrained import said
 from nacd.store.files import read_json, write_json
+from nacd.store.processes import writes
 from nacd.store.run import RunFolder
 
 Key = tuple[str, str, str, int]
@@ -46,7 +47,8 @@ class Kept:
     def add(self, cells: Sequence[dict[str, Any]]) -> None:
         """Take the cells of one more row."""
         self.cells |= {_key(cell): cell for cell in cells}
-        self.write()
+        if writes():
+            self.write()
 
     def table(self) -> list[dict[str, Any]]:
         """The summary of the cells so far."""

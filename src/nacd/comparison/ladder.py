@@ -27,6 +27,7 @@ from nacd.data.rows import Rows
 from nacd.model.lora import LoraModel
 from nacd.model.prepare import Part
 from nacd.statistics.intervals import t_interval
+from nacd.store.processes import spread
 from nacd.store.run import RunFolder
 from nacd.terminal.progress import Progress
 from nacd.training.evaluation import response_nll
@@ -84,16 +85,23 @@ def climb(
     work = [
         (e, s) for e in entries for s in range(1 if e.name == "zero-shot" else e.seeds or seeds)
     ]
+
+    def measured(training: tuple[Entry, int]) -> dict[str, Any]:
+        entry, seed = training
+        data, used = entry.data(seed), entry.recipe or recipe
+        return folder.once(
+            f"ladder/{entry.name}-{seed}",
+            partial(_measure, model, used, entry, data, seed, report),
+            of=f"{(data or Rows((), 0)).digest(entry.vectors)} at {used.learning_rate:.9g}",
+        )
+
     with progress.stage("table", len(work)) as tick:
-        for done, (entry, seed) in enumerate(work, 1):
-            data, used = entry.data(seed), entry.recipe or recipe
-            cell = folder.once(
-                f"ladder/{entry.name}-{seed}",
-                partial(_measure, model, used, entry, data, seed, report),
-                of=f"{(data or Rows((), 0)).digest(entry.vectors)} at {used.learning_rate:.9g}",
-            )
-            cells.setdefault(entry.name, []).append(cell)
+
+        def told(done: int, cell: dict[str, Any]) -> None:
             tick(done, math.nan if cell["report_nll"] is None else cell["report_nll"])
+
+        for (entry, _), cell in zip(work, spread(work, measured, told), strict=True):
+            cells.setdefault(entry.name, []).append(cell)
     return [_summary(entry, cells[entry.name], cells.get("seeds")) for entry in entries]
 
 

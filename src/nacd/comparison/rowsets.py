@@ -32,6 +32,7 @@ from nacd.model.prepare import Prepared
 from nacd.selection import METHODS, Task, choose_once, forward_flops
 from nacd.store.files import read_json, sha256_of
 from nacd.store.folder import read_run
+from nacd.store.processes import count, spread
 from nacd.store.run import RunFolder, differences
 from nacd.terminal.progress import Progress
 
@@ -188,15 +189,16 @@ def _distilled(
             _taken(_of_run(config, budget, Path(run)), splits, source, recipe, progress)
             for run in config.runs
         ]
-    return [
-        learn_text(
-            config.distillation(budget, number, recipe),
-            splits=splits,
-            prepared=source,
-            progress=progress,
-        )
-        for number in range(config.distillations)
-    ]
+    runs = [config.distillation(budget, number, recipe) for number in range(config.distillations)]
+
+    def learned(run: DistillConfig) -> Outcome:
+        outcome = learn_text(run, splits=splits, prepared=source, progress=progress)
+        outcome.folder.lock = None  # it has ended: other processes may read it
+        return outcome
+
+    if count() > 1 and len(runs) > 1:  # each is left in its folder, and read below
+        _ = [*spread(runs, lambda run: learned(run) and None)]
+    return [learned(run) for run in runs]
 
 
 def _taken(

@@ -164,7 +164,7 @@ def choose_once(
 
     found = run.once(name, make)
     if (found.get("minutes") or math.inf) < task.config.minutes:
-        (run.path / f"{name}.json").unlink()
+        run.forget(name)
         found = run.once(name, make)
     examples = task.prepared.train.examples
     now = [examples[i].digest if i < len(examples) else "" for i in found["rows"]]

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from nacd.errors import UserError
+from nacd.store import processes
 from nacd.store.alone import FILE, Lock, lock
 from nacd.store.files import SEAL, json_text, read_json, write_json, write_text
 from nacd.store.renamed import new_names
@@ -104,6 +105,11 @@ class RunFolder:
             UserError: the folder is of another configuration (the differing keys are named), is no
                 run folder, cannot be written, or another process is at work in it.
         """
+        processes.first(lambda: self._open(config, set(may_differ), defaults or {}, alone))
+
+    def _open(
+        self, config: Mapping[str, Any], free: set[str], defaults: Mapping[str, Any], alone: bool
+    ) -> None:
         file = self.path / "run.yaml"
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out {self.path}: a file, not a folder; choose another --out.")
@@ -120,8 +126,7 @@ class RunFolder:
             for name in EMPTY:
                 (self.path / name).unlink(missing_ok=True)
         if file.is_file():
-            known = flatten(defaults or {}) | flatten(settings(self.path))
-            free = set(may_differ)
+            known = flatten(defaults) | flatten(settings(self.path))
             differing = [
                 f"  {key}: {old!r} there, {new!r} now"
                 for key, old, new in differences(known, config)
@@ -147,7 +152,7 @@ class RunFolder:
 
         Args:
             name: of the file, without its ending.
-            make: makes the result.
+            make: makes the result; of several processes all call it, and the first one's counts.
             of: a hash of what the result is of, kept with it as `of`: one of something else is
                 made anew. Empty, or a file of an older version, which does not say: it is read.
 
@@ -157,11 +162,20 @@ class RunFolder:
         Raises:
             UserError: the file is damaged; it is named.
         """
-        kept = self.kept(name)
+        kept = processes.first(lambda: self.kept(name))
         if kept is not None and (not of or kept.get("of", of) == of):
             return kept
-        self.keep(name, make() | ({"of": of} if of else {}))
-        return self.kept(name) or {}
+        made = make() | ({"of": of} if of else {})
+
+        def read() -> dict[str, Any]:
+            self.keep(name, made)
+            return self.kept(name) or {}
+
+        return processes.first(read)
+
+    def forget(self, name: str) -> None:
+        """Remove the JSON result `name`."""
+        processes.first(lambda: (self.path / f"{name}.json").unlink())
 
     def keep(self, name: str, result: Mapping[str, Any]) -> None:
         """Keep a JSON result as `name`.json, with a seal of it and of its name."""

@@ -247,7 +247,7 @@ def tune_recipe(
 
     kept = folder.once(name, make, of=of)
     if not kept["complete"] and (minutes is None or minutes > kept["minutes"]):
-        (folder.path / f"{name}.json").unlink()
+        folder.forget(name)
         kept = folder.once(name, make, of=of)
     chosen = replace(recipe, learning_rate=kept["learning_rate"], epochs=kept["epochs"])
     return TunedRecipe(
