@@ -53,8 +53,12 @@ class Lost(KeyboardInterrupt):
     """
 
     def __init__(self, message: str, speaks: bool):
-        super().__init__(message)
+        super().__init__(message, speaks)  # both travel with it
         self.speaks = speaks
+
+    def __str__(self) -> str:
+        """The message alone."""
+        return self.args[0]
 
 
 @dataclass

@@ -1,0 +1,78 @@
+"""One command in one process and in two: the same rows and figures, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nacd
+from nacd.config import DataConfig, DistillConfig, OuterLoopConfig
+from nacd.config.recipe import Recipe
+from nacd.model.lora import ModelConfig
+from nacd.store import processes
+from nacd.terminal.progress import Progress
+from together import together
+
+Folder = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty short rows."""
+    file = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    lines = [{"prompt": f"Name number {i}", "completion": str(i % 7)} for i in range(40)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+def config(model: Path, data: Path, out: Path) -> DistillConfig:
+    return DistillConfig(
+        out=out,
+        budget="2",
+        trainings=2,
+        compare=("seeds", "text"),
+        model=ModelConfig(model=str(model), lora_rank=2),
+        data=DataConfig(data=str(data), target_rows=4, template="alpaca"),
+        recipe=Recipe(batch_size=2, epochs=2, learning_rate=5e-3),
+        outer=OuterLoopConfig(
+            outer_steps=2, segments=2, engine="first-order", step_size=1.0, agreement=0
+        ),
+    )
+
+
+def without_times(text: str) -> str:
+    return re.sub(r'"(training_)?seconds": [0-9.e-]+', "", text)
+
+
+def made(out: Path) -> dict[str, str]:
+    """What a run has made, by file, without the times that it took."""
+    names = ("dataset/train.jsonl", "distill/metrics.jsonl", "results.json", "tokens.json")
+    files = [out / name for name in names] + sorted(out.glob("ladder/*.json"))
+    found = {str(f.relative_to(out)): f.read_text() for f in files if f.is_file()}
+    # the seal beside a kept result is of its times too
+    return {name: re.sub(r'"seal": "\w+"', "", without_times(text)) for name, text in found.items()}
+
+
+def test_a_distillation_is_the_same_by_one_process_and_by_two(
+    tiny_folder: Folder, rows: Path, tmp_path: Path
+) -> None:
+    model = tiny_folder("llama")
+
+    def distilled() -> Any:
+        quiet = Progress(quiet=True)
+        done = nacd.distill(config(model, rows, tmp_path / "two"), progress=quiet)
+        return done.verdict, processes.count()
+
+    alone = nacd.distill(config(model, rows, tmp_path / "one"), progress=Progress(quiet=True))
+    assert together(distilled) == [(alone.verdict, 2)] * 2
+    one, two = made(tmp_path / "one"), made(tmp_path / "two")
+    assert {"dataset/train.jsonl", "distill/metrics.jsonl", "results.json"} < one.keys()
+    assert one == two
+    # and one process takes up what two have left
+    again = nacd.distill(config(model, rows, tmp_path / "two"), progress=Progress(quiet=True))
+    assert again.verdict == alone.verdict
