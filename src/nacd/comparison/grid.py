@@ -76,7 +76,8 @@ class Grid:
                 lambda done, cell: tick(done, cell.get("report_nll", float("nan"))),
             )
             for rowset in sets:
-                keep([next(cells) for _ in range(rowset.trainings)])
+                row = [next(cells) for _ in range(rowset.trainings)]
+                keep([cell for cell in row if "taken" not in cell])
 
     def _cell(self, rowset: RowSet, seed: int, made: dict[str, dict[str, Any]]) -> dict[str, Any]:
         place = cell_folder(self.target, self.budget, rowset.method, seed)
@@ -89,6 +90,8 @@ class Grid:
         folder = self.folder.path / place
         if rowset.failed is not None and not (folder / "result.json").is_file():
             return keep_failure(folder, key, rowset.failed)
+        if self.folder.taken(f"{place}/result"):  # whoever ends last has the whole table
+            return {**key, "taken": True}
         answers = rowset.method in self.config.accuracy
         try:
             # a result whose rows cannot be had any more is shown as it is

@@ -20,6 +20,7 @@ from nacd.comparison.table import summarise, write_parquet
 from nacd.config.compare import ROWS
 from nacd.errors import UserError
 from nacd.model.pretrained import said
+from nacd.store.claims import turn
 from nacd.store.files import read_json, write_json
 from nacd.store.processes import writes
 from nacd.store.run import RunFolder
@@ -55,7 +56,11 @@ class Kept:
         return summarise([*self._all().values()], ORDER)
 
     def write(self) -> Path:
-        """Write all of it; the page's path."""
+        """Write all of it, with what other jobs have written so far; the page's path."""
+        with turn(self.folder, "table"):
+            return self._write()
+
+    def _write(self) -> Path:
         cells = self._all()
         write_parquet([*cells.values()], self.folder / "results.parquet")
         counted = {"done": len(cells), "of": len(self.asked | cells.keys())}

@@ -106,7 +106,7 @@ def rowsets(
         if method in DISTILLED and outcomes is None:
             progress.say(f"budget {budget}: distilling")
             try:
-                outcomes = _distilled(config, budget, source, splits, recipe, progress)
+                outcomes = _distilled(config, budget, source, splits, recipe, folder, progress)
             except Exception as error:  # the other rows go on
                 outcomes = failure(error)
         try:
@@ -182,6 +182,7 @@ def _distilled(
     source: Prepared,
     splits: Splits,
     recipe: Recipe,
+    folder: RunFolder,
     progress: Progress,
 ) -> list[Outcome]:
     if config.runs:
@@ -192,13 +193,19 @@ def _distilled(
     runs = [config.distillation(budget, number, recipe) for number in range(config.distillations)]
 
     def learned(run: DistillConfig) -> Outcome:
-        outcome = learn_text(run, splits=splits, prepared=source, progress=progress)
-        outcome.folder.lock = None  # it has ended: other processes may read it
-        return outcome
+        with folder.turn(f"distilled/{run.out.name}"):
+            outcome = learn_text(run, splits=splits, prepared=source, progress=progress)
+            outcome.folder.lock = None  # it has ended: others may read it
+            return outcome
+
+    def free(run: DistillConfig) -> Outcome | None:
+        return None if folder.taken(f"distilled/{run.out.name}") else learned(run)
 
     if count() > 1 and len(runs) > 1:  # each is left in its folder, and read below
-        _ = [*spread(runs, lambda run: learned(run) and None)]
-    return [learned(run) for run in runs]
+        made = [*spread(runs, lambda run: free(run) and None)]
+    else:
+        made = [free(run) for run in runs]
+    return [outcome or learned(run) for outcome, run in zip(made, runs, strict=True)]
 
 
 def _taken(

@@ -7,17 +7,18 @@ keys named. Metrics are JSON lines; on going on, lines past the saved state are 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from nacd.errors import UserError
-from nacd.store import processes
+from nacd.store import claims, processes
 from nacd.store.alone import FILE, Lock, lock
 from nacd.store.files import SEAL, json_text, read_json, write_json, write_text
 from nacd.store.renamed import new_names
@@ -82,6 +83,8 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
         self.lock: Lock | None = None
+        self.shared = False
+        """Whether other jobs may be at work in it: what they make just now is waited for."""
 
     def open(
         self,
@@ -99,21 +102,40 @@ class RunFolder:
             config: the configuration.
             may_differ: dotted keys that need not be as they were.
             defaults: what keys are taken for that the folder, of an older version, does not have.
-            alone: whether no other process may be at work in the folder.
+            alone: whether no other job may be at work in the folder.
 
         Raises:
             UserError: the folder is of another configuration (the differing keys are named), is no
                 run folder, cannot be written, or another process is at work in it.
         """
-        processes.first(lambda: self._open(config, set(may_differ), defaults or {}, alone))
+        self.shared = not alone
+
+        def check() -> None:
+            if self.path.exists() and not self.path.is_dir():
+                raise UserError(f"--out {self.path}: a file, not a folder; choose another --out.")
+            with self.turn("open"):
+                self._open(config, set(may_differ), defaults or {}, alone)
+
+        processes.first(check)
+
+    @contextlib.contextmanager
+    def turn(self, name: str) -> Iterator[None]:
+        """Wait until no other job makes `name` in a folder that is shared, and keep them off it."""
+        with contextlib.ExitStack() as stack:
+            if self.shared:
+                processes.first(lambda: stack.enter_context(claims.turn(self.path, name)))
+            yield
+
+    def taken(self, name: str) -> bool:
+        """Whether another job makes `name` just now."""
+        return self.shared and claims.claimed(self.path, name)
 
     def _open(
         self, config: Mapping[str, Any], free: set[str], defaults: Mapping[str, Any], alone: bool
     ) -> None:
         file = self.path / "run.yaml"
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"--out {self.path}: a file, not a folder; choose another --out.")
-        beside = [e for e in self.path.glob("*") if ".partial-" not in e.name and e.name != FILE]
+        beside = [e for e in self.path.glob("*") if ".partial-" not in e.name]
+        beside = [entry for entry in beside if entry.name not in (FILE, claims.FOLDER)]
         if beside and not file.is_file():
             raise UserError(
                 f"--out {self.path}: not empty and not a run folder; choose another --out."
@@ -162,16 +184,24 @@ class RunFolder:
         Raises:
             UserError: the file is damaged; it is named.
         """
-        kept = processes.first(lambda: self.kept(name))
-        if kept is not None and (not of or kept.get("of", of) == of):
+
+        def there() -> dict[str, Any] | None:
+            kept = self.kept(name)
+            return kept if kept is not None and (not of or kept.get("of", of) == of) else None
+
+        kept = processes.first(there)
+        if kept is not None:
             return kept
-        made = make() | ({"of": of} if of else {})
+        with self.turn(name):
+            if self.shared and (kept := processes.first(there)) is not None:
+                return kept
+            made = make() | ({"of": of} if of else {})
 
-        def read() -> dict[str, Any]:
-            self.keep(name, made)
-            return self.kept(name) or {}
+            def read() -> dict[str, Any]:
+                self.keep(name, made)
+                return self.kept(name) or {}
 
-        return processes.first(read)
+            return processes.first(read)
 
     def forget(self, name: str) -> None:
         """Remove the JSON result `name`."""
