@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +80,66 @@ def test_a_distillation_is_the_same_by_one_process_and_by_two(
     # and one process takes up what two have left
     again = nacd.distill(config(model, rows, tmp_path / "two"), progress=Progress(quiet=True))
     assert again.verdict == alone.verdict
+
+
+@pytest.mark.slow
+def test_a_distillation_on_shares_of_a_model_is_the_same(
+    tiny_folder: Folder, rows: Path, tmp_path: Path
+) -> None:
+    model = tiny_folder("llama")
+    short = replace(config(model, rows, tmp_path / "one"), compare=("text",), trainings=1)
+    short = replace(short, outer=replace(short.outer, outer_steps=1))
+    shared = replace(short, out=tmp_path / "two", model=replace(short.model, shard=True))
+    alone = nacd.distill(short, progress=Progress(quiet=True))
+    found = together(lambda: nacd.distill(shared, progress=Progress(quiet=True)).verdict)
+    assert found == [alone.verdict] * 2
+    train = "dataset/train.jsonl"
+    assert (tmp_path / "one" / train).read_bytes() == (tmp_path / "two" / train).read_bytes()
+
+
+LAUNCHERS = {
+    "torchrun": "torch.distributed.run --nproc-per-node 2",
+    "accelerate": "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 "
+    "--mixed_precision no --dynamo_backend no",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_launcher_starts_it(
+    launcher: str, tiny_folder: Folder, rows: Path, tmp_path: Path
+) -> None:
+    def run(before: str, out: str) -> tuple[str, str, bytes]:
+        flags = (
+            f"nacd select --method less --model {tiny_folder('llama')} --data {rows} --budget 4 "
+            f"--target-rows 4 --template alpaca --lora-rank 2 --learning-rate 5e-3 --json "
+            f"--device cpu --out {tmp_path / out}"
+        )
+        done = subprocess.run(
+            [sys.executable, *f"-m {before} -m {flags}".replace("-m  -m", "-m").split()],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        rows_of = (tmp_path / out / "dataset" / "train.jsonl").read_bytes()
+        return done.stdout, done.stderr, rows_of
+
+    alone, several = run("", "one"), run(LAUNCHERS[launcher], "two")
+    assert json.loads(several[0])["rows"] == json.loads(alone[0])["rows"]
+    assert several[1].count("held out") == 1  # one process speaks
+    assert several[2] == alone[2]
+
+
+@pytest.mark.slow
+def test_a_launch_of_what_runs_in_one_process_is_refused(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "nacd", "runs", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"RANK": "0", "WORLD_SIZE": "2"},
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "nacd runs: it runs in one process" in done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import socket
 import warnings
 from collections.abc import Callable
@@ -24,10 +25,10 @@ def together(do: Callable[[], Any], count: int = 2) -> list[Any]:
         os.environ["MASTER_PORT"] = str(port)
         try:
             processes.start()
-            answer.send(do())
+            answer.send(pickle.dumps(do()))  # tensors by value
             processes.end()
         except BaseException as error:
-            answer.send(error)
+            answer.send(pickle.dumps(error))
             processes.end(str(error))
         os._exit(0)
 
@@ -41,7 +42,7 @@ def together(do: Callable[[], Any], count: int = 2) -> list[Any]:
     for (ours, theirs), process in zip(pipes, others, strict=True):
         theirs.close()
         try:
-            found.append(ours.recv() if ours.poll(60) else None)
+            found.append(pickle.loads(ours.recv()) if ours.poll(100) else None)
         except EOFError:
             found.append(None)
         process.join(20)

@@ -166,11 +166,13 @@ def _run(verb: str, rest: Sequence[str]) -> tuple[int, str | None]:
                 "it runs in one process; start it without accelerate launch or torchrun, which "
                 f"are for nacd {', '.join(SPREADING)}."
             )
+        if verb != "distill" and getattr(getattr(config, "model", None), "shard", False):
+            raise UserError("--shard: is for nacd distill; leave it out.")
         processes.start()
         from nacd.terminal.progress import Progress
 
         first = processes.rank() == 0
-        progress = Progress(quiet=not first, asks=asks)
+        progress = Progress(quiet=not first, asks=asks and first)
         if said_of_it:
             progress.say(said_of_it)
         said = VERBS[verb].run(config, progress)
@@ -188,6 +190,8 @@ def _run(verb: str, rest: Sequence[str]) -> tuple[int, str | None]:
         from nacd.store.memory import is_out_of_memory
 
         if not is_out_of_memory(error):
+            if lost := processes.broken(error):
+                raise lost from error
             raise
         kept = "" if verb in ANEW else "What is done is kept. "
         return 1, (

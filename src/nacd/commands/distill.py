@@ -85,7 +85,7 @@ def distill(
     config = replace(config, outer=decided(config.outer, config.data))
 
     def forecast(prepared: Prepared, folder: RunFolder, clock: StageClock) -> None:
-        if progress.quiet or (folder.path / "results.json").is_file():
+        if first(lambda: progress.quiet or (folder.path / "results.json").is_file()):
             return
         with clock.stage("measuring a step"):
             speed = measured(prepared, config.recipe, progress)

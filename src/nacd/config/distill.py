@@ -121,6 +121,10 @@ class DistillConfig:
                 f"{self.data.max_tokens}; give a shorter one."
             )
         check_seed(self.seed)
+        if self.model.shard and (self.outer.objective == "trajectory" or self.start_by == "less"):
+            raise UserError(
+                "--shard: goes with no --objective trajectory and no --start-by less; leave it out."
+            )
         unknown = sorted(set(self.compare) - set(LADDER))
         if unknown:
             raise UserError(

@@ -164,6 +164,8 @@ def settle(
     before = None if kept is None else processes.first(lambda: _read(kept).get(name))
 
     def fits() -> int:
+        if model.config.shard:  # what autograd keeps is counted with weights that do not stay
+            return model.micro
         free, needed = free_memory(model.device), part_bytes(model, training=training)
         if free is not None and needed(longest) > free:
             other = " or --gradient-checkpointing,"

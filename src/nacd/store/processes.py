@@ -265,6 +265,20 @@ def writes() -> bool:
     return _LAUNCH is None or _LAUNCH.rank == 0 or _LAUNCH.apart
 
 
+def work_together() -> None:
+    """From now on, all processes do all pieces together: each holds a share of the model."""
+    if _LAUNCH is not None:
+        _LAUNCH.together = True
+
+
+def broken(error: BaseException) -> Lost | None:
+    """What to say of an error that comes of a process that has ended amid work on shares."""
+    said = str(error).lower()
+    if _LAUNCH is None or not any(word in said for word in ("gloo", "nccl", "connection")):
+        return None
+    return Lost(f"another process of this launch has ended. {KEPT}", _LAUNCH.rank == 0)
+
+
 @contextlib.contextmanager
 def apart() -> Iterator[None]:
     """Inside, this process works for itself, and writes what it makes."""
