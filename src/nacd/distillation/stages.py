@@ -46,7 +46,7 @@ FREE = ("out", "compare", "trainings")
 """Keys that may differ when a run goes on: they change no stage that is done."""
 SAID = ("data.license", "data.language", "track")
 """Keys that change nothing in any run but what is said of it."""
-ROUNDING = ("model.micro_tokens",)
+ROUNDING = ("model.micro_tokens", "model.shard")
 """Keys that change no more than the rounding, and may be what lets a run go on."""
 OLD_RATES = (
     "--tune-rates will be gone in the next release: --tune finds learning rate and epochs together."
