@@ -1,4 +1,4 @@
-"""Several processes at one piece of Python, as a launcher starts them: forks of the test's own."""
+"""Several processes at one piece of Python, as forks of the test's own: what is loaded is there."""
 
 from __future__ import annotations
 
@@ -7,39 +7,33 @@ import os
 import pickle
 import socket
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from nacd.store import processes
 
 
-def together(do: Callable[[], Any], count: int = 2) -> list[Any]:
-    """What `do` returns, or the error it raises, in each of so many processes; None: it died."""
-    context = multiprocessing.get_context("fork")  # what is imported and loaded is there already
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def forked(jobs: Sequence[Callable[[], Any]]) -> list[Any]:
+    """What each job returns, or the error it raises, in a process of its own; None: it died."""
+    context = multiprocessing.get_context("fork")
+    pipes = [context.Pipe(duplex=False) for _ in jobs]
 
-    def one(rank: int, answer: Any) -> None:
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
-        os.environ["MASTER_PORT"] = str(port)
+    def run(number: int) -> None:
+        answer = pipes[number][1]
         try:
-            processes.start()
-            answer.send(pickle.dumps(do()))  # tensors by value
-            processes.end()
+            answer.send(pickle.dumps(jobs[number]()))  # tensors by value
         except BaseException as error:
             answer.send(pickle.dumps(error))
-            processes.end(str(error))
         os._exit(0)
 
-    pipes = [context.Pipe(duplex=False) for _ in range(count)]
-    others = [context.Process(target=one, args=(k, pipes[k][1])) for k in range(count)]
+    started = [context.Process(target=run, args=(number,)) for number in range(len(jobs))]
     with warnings.catch_warnings():  # that a process with threads forks
         warnings.simplefilter("ignore", DeprecationWarning)
-        for process in others:
+        for process in started:
             process.start()
     found = []
-    for (ours, theirs), process in zip(pipes, others, strict=True):
+    for (ours, theirs), process in zip(pipes, started, strict=True):
         theirs.close()
         try:
             found.append(pickle.loads(ours.recv()) if ours.poll(100) else None)
@@ -48,3 +42,24 @@ def together(do: Callable[[], Any], count: int = 2) -> list[Any]:
         process.join(20)
         process.kill()
     return found
+
+
+def together(do: Callable[[], Any], count: int = 2) -> list[Any]:
+    """The same of so many processes that a launcher has started."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def one(rank: int) -> Any:
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
+        os.environ["MASTER_PORT"] = str(port)
+        try:
+            processes.start()
+            found = do()
+            processes.end()
+            return found
+        except BaseException as error:
+            processes.end("" if isinstance(error, processes.Lost) else str(error))
+            raise
+
+    return forked([partial(one, rank) for rank in range(count)])

@@ -141,6 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         processes.end(error)
         return code
     except processes.Lost as lost:
+        error = ""
         if lost.speaks:
             print(f"nacd {verb}: {lost}", file=sys.stderr)
         return 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,24 @@ def test_what_a_lost_process_has_not_made_is_made_again(
     before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.json")}
     assert [*spread(range(6), piece)] == [{"square": number**2} for number in range(6)]
     assert all(file.stat().st_mtime_ns == time for file, time in before.items())
+
+
+def test_a_launcher_that_stops_the_others_is_not_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(processes, "BEAT", 0.2)
+
+    def work(dies: bool) -> Any:
+        if dies and processes.rank() == 1:
+            os._exit(9)
+        if processes.rank() == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(2)
+
+    lost, _ = together(lambda: work(dies=True))
+    assert str(lost).startswith("process 1 of 2 is gone")
+    stopped, _ = together(lambda: work(dies=False))
+    assert str(stopped).startswith("stopped by its launcher")
 
 
 def test_the_others_say_why_a_process_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:

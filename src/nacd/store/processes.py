@@ -134,6 +134,14 @@ class Launch:
         speaks = 0 not in said and self.rank == min(alive)  # the first has spoken for itself
         return Lost(f"{told.rstrip('.')}. {KEPT}", speaks)
 
+    def silent(self) -> list[int]:
+        """The processes that leave no sign of life in the time of one and a half."""
+        others = [rank for rank in range(self.count) if rank != self.rank]
+        before = [self.store.get(f"beat/{rank}") for rank in others]
+        time.sleep(1.5 * BEAT)
+        now = [self.store.get(f"beat/{rank}") for rank in others]
+        return [others[k] for k in range(len(others)) if now[k] == before[k]]
+
     def _at(self, rank: int) -> int:
         return int(self.store.get(f"at/{rank}"))
 
@@ -194,10 +202,11 @@ def start() -> None:
 
     import torch
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    store, rank, count = next(dist.rendezvous("env://"))
+    store, rank, count = next(rendezvous("env://"))
     for name in ("at", "beat"):
         store.set(f"{name}/{rank}", "0")
     dist.init_process_group(
@@ -214,7 +223,7 @@ def start() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         lost = None
         with contextlib.suppress(RuntimeError):
-            lost = launch.lost()
+            lost = launch.lost() or launch.lost(launch.silent())
         raise lost or Lost(f"stopped by its launcher. {KEPT}", rank == 0)
 
     if threading.current_thread() is threading.main_thread():
@@ -225,8 +234,8 @@ def end(error: str | None = None) -> None:
     """Leave the launch.
 
     Args:
-        error: why this process ends before its work is done, for the others to say; None: it is
-            done, and all wait until the others are, too.
+        error: why this process ends before its work is done, for the others to say; empty: because
+            another has ended; None: it is done, and all wait until the others are, too.
 
     Raises:
         Lost: another process has ended before its work was done.
@@ -240,7 +249,7 @@ def end(error: str | None = None) -> None:
     try:
         if error is None:
             launch.gather("end", None)
-        else:
+        elif error:
             with contextlib.suppress(RuntimeError):
                 launch.store.set(f"ended/{launch.rank}", error)
     finally:
