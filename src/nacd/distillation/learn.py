@@ -41,7 +41,7 @@ from nacd.meta import Engine
 from nacd.model.prepare import Part, Prepared
 from nacd.selection.random import random_order
 from nacd.store.files import read_json_lines, read_tensors, write_json_lines, write_tensors
-from nacd.store.processes import spread, writes
+from nacd.store.processes import first, spread, writes
 from nacd.store.tracking import Log, silent
 from nacd.terminal.progress import Progress
 from nacd.training.inner import InnerLoop
@@ -125,7 +125,11 @@ class Distiller:
         table = self.model.table
         self.allowed = choosable(self.model.tokenizer, len(table)).to(table.device)
         projection, step_size = make_projection(self.model, seeds.pseudo, self.config, self.allowed)
-        projection.parameters = projection.parameters.to(self.model.device)
+        begun = projection.parameters.cpu(), getattr(projection, "candidates", None)
+        parameters, guesses = first(lambda: begun)  # a GPU may guess otherwise in each process
+        projection.parameters = parameters.to(self.model.device)
+        if isinstance(projection, Simplex):
+            projection.candidates = guesses
         self.outer = OuterLoop(
             seeds.pseudo,
             projection,
