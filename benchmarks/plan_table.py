@@ -47,6 +47,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "float32": {},
     "float32, checkpointing": {"gradient_checkpointing": True},
     "bfloat16": {"dtype": "bfloat16"},
+    "4 bit": {"quantize": "4bit"},
+    "4 bit, checkpointing": {"quantize": "4bit", "gradient_checkpointing": True},
 }
 HEAD = (
     f"| model | parameters | LoRA | {' | '.join(SETTINGS)} | on a card of 24 GB |\n"

@@ -1,18 +1,20 @@
 """Do chosen rows train better than random ones, shuffled, on this model and on another?
 
     python experiments/whole_rows.py --data FOLDER --of runs/swaps runs/best-of
-        [--model smollm2] [--rates 5e-4] [--epochs 4] [--trainings 5] [--out runs/whole-rows]
+        [--model smollm2] [--rates 5e-4] [--epochs 4] [--trainings 5] [--draws 10]
+        [--out runs/whole-rows]
 
 Trains on the rows that runs of `nacd select` have chosen, on the rows that a search by swaps began
 with, and on random draws, another for each training. The k-th training of every set has the same
 initial values. With several --rates, the one with the lowest loss on validation rows after a
 training on a random draw is taken first. The table is of test rows, which neither choosing nor
-tuning has read; intervals are over trainings (Welch's t) and over questions (bootstrap). Each
-training is one JSON file, so that a run goes on.
+tuning has read; intervals are over trainings (Welch's t) and over questions (bootstrap); every two
+sets are compared, too. Each training is one JSON file, so that a run goes on.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -69,6 +71,7 @@ def main() -> None:
     flags.add_argument("--rates", type=float, nargs="+", default=[5e-4])
     flags.add_argument("--epochs", type=float, default=4.0)
     flags.add_argument("--trainings", type=int, default=5)
+    flags.add_argument("--draws", type=int, help="trainings on random draws, if more")
     options = flags.parse_args()
     progress = Progress()
     config, prepared = opened(options, progress)
@@ -92,27 +95,37 @@ def main() -> None:
     recipe = replace(recipe, learning_rate=rate)
     figures: dict[str, list[np.ndarray]] = {name: [] for name in ("random", *sets)}
     tokens = np.zeros(0)
-    for k in range(options.trainings):
-        for name in figures:
+    draws = max(options.trainings, options.draws or 0)
+    for k in range(draws):
+        for name in figures if k < options.trainings else ["random"]:
             rows = random(k) if name == "random" else sets[name]
             file = f"{name.replace(': ', '-').replace(' ', '-')}-{rate:g}-{k}"
             kept = folder.once(file, lambda r=rows, k=k: trained(prepared, recipe, r, k, False))
             tokens = np.asarray(kept["tokens"])
             figures[name].append(np.asarray(kept["nll"]))
             progress.say(f"{name}, training {k + 1}: {figures[name][-1].sum() / tokens.sum():.3f}")
-    print(f"{options.model}, rate {rate:g}, {options.epochs:g} epochs, {len(tokens)} test rows")
-    print(f"{'rows':<26}{'NLL':>7}{'minus random (trainings)':>26}{'questions':>18}{'tokens':>8}")
     nll = {name: [x.sum() / tokens.sum() for x in found] for name, found in figures.items()}
-    base = np.mean(figures["random"], axis=0)
-    for name, found in figures.items():
+
+    def difference(name: str, other: str) -> str:
+        half = difference_interval(nll[name], nll[other]) or math.nan
+        rows = np.mean(figures[name], axis=0) - np.mean(figures[other], axis=0)
+        low, high = question_bootstrap(rows, tokens)
+        gap = np.mean(nll[name]) - np.mean(nll[other])
+        return f"{gap:+16.3f} ± {half:.3f}  {low:+9.3f} {high:+.3f}"
+
+    print(
+        f"{options.model}, rate {rate:g}, {options.epochs:g} epochs, {len(tokens)} test rows, "
+        f"{options.trainings} trainings, {draws} random draws"
+    )
+    print(f"{'rows':<26}{'NLL':>7}{'minus random (trainings)':>26}{'questions':>18}{'tokens':>8}")
+    for name in figures:
         line = f"{name:<26}{np.mean(nll[name]):7.3f}"
         if name != "random":
-            half = difference_interval(nll[name], nll["random"]) or math.nan
-            low, high = question_bootstrap(np.mean(found, axis=0) - base, tokens)
-            gap = np.mean(nll[name]) - np.mean(nll["random"])
             size = sum(len(prepared.train.rows[i]) for i in sets[name])
-            line += f"{gap:+16.3f} ± {half:.3f}  {low:+9.3f} {high:+.3f}{size:8d}"
+            line += f"{difference(name, 'random')}{size:8d}"
         print(line)
+    for name, other in itertools.combinations(sets, 2):
+        print(f"{name} minus {other}\n{'':33}{difference(name, other)}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +15,11 @@ from scipy import stats
 from transformers import get_linear_schedule_with_warmup
 
 from float64 import float64_only
-from nacd.comparison.ladder import Entry, _summary, entries_for
-from nacd.config import LADDER, OuterLoopConfig
+from nacd.comparison.rowset import of_training
+from nacd.comparison.rowsets import beside, rowsets
+from nacd.comparison.table import summarise
+from nacd.config import TABLE_ROWS, DistillConfig, OuterLoopConfig
+from nacd.config.compare import one_cell
 from nacd.config.recipe import Recipe
 from nacd.data import Encoded, collate
 from nacd.data.rows import Rows, learnable_rows
@@ -25,62 +29,85 @@ from nacd.meta import FirstOrder
 from nacd.meta.engines import Slopes
 from nacd.meta.losses import EmbeddingLoss
 from nacd.model.lora import ModelConfig, load_model
+from nacd.store.run import RunFolder
+from nacd.terminal.progress import Progress
 from nacd.training.inner import Start
 from nacd.training.student import train_student
 
 
-def test_ladder_difference() -> None:
-    cells = [
-        {
-            "report_nll": x,
-            "rows": 4,
-            "tokens": 9,
-            "steps": 2,
-            "learning_rate": 1e-3,
-            "training_seconds": 1.0,
-        }
-        for x in (2.0, 2.1, 2.3)
-    ]
-    base = [{"report_nll": x} for x in (2.5, 2.4, 2.9)]
-    row = _summary(Entry("text", "", lambda _: None), cells, base)
+def test_table_difference() -> None:
+    def row(method: str, nll: tuple[float, ...]) -> list[dict[str, Any]]:
+        about = {"target": "m", "budget": "4", "method": method, "learning_rate": 1e-3}
+        sizes = {"rows": 4, "tokens": 9, "steps": 2, "training_seconds": 1.0}
+        return [about | sizes | {"seed": i, "report_nll": x} for i, x in enumerate(nll)]
+
+    cells = [*row("seeds", (2.5, 2.4, 2.9)), *row("text", (2.0, 2.1, 2.3))]
+    held = summarise(cells)[1]["minus_seeds"]
     d = np.array([-0.5, -0.3, -0.6])
-    assert row["minus_seeds"] == pytest.approx(d.mean())
+    assert held["mean"] == pytest.approx(d.mean())
     low, high = stats.t.interval(0.95, 2, d.mean(), stats.sem(d))
-    assert row["minus_seeds_95"] == pytest.approx((high - low) / 2)
+    assert held["over_trainings"] == pytest.approx((high - low) / 2)
 
 
-def test_entries_train_on_what_they_say() -> None:
+def test_rows_train_on_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def of(i: int) -> Rows:
         return Rows.of([Encoded((i, 2, 3), (False, True, True), (0, 1))] * 4, 0)
 
-    seeds, text, last, full, drawn = map(of, (11, 12, 13, 14, 15))
+    seeds, text, last, full = map(of, (11, 12, 13, 14))
     learnable = learnable_rows(seeds.rows, "prefix:1", 0)
     soft = torch.ones(4, 2)
     r = Recipe(batch_size=2, shuffle=False)
-    found = {
-        e.name: e
-        for e in entries_for(
-            LADDER,
-            draws=lambda _: drawn,
-            seeds=seeds,
-            learnable=learnable,
-            allowed=torch.ones(20, dtype=torch.bool),
-            soft=soft,
-            soft_rate=8e-3,
-            soft_step=0,
-            text=text,
-            text_changed=0.5,
-            text_rate=7e-3,
-            last=last,
-            last_changed=0.6,
-            last_rate=9e-3,
-            full=full,
-            recipe=r,
-            full_epochs=3.0,
+
+    def examples(rows: Rows) -> list[Any]:
+        return [SimpleNamespace(encoded=row, prompt="") for row in rows.rows]
+
+    def texts(rows: Rows) -> list[Any]:
+        return [SimpleNamespace(encoded=e.encoded, example=e) for e in examples(rows)]
+
+    for module in ("distilled", "rowsets"):
+        monkeypatch.setattr(
+            f"nacd.comparison.{module}.encoded",
+            lambda rows, _: Rows.of([row.encoded for row in rows], 0),
         )
-    }
+    monkeypatch.setattr("nacd.comparison.distilled.surviving_boundaries", lambda *_: 1.0)
+    monkeypatch.setattr("nacd.comparison.distilled.share_changed", lambda *_: 0.6)
+    monkeypatch.setattr("nacd.comparison.distilled._learning_flops", lambda _: 0.0)
+    monkeypatch.setattr(
+        "nacd.comparison.distilled.choosable", lambda *_: torch.ones(20, dtype=torch.bool)
+    )
+    (tmp_path / "seeds.json").write_text('{"method": "random", "flops": 0.0}')
+    outcome: Any = SimpleNamespace(
+        recipe=r,
+        text=texts(text),
+        changed=0.5,
+        seeds=SimpleNamespace(examples=examples(seeds), pseudo=learnable),
+        folder=SimpleNamespace(path=tmp_path),
+        clock=SimpleNamespace(stages=[]),
+        config=DistillConfig(outer=OuterLoopConfig(learn="prefix:1")),
+        distiller=SimpleNamespace(text=lambda _: texts(last)),
+        learned=SimpleNamespace(
+            last_ids=None,
+            soft=soft,
+            soft_step=0,
+            soft_learning_rate=8e-3,
+            learning_rate=7e-3,
+            last_learning_rate=9e-3,
+        ),
+    )
+    model = SimpleNamespace(
+        tokenizer=SimpleNamespace(pad_token_id=0), table=seeds.rows, device="cpu"
+    )
+    part = SimpleNamespace(examples=examples(full), rows=full.rows)
+    source: Any = SimpleNamespace(model=model, train=part)
+    monkeypatch.setattr("nacd.comparison.rowsets.draw", lambda *_: [3, 1])
+    config = replace(DistillConfig(), full_epochs=3.0, budget="2")
+    one = one_cell(config, r, beside(outcome, TABLE_ROWS))
+    quiet = Progress(quiet=True)
+    sets = rowsets(one, "2", source, r, RunFolder(tmp_path), quiet, lambda: [outcome])
+    found = {s.method: s.training(source, 0) for s in sets}
+    labels = {s.method: s.label for s in sets}
     expected = {
-        "random": drawn,
+        "random": Rows.of([full.rows[3], full.rows[1]], 0),
         "seeds": seeds,
         "seeds-shuffled": seeds,
         "soft": learnable,
@@ -91,19 +118,19 @@ def test_entries_train_on_what_they_say() -> None:
         "full-equal-steps": full,
     }
     for name, data in expected.items():
-        given = found[name].data(0)
+        given = found[name].data
         assert given is not None
         assert given.rows == data.rows, name
         rates = {"soft": 8e-3, "text": 7e-3, "text-shuffled": 7e-3, "text-last": 9e-3}
-        assert (found[name].recipe or r).learning_rate == rates.get(name, 5e-4), name
+        assert of_training(r, found[name]).learning_rate == rates.get(name, 5e-4), name
         assert (found[name].vectors is soft) == (name == "soft")
         assert given.slots == (learnable.slots if name == "soft" else data.slots), name
-    prompts = found["random-prompts"].data(0)
+    prompts = found["random-prompts"].data
     assert prompts is not None
     assert [len(row) for row in prompts.rows] == [4] * 4, "random tokens where tokens are learned"
     assert [row.ids[1:] for row in prompts.rows] == [(11, 2, 3)] * 4
-    assert found["random-prompts"].label == "random prefix"
-    assert found["soft"].label == "NACD soft, at the start", "nothing was learned"
+    assert labels["random-prompts"] == "random prefix"
+    assert labels["soft"] == "NACD soft, at the start", "nothing was learned"
 
 
 @pytest.mark.parametrize("kind", ["recorded", "zeros"])

@@ -19,7 +19,7 @@ import yaml
 
 import nacd
 from nacd.config import (
-    LADDER,
+    TABLE_ROWS,
     DataConfig,
     DistillConfig,
     ExpertConfig,
@@ -82,7 +82,7 @@ def test_from_a_file_to_text_and_a_table(
     run = config(tiny_folder(arch), rows, tmp_path / "run")
     result = nacd.distill(run, progress=QUIET)
     shown = {row["method"] for row in result.table}
-    assert shown >= {*LADDER, "full-equal-steps", "seeds-shuffled", "text-shuffled"}
+    assert shown >= {*TABLE_ROWS, "full-equal-steps", "seeds-shuffled", "text-shuffled"}
     assert all(torch.isfinite(torch.tensor(row["report_nll"])) for row in result.table)
     table = {row["method"]: row for row in result.table}
     assert table["zero-shot"]["trainings"] == 1

@@ -280,7 +280,7 @@ def _distill(config: Any, progress: Progress) -> Said:
     result = distill(config, progress=progress)
     print_result(result, progress)
     progress.end()
-    return Said(result)
+    return Said(result, code=1 if result.faults else 0)
 
 
 def _select(config: Any, progress: Progress) -> Said:
@@ -440,7 +440,7 @@ VERBS: dict[str, Verb] = {
     "plan": Verb(
         _plan,
         "commands.PlanConfig",
-        "model rows tokens max_tokens budget gpu_memory tflops dtype micro_tokens "
+        "model rows tokens max_tokens budget gpu_memory tflops dtype quantize micro_tokens "
         "gradient_checkpointing engine window batch_size epochs outer_steps",
         "plan --model Qwen/Qwen3-0.6B --rows 5000 --tokens 200 --gpu-memory 24GB",
         required="",
@@ -448,7 +448,7 @@ VERBS: dict[str, Verb] = {
     "doctor": Verb(
         _doctor,
         "distill.DistillConfig",
-        f"model data budget dtype max_tokens {_TRAINING} outer_steps window "
+        f"model data budget dtype quantize max_tokens {_TRAINING} outer_steps window "
         "gradient_checkpointing device",
         "doctor --model smollm2 --data mine.jsonl --budget 5%",
         "`nacd doctor`: which meta-gradient engine is right on this model and these rows, "

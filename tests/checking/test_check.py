@@ -21,6 +21,7 @@ from nacd.checking import plan, trainings
 from nacd.checking.said import checked_lines
 from nacd.cli import main
 from nacd.commands import check as module
+from nacd.comparison import rowset
 from nacd.config import DataConfig
 from nacd.config.check import CheckConfig
 from nacd.config.recipe import Recipe
@@ -161,10 +162,10 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, config: CheckConfig):
         self.now, self.trained, self.dies_at = 0.0, 0, 0
         watch = SimpleNamespace(perf_counter=lambda: self.now)
-        for where in (module, trainings, tuning):
+        for where in (module, trainings, rowset, tuning):
             monkeypatch.setattr(where, "time", watch)
-            if where is not module:
-                monkeypatch.setattr(where, "train_student", self.train)
+        for where in (rowset, tuning):
+            monkeypatch.setattr(where, "train_student", self.train)
         monkeypatch.setattr(module, "measure", lambda *_: Speed(1.0, tuning.FORWARD))
         monkeypatch.setattr(module, "choosing_stage", lambda *_: Stage("choosing", 0.0))
 
@@ -328,7 +329,7 @@ def test_a_training_that_diverges_has_no_figure(
         theta = whole(model, recipe, data, seed, **options)
         return theta * float("nan") if len(data.rows) == 8 and seed == 1 else theta
 
-    monkeypatch.setattr(trainings, "train_student", train)
+    monkeypatch.setattr(rowset, "train_student", train)
     found = quiet(replace(config, out=tmp_path / "run", minutes=100.0))
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     (row,) = [r for r in found.table if r["set"] == "random" and r["rows"] == 8]

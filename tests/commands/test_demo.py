@@ -27,17 +27,17 @@ def test_the_demo(
     assert main([*flags, "--minutes", "0.3", "--out", str(out), "--json"]) == 0
     found = capsys.readouterr()
     checked, distilled = json.loads(found.out)
-    assert distilled["rows"] == 16
+    assert distilled["rows"] == 8
     methods = [row["method"] for row in distilled["table"]]
     # the last text has a row of its own where a check has chosen an earlier one
     shuffled = ["zero-shot", "random", "seeds", "text"]
     assert [method for method in methods if method != "text-last"] == shuffled
-    # the distillation trains by the recipe that the check has found
+    # the distillation trains by the check's recipe
     settings = (out / "distill" / "run.yaml").read_text()
     assert f"learning_rate: {checked['recipe']['learning_rate']}" in settings
     said = " ".join(found.err.split())
     assert said.index("1 of 2: nacd check") < said.index("2 of 2: nacd distill")
-    assert said.rindex(checked["verdict"]) > said.index("So much for 16 rows")
+    assert said.rindex(checked["verdict"]) > said.index("So much for 8 rows")
     for run in ("check", "distill"):
         assert (out / run / "report.html").is_file()
-    assert len((out / "distill" / "dataset" / "train.jsonl").read_text().splitlines()) == 16
+    assert len((out / "distill" / "dataset" / "train.jsonl").read_text().splitlines()) == 8

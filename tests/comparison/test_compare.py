@@ -21,8 +21,8 @@ from nacd.cli import main
 from nacd.commands.compare import compare
 from nacd.commands.runs import ShowConfig, show_text
 from nacd.comparison.grid import Grid, folder_name
-from nacd.comparison.rowsets import Training, _encoded, of_training
-from nacd.comparison.table import lines
+from nacd.comparison.rowset import Training, encoded, of_training
+from nacd.comparison.text import lines
 from nacd.comparison.transfer import other_prompts, surviving_boundaries
 from nacd.config import DataConfig, OuterLoopConfig
 from nacd.config.compare import ROWS
@@ -263,7 +263,7 @@ def test_small_sets_are_labelled_as_they_are_exported(tiny_folder: Folder, rows:
     turns = [("user", "a fox"), ("assistant", "red"), ("user", "a sun"), ("assistant", "brown")]
     example = Example(tuple(Message(role, text) for role, text in turns), "chat.jsonl:1")
     chat = replace(prepared, template=make_template("chat", prepared.model.tokenizer, [example]))
-    (row,) = _encoded([example], chat).rows
+    (row,) = encoded([example], chat).rows
     assert row == chat.template.encode(example, turns="last")
     assert row.response != chat.template.encode(example).response
 

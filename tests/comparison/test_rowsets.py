@@ -14,7 +14,10 @@ import torch
 from small_grid import grid
 
 from nacd.commands import distill as distilling
-from nacd.comparison import rowsets as module
+from nacd.comparison import distilled as module
+from nacd.comparison.grid import Grid
+from nacd.comparison.rowset import RowSet, Training
+from nacd.comparison.rowsets import rowsets
 from nacd.config import DistillConfig, ExpertConfig, OuterLoopConfig
 from nacd.config.compare import CompareConfig
 from nacd.config.recipe import Recipe
@@ -61,6 +64,7 @@ def outcome(source: Prepared, folder: Path, number: int, chosen_by: str = "bm25"
             learning_rate=1e-3 * (1 + number),
             soft_learning_rate=2e-3 * (1 + number),
             soft=torch.full((2, 2), float(number)),
+            soft_step=1,
             metrics=[],
         ),
         config=DistillConfig(),
@@ -68,16 +72,16 @@ def outcome(source: Prepared, folder: Path, number: int, chosen_by: str = "bm25"
     )
 
 
-def read(source: Prepared, training: module.Training) -> list[str]:
+def read(source: Prepared, training: Training) -> list[str]:
     assert training.data is not None
     return [source.model.tokenizer.decode(row.ids) for row in training.data.rows]
 
 
 def rowset(
     method: str, config: CompareConfig, source: Prepared, outcomes: list[Any], monkeypatch: Any
-) -> module.RowSet:
+) -> RowSet:
     monkeypatch.setattr(module, "_learning_flops", lambda of: 10 * of.learned.learning_rate / 1e-3)
-    return module._of_distillation(config, method, outcomes, source)
+    return module.of_distillation(config, method, outcomes, source)
 
 
 @pytest.mark.parametrize("method", ["seeds", "seeds-shuffled", "text", "text-shuffled"])
@@ -154,7 +158,8 @@ def test_the_operations_of_learning(
     training = 6 * 2 * 5  # steps, rows, tokens
     looks = 2 * 2 * 5 * (training + 6 * 5 / 2)
     judged = {"target-loss": 3 * 5, "train-loss": 7 * 5, "trajectory": 0}[objective]
-    experts = 2 * 5 * 8 * 5 if objective == "trajectory" else 0
+    held_out = 6 * 5 / 2 / expert.snapshot_every  # looks at validation rows, by step
+    experts = 2 * 5 * (8 * 5 + held_out) if objective == "trajectory" else 0
     for window, pool in ((0, 3), (1, 3), (0, 0)):
         found.config = replace(found.config, outer=replace(outer, window=window, pool=pool))
         late = pool > 0 and objective != "trajectory"
@@ -171,40 +176,23 @@ def test_random_draws_are_those_of_distill(
     """Every training another draw, none of them the starting rows; `nacd distill` has the same."""
     config = replace(config, seed=2, methods=("random",))
     folder = RunFolder(tmp_path / "grid")
-    splits: Any = None
-    (found,) = module.rowsets(config, "4", source, splits, config.recipe, folder, QUIET)
+    (found,) = rowsets(config, "4", source, config.recipe, folder, QUIET, list)
     drawn = [found.training(source, seed).data for seed in range(3)]
     assert all(data is not None for data in drawn)
     rows = [{row.ids for row in data.rows} for data in drawn if data is not None]
     assert all(len(own) == 4 for own in rows)
     assert rows[0] != rows[1] != rows[2] != rows[0]
 
-    taken: dict[str, Any] = {}
-    monkeypatch.setattr(distilling, "entries_for", lambda _, **given: taken.update(given) or [])
-    monkeypatch.setattr(distilling, "climb", lambda *_: [])
+    taken: list[RowSet] = []
+    monkeypatch.setattr(Grid, "run", lambda _, sets, *__: taken.extend(sets))
     stub: Any = SimpleNamespace(
         prepared=source,
-        seeds=SimpleNamespace(pseudo=SimpleNamespace(pad_id=0, slots=((0,),)), untouched=None),
-        distiller=SimpleNamespace(
-            allowed=None,
-            settled=lambda _: None,
-            text=lambda _: [SimpleNamespace(changed=0.0)],
-        ),
-        learned=SimpleNamespace(
-            soft=torch.zeros(1),
-            last_ids=torch.zeros(1),
-            learning_rate=0.1,
-            soft_learning_rate=0.1,
-            soft_step=0,
-            last_learning_rate=0.1,
-        ),
-        final=None,
-        text=[],
-        changed=0.0,
         recipe=config.recipe,
         clock=SimpleNamespace(stage=lambda _: QUIET.stage("", 1)),
         folder=folder,
     )
-    distilling._table(config.distillation("4", 0), stub, QUIET)
-    own = [{row.ids for row in taken["draws"](seed).rows} for seed in range(3)]
-    assert own == rows
+    one = replace(config.distillation("4", 0), compare=("random",))
+    distilling._table(one, stub, QUIET)
+    assert [
+        {row.ids for row in taken[0].training(source, seed).data.rows} for seed in range(3)
+    ] == rows

@@ -13,7 +13,7 @@ import pytest
 from small_grid import grid
 
 from nacd.commands.compare import compare
-from nacd.comparison import grid as cells
+from nacd.comparison import rowset
 from nacd.store import claims
 from nacd.terminal.progress import Progress
 from together import forked
@@ -25,7 +25,7 @@ def test_two_jobs_share_a_grid(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    train, log = cells.train_student, tmp_path / "trained"
+    train, log = rowset.train_student, tmp_path / "trained"
     both, begun = multiprocessing.get_context("fork").Barrier(2), list[int]()
 
     def trained(*args: Any, **options: Any) -> Any:
@@ -36,7 +36,7 @@ def test_two_jobs_share_a_grid(
             file.write(f"{os.getpid()} {args[3]}\n")
         return train(*args, **options)
 
-    monkeypatch.setattr(cells, "train_student", trained)
+    monkeypatch.setattr(rowset, "train_student", trained)
     monkeypatch.setattr(claims, "PAUSE", 0.05)
     out = tmp_path / "grid"
     config = grid(tiny_folder("llama"), rows, out, methods=("zero-shot", "random"), trainings=3)

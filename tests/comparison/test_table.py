@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nacd.comparison.table import by_draw, difference, lines, notes, summarise, verdict
+from nacd.comparison.table import by_draw, difference, summarise, verdict
+from nacd.comparison.text import lines, notes
 
 
 def cell(method: str, seed: int, nll: list[float]) -> dict[str, object]:

@@ -13,7 +13,7 @@ import pytest
 from nacd.cli import main
 from nacd.config import ModelConfig, OuterLoopConfig
 from nacd.config.commands import PlanConfig
-from nacd.costs.planning import SURE, Plan, memory_of, plan
+from nacd.costs.planning import SURE, Plan, as_it_is, memory_of, plan
 from nacd.errors import UserError
 from nacd.meta import EngineName
 from nacd.model.lora import load_model
@@ -89,10 +89,21 @@ def test_what_takes_more_is_told_apart(shapes: str) -> None:
     assert planned(shapes, "10GB", "exact").memory > plain.memory
     low = planned(shapes, "10GB", dtype="bfloat16")
     assert low.parts["weights, bfloat16"] == plain.parts["weights, float32"] / 2
-    assert low.check > plain.memory - low.parts["weights, bfloat16"] > 0, "a float32 copy beside it"
-    assert "beside a float32 copy" in low.describe()
+    assert low.check > low.parts["weights, bfloat16"], "four rows in float32"
+    assert "one matrix at a time" in low.describe()
+    small = planned(shapes, "10GB", quantize="4bit")
+    assert small.parts["weights, 4 bit"] < low.parts["weights, bfloat16"]
     assert max(map(len, low.describe().splitlines())) <= 80
     assert planned(shapes, micro_tokens=256).memory > planned(shapes, micro_tokens=128).memory
+
+
+def test_gradients_that_a_card_is_short_for_are_in_the_hosts_memory(shapes: str) -> None:
+    config = PlanConfig(tokens=64, max_tokens=128, model=ModelConfig(shapes, micro_tokens=64))
+    roomy, tight = (as_it_is(config, room, card=True).parts for room in (1e10, 3e7))
+    (name,) = tight.keys() - roomy.keys()
+    assert name.startswith("the sweep over")
+    assert name.endswith("gradients in the host's memory")
+    assert 0 < tight[name] < roomy[name.split(", gradients")[0]]
 
 
 def test_time_comes_of_a_speed_alone(shapes: str, capsys: pytest.CaptureFixture[str]) -> None:

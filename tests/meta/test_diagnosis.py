@@ -17,7 +17,16 @@ from nacd.costs.estimate import estimate
 from nacd.data import Batch, Example, Message, encode_all, make_template
 from nacd.data.rows import learnable_rows
 from nacd.errors import UserError
-from nacd.meta.diagnosis import COSINE, EPS, SHORT_EPS, Diagnosis, Row, Verdict, diagnose
+from nacd.meta.diagnosis import (
+    COSINE,
+    EPS,
+    ERROR,
+    SHORT_EPS,
+    Diagnosis,
+    Row,
+    Verdict,
+    diagnose,
+)
 from nacd.model.lora import LoraModel, ModelConfig, load_model
 
 Folder = Callable[[str], Path]
@@ -74,26 +83,41 @@ def test_float32_is_accepted(tiny_folder: Folder, thorough: bool) -> None:
     assert "--dtype float32" in text
 
 
-def test_bfloat16_without_proof_is_refused(tiny_folder: Folder) -> None:
+@pytest.mark.parametrize("thorough", [False, True])
+def test_bfloat16_takes_exact(tiny_folder: Folder, thorough: bool) -> None:
     model, batches, vectors = case(tiny_folder("gpt2"), "bfloat16")
-    diagnosis = diagnose(model, Recipe(), batches, vectors, thorough=False)
-    assert diagnosis.verdict is None
-    with pytest.raises(UserError, match=r"in bfloat16.*--dtype float32"):
-        diagnosis.require()
-    assert "No engine is right here" in diagnosis.describe()
-
-
-def test_bfloat16_is_held_against_float32(tiny_folder: Folder) -> None:
-    """OPT's ReLU and 16-bit rounding: finite differences are wrong there, whatever eps is."""
-    model, batches, vectors = case(tiny_folder("opt"), "bfloat16")
-    diagnosis = diagnose(model, Recipe(), batches, vectors, thorough=True)
+    diagnosis = diagnose(model, Recipe(), batches, vectors, thorough=thorough)
     assert diagnosis.reference == "exact in float32"
-    assert best(diagnosis, "first-order").agreement < COSINE
+    assert diagnosis.verdict == Verdict("exact", None)
     assert best(diagnosis, "exact").error > 1e-3  # its rounding is real
-    if diagnosis.verdict is not None:
-        assert diagnosis.verdict.engine == "exact"
-    with pytest.raises(UserError, match=r"first-order|--dtype float32"):
-        diagnosis.require("first-order")
+    assert "to the same weights in float32" in diagnosis.reason
+    tried = [row.engine for row in diagnosis.rows]
+    assert tried.count("first-order") == (len(EPS) if thorough else 0)
+    assert {p.dtype for p in model.hf.parameters() if not p.requires_grad} == {torch.bfloat16}
+
+
+def test_a_difference_in_bfloat16_is_measured_and_refused(tiny_folder: Folder) -> None:
+    model, batches, vectors = case(tiny_folder("gpt2"), "bfloat16")
+    asked = ("one-sided", 2e-3)
+    diagnosis = diagnose(model, Recipe(), batches, vectors, thorough=False, asked=asked)
+    assert best(diagnosis, "one-sided").agreement < COSINE
+    with pytest.raises(UserError, match=r"--engine one-sided .*in float32; use --engine exact"):
+        diagnosis.require(*asked)
+
+
+def test_bfloat16_under_checkpointing_takes_a_long_step_or_none(tiny_folder: Folder) -> None:
+    model, batches, vectors = case(tiny_folder("gpt2"), "bfloat16", gradient_checkpointing=True)
+    diagnosis = diagnose(model, Recipe(), batches, vectors, thorough=False)
+    assert diagnosis.reference == "first-order in float32"
+    right = [row.eps for row in diagnosis.rows if row.agreement >= COSINE and row.error <= ERROR]
+    assert EPS[0] not in right
+    if diagnosis.verdict is None:
+        with pytest.raises(UserError, match=r"in bfloat16.*checkpointing\); .*--dtype float32"):
+            diagnosis.require()
+    else:
+        assert diagnosis.verdict.eps in right
+        with pytest.raises(UserError, match=r"--engine exact: .*gradient checkpointing; use"):
+            diagnosis.require("exact")
 
 
 @pytest.mark.parametrize("thorough", [False, True])

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nacd.errors import UserError
 from nacd.model import checkpoints
-from nacd.model.lora import LoraModel, ModelConfig, load_model
+from nacd.model.lora import ModelConfig, load_model
+from nacd.model.probe import require_causal
 
 Folder = Callable[[str], Path]
 
@@ -26,7 +27,7 @@ Folder = Callable[[str], Path]
 def test_a_model_that_needs_ids_is_refused_by_name(arch: str, tiny_folder: Folder) -> None:
     config = ModelConfig(model="owner/per-layer-embeddings")
     hf: Any = AutoModelForCausalLM.from_pretrained(tiny_folder(arch))
-    LoraModel._probe(hf, config)
+    require_causal(hf, config)
     plain = hf.forward
 
     def needs_ids(input_ids: Any = None, inputs_embeds: Any = None, **more: Any) -> Any:
@@ -36,7 +37,7 @@ def test_a_model_that_needs_ids_is_refused_by_name(arch: str, tiny_folder: Folde
 
     hf.forward = needs_ids
     with pytest.raises(UserError, match=r"owner/per-layer-embeddings: .* inputs_embeds alone"):
-        LoraModel._probe(hf, config)
+        require_causal(hf, config)
 
     def reads_ids_too(input_ids: Any = None, inputs_embeds: Any = None, **more: Any) -> Any:
         found = plain(input_ids=input_ids, inputs_embeds=inputs_embeds, **more)
@@ -46,7 +47,7 @@ def test_a_model_that_needs_ids_is_refused_by_name(arch: str, tiny_folder: Folde
 
     hf.forward = reads_ids_too
     with pytest.raises(UserError, match=r"owner/per-layer-embeddings: .* reads the ids elsewhere"):
-        LoraModel._probe(hf, config)
+        require_causal(hf, config)
 
 
 def test_lora_on_embeddings_is_refused(tiny_folder: Folder) -> None:

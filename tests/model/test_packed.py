@@ -18,6 +18,7 @@ from nacd.meta import Exact, make_engine
 from nacd.meta.losses import EmbeddingLoss
 from nacd.model.lora import LoraModel, ModelConfig, load_model, twice_differentiable
 from nacd.model.per_row import row_gradients
+from nacd.model.probe import tells_rows_apart
 from nacd.selection.hidden import last_hidden
 from tiny import ARCHITECTURES, ROWS
 
@@ -145,7 +146,7 @@ def test_an_architecture_that_mixes_packed_rows_is_padded(tiny_folder: Folder) -
     """Positions not taken at all, taken but attended across, and refused."""
     hf: Any = AutoModelForCausalLM.from_pretrained(tiny_folder("llama"))
     config = ModelConfig("some/model")
-    assert LoraModel._tells_rows_apart(hf, config)
+    assert tells_rows_apart(hf, config)
     plain = hf.forward
 
     def ignores(position_ids: Any = None, **inputs: Any) -> Any:
@@ -166,7 +167,7 @@ def test_an_architecture_that_mixes_packed_rows_is_padded(tiny_folder: Folder) -
 
     for forward in (ignores, mixes, leaks, refuses):
         hf.forward = forward
-        assert not LoraModel._tells_rows_apart(hf, config), forward.__name__
+        assert not tells_rows_apart(hf, config), forward.__name__
 
 
 @pytest.mark.usefixtures("_wide")

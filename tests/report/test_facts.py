@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from made_run import make_run
-from nacd.comparison.rungs import rungs
+from nacd.comparison.results import of_run
 from nacd.report import charts, facts
 from nacd.report.charts import Point
 from nacd.report.page import ReportConfig, write_report
@@ -33,7 +33,7 @@ def test_a_gain_is_held_against_another_order(
     text: float, shuffled: float, bound: bool, tmp_path: Path
 ) -> None:
     run = read_run(make_run(tmp_path / "run"))
-    base = rungs(run)[0]
+    base = of_run(run)[0]
     table = [
         replace(base, method="text", minus={"seeds": told(text)}),
         replace(base, method="text-shuffled", minus={"seeds-shuffled": told(shuffled)}),
@@ -70,17 +70,17 @@ def test_a_page_bears_trainings_that_diverged(tmp_path: Path) -> None:
         look |= dict.fromkeys(("objective", "development_soft", "soft_to_text_gap"))
     metrics.write_text("".join(json.dumps(look) + "\n" for look in looks))
     run = read_run(folder)
-    ladder = rungs(run)
-    assert {"text", "seeds"} & {rung.method for rung in ladder} == set()
-    assert all("seeds" not in rung.minus for rung in ladder)
-    assert "row text" in dict(facts.warnings(run, ladder))["Training diverged."]
-    assert not [name for name, _, _ in facts.tiles(run, ladder) if name.startswith("Against")]
+    table = of_run(run)
+    assert {"text", "seeds"} & {row.method for row in table} == set()
+    assert all("seeds" not in row.minus for row in table)
+    assert "row text" in dict(facts.warnings(run, table))["Training diverged."]
+    assert not [name for name, _, _ in facts.tiles(run, table) if name.startswith("Against")]
     page = write_report(ReportConfig(folder)).read_text()
     assert "Training diverged." in page
     (folder / "results.json").unlink()  # killed while the table was made
     cell = next(folder.glob("ladder/text-*.json"))
     cell.write_text(json.dumps(json.loads(cell.read_text()) | {"report_nll": None}))
-    assert "text" not in {rung.method for rung in rungs(read_run(folder))}
+    assert "text" not in {row.method for row in of_run(read_run(folder))}
     assert write_report(ReportConfig(folder)).is_file()
 
 

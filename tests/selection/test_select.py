@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ import nacd
 from nacd import selection
 from nacd.cli import main
 from nacd.config import DataConfig, DistillConfig
-from nacd.data import read_examples
+from nacd.data import read_examples, template
 from nacd.model.prepare import prepare
-from nacd.selection import METHODS, choice
+from nacd.selection import METHODS, choice, copies, rounds
+from nacd.store import spool
 
 Folder = Callable[[str], Path]
 
@@ -126,6 +128,36 @@ def test_rows_are_set_aside_where_something_looks_at_them(
     said = " ".join(capsys.readouterr().err.split())
     assert ("10 test rows: nacd evaluate --data" in said) == ("--hold-out" in more)
     assert ("No rows were held out" in said) == ("--hold-out" not in more)
+
+
+@pytest.mark.parametrize("method", ["random", "longest", "bm25"])
+def test_no_weights_are_read_where_none_are_needed(
+    method: str,
+    data: Path,
+    tiny_folder: Folder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_folder("llama"), model)
+    (model / "model.safetensors").write_bytes(b"no weights")
+    args = flags(model, data, tmp_path / "whole", "--method", method, "--dedup", "0.9")
+    assert main(args) == 0
+    # the same bytes, whatever is kept in memory and whatever lies in files
+    for module, name, size in (
+        (spool, "BUFFER", 64),
+        (template, "BLOCK", 5),
+        (copies, "FRESH", 30),
+    ):
+        monkeypatch.setattr(module, name, size)
+    monkeypatch.setattr(rounds, "FIRST", 1)
+    assert main([str(tmp_path / "parts") if a == str(tmp_path / "whole") else a for a in args]) == 0
+    whole, parts = (contents(tmp_path / name / "dataset") for name in ("whole", "parts"))
+    assert whole == parts
+    capsys.readouterr()
+    assert main(flags(model, data, tmp_path / "other", "--method", "rds+")) == 2
+    assert "model.safetensors: damaged" in capsys.readouterr().err
 
 
 def test_what_a_reader_leaves_out_is_said_whatever_the_file_is_called(

@@ -14,9 +14,11 @@ import torch
 
 from nacd.data import Encoded, Example, Message
 from nacd.errors import UserError
+from nacd.selection import copies, rounds
 from nacd.selection.bm25 import bm25_scores
 from nacd.selection.choice import take
-from nacd.selection.filters import RECALL, bands, deduplicated, stratified
+from nacd.selection.copies import RECALL, bands, deduplicated
+from nacd.selection.filters import stratified
 from nacd.selection.kcenter import k_center
 from nacd.selection.rds import cosine
 from nacd.selection.rounds import round_robin, subtask_max
@@ -99,6 +101,21 @@ def test_target_rows_take_turns() -> None:
     assert list(round_robin(np.zeros((3, 2)))) == [0, 1, 2]
 
 
+def test_taking_turns_is_the_same_however_few_rows_are_sorted_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draw = np.random.default_rng(2)
+    similarity = draw.integers(0, 6, (90, 4)).astype(np.float64)  # many equals
+    similarity[draw.integers(0, 90, 9), draw.integers(0, 4, 9)] = np.nan
+    wanted = np.argsort(-similarity, axis=0, kind="stable").T.tolist()
+    taken: list[int] = []
+    for turn in range(90):
+        taken.append(next(row for row in wanted[turn % 4] if row not in taken))
+    for first in (1, 3, 1024):
+        monkeypatch.setattr(rounds, "FIRST", first)
+        assert list(round_robin(similarity)) == taken
+
+
 def test_subtask_scores_are_means_then_the_largest() -> None:
     scores = np.array([[1.0, 3.0, 0.0], [0.0, 0.0, 5.0], [2.0, 2.0, 1.0]])
     assert subtask_max(scores, ["a", "a", "b"]).tolist() == [2.0, 5.0, 2.0]
@@ -163,7 +180,7 @@ def variants(seed: int) -> list[Example]:
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.8, 1.0])
-def test_near_copies_are_left_out(threshold: float) -> None:
+def test_near_copies_are_left_out(threshold: float, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = variants(3)
     sets = [set(words(row)) for row in rows]
     order = random.Random(1).sample(range(len(rows)), len(rows))
@@ -173,6 +190,21 @@ def test_near_copies_are_left_out(threshold: float) -> None:
             kept.append(i)
     assert 10 < len(kept) < len(rows)
     assert list(deduplicated(order, rows, threshold)) == kept
+    monkeypatch.setattr(copies, "FRESH", 30)  # the sorted arrays, too
+    assert list(deduplicated(order, rows, threshold)) == kept
+
+
+def test_bands_that_two_rows_share_are_found_however_they_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(copies, "FRESH", 12)
+    draw = np.random.default_rng(0)
+    signatures = draw.integers(0, 3, (80, 12)).astype(np.uint32)
+    index = copies.Bands(4, 3)
+    for number, own in enumerate(signatures):
+        same = (signatures[:number] == own).reshape(number, 4, 3).all(axis=2).any(axis=1)
+        assert index.find(index.keys(own)) == np.flatnonzero(same).tolist()
+        index.add(index.keys(own), number)
 
 
 def test_bands_find_what_they_promise() -> None:

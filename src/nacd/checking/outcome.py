@@ -220,16 +220,19 @@ class Outcome:
         prepared = self.trainings.prepared
         yield from cautions.of_test_rows(len(measured.tokens))
         if len(prepared.development) < FEW_ROWS:
+            chosen = [
+                "the passes of other sizes",
+                *(["the recipe"] if self.tuned else []),
+                *(["the best draw"] if "best-of" in self.trainings.config.methods else []),
+            ]
             yield (
                 f"Only {len(prepared.development)} validation rows.",
-                "They chose the recipe and the best draw.",
+                f"They decide on {' and '.join(chosen)}.",
             )
-        texts = [
-            [row_text(example) for example in part.examples]
-            for part in (prepared.train, prepared.report)
-        ]
+        train = map(row_text, prepared.train.examples)
+        test = [row_text(example) for example in prepared.report.examples]
         kept = self.trainings.folder.once(
-            "overlap", lambda: {"rows": sum(1 for _ in overlapping(texts[0], texts[1]))}
+            "overlap", lambda: {"rows": sum(1 for _ in overlapping(train, test))}
         )
         if kept["rows"]:
             yield (

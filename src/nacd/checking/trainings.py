@@ -12,14 +12,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from nacd.checking.plan import DEAR, Job, State
 from nacd.checking.verdict import Measured
+from nacd.comparison.rowset import Trained, Training, of_training, train
 from nacd.config import SelectionConfig, with_judge
 from nacd.config.check import SWAPPING, CheckConfig
 from nacd.config.recipe import Recipe
@@ -32,7 +32,6 @@ from nacd.selection.random import random_order
 from nacd.store.run import RunFolder
 from nacd.terminal.progress import Progress
 from nacd.training.evaluation import response_nll
-from nacd.training.student import train_student
 from nacd.training.tuning import TunedRecipe
 
 DRAWS = 10_000
@@ -172,25 +171,22 @@ class Trainings:
 
     def _measure(self, job: Job) -> dict[str, Any]:
         began = time.perf_counter()
-        model, tokens, steps = self.prepared.model, 0, 0
-        theta = model.zero_theta()
+        training, model = Training(None), self.prepared.model
         if job.passes:
-            indices = self.rows(job.kind, job.rows, job.number)
-            rows = self.encoded(indices)
-            tokens = sum(len(row) for row in rows)
-            recipe = replace(self.recipe, epochs=job.passes)
-            steps = recipe.total_steps(len(rows))
-            theta = self._train(job, rows, recipe)
-        trained = time.perf_counter() - began
-        test = response_nll(model, theta, self.prepared.report.rows).nll
-        judges = self.prepared.development.rows
-        found = response_nll(model, theta, judges) if self.state.needs_validation(job) else None
+            rows = self.encoded(self.rows(job.kind, job.rows, job.number))
+            data = Rows.of(rows, model.tokenizer.pad_token_id)
+            training = Training(data, epochs=job.passes)
+        done = self._train(job, training)
+        test = response_nll(model, done.theta, self.prepared.report.rows).nll
+        found = None
+        if self.state.needs_validation(job):
+            found = response_nll(model, done.theta, self.prepared.development.rows)
         finite = bool(np.isfinite(test).all() and (found is None or np.isfinite(found.nll).all()))
         return {
             "job": {"kind": job.kind, "rows": job.rows, "passes": job.passes, "number": job.number},
-            "tokens_trained": tokens,
-            "steps": steps,
-            "training_seconds": trained,
+            "tokens_trained": sum(map(len, training.data.rows)) if training.data else 0,
+            "steps": done.steps,
+            "training_seconds": done.seconds,
             "seconds": time.perf_counter() - began,
             "diverged": not finite,
             "validation": [float(x) for x in found.nll] if found and finite else None,
@@ -198,17 +194,16 @@ class Trainings:
             "test": [float(x) for x in test] if finite else None,
         }
 
-    def _train(self, job: Job, rows: Sequence[Encoded], recipe: Recipe) -> Tensor:
-        model = self.prepared.model
+    def _train(self, job: Job, training: Training) -> Trained:
+        """One training as a table's are, with a bar."""
         seed = job.number + (AFRESH if job.kind == "best-of" else 0)
-        name = self.state.sizes.name(job.kind, job.rows)
-        with self.progress.stage(
-            f"{name}, {job.number + 1}", recipe.total_steps(len(rows))
-        ) as tick:
-            return train_student(
-                model,
-                recipe,
-                Rows.of(rows, model.tokenizer.pad_token_id),
-                seed,
-                tick=lambda done, _, loss: tick(done, loss),
-            )
+        if training.data is None:
+            return train(self.prepared, self.recipe, training, seed)
+        name = f"{self.state.sizes.name(job.kind, job.rows)}, {job.number + 1}"
+        steps = of_training(self.recipe, training).total_steps(len(training.data.rows))
+        with self.progress.stage(name, steps) as tick:
+
+            def told(done: int, _: int, loss: float) -> None:
+                tick(done, loss)
+
+            return train(self.prepared, self.recipe, training, seed, told)

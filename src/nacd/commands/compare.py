@@ -15,15 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nacd.comparison.cost import forecast
 from nacd.comparison.decision import comparison_lines, decided_lines
-from nacd.comparison.failures import Failure, failure, keep_failure
+from nacd.comparison.failures import Failure, failure, fault_lines, keep_failure
+from nacd.comparison.finished import check_runs, distilled, recipe_of_runs, same_runs
 from nacd.comparison.grid import Grid, Keep, cell_folder, folder_name
 from nacd.comparison.kept import Kept
-from nacd.comparison.rowsets import RowSet, check_runs, recipe_of_runs, rowsets, tuning_data
+from nacd.comparison.rowset import RowSet
+from nacd.comparison.rowsets import rowsets, tuning_data
 from nacd.config import decided
 from nacd.config.commands import ReportConfig
 from nacd.config.compare import DISTILLED, FREE, CompareConfig
@@ -33,6 +36,7 @@ from nacd.costs.forecasts import go_ahead
 from nacd.data import Encoded, Example, Splits, encode_all, make_template, read_examples
 from nacd.data.overlap import overlapping, row_text
 from nacd.distillation.learn import draw
+from nacd.distillation.run import Outcome
 from nacd.distillation.stages import OLD_RATES, found_recipe, open_run, tuned
 from nacd.errors import UserError
 from nacd.model.lora import check_ids
@@ -98,13 +102,20 @@ def compare(
             f"{shared[0]['train']}; overlap.json names them all"
         )
     if any(method in DISTILLED for method in config.methods):
-        _same_runs(folder, runs)
+        same_runs(folder, runs)
     _check_trainings(config, source)
     others = _encoded(elsewhere, config, source, progress)
     _say_cost(config, source, splits, others, progress)
     recipes = {b: _recipe(config, b, source, source, folder, progress) for b in config.budgets}
+
+    def distil(budget: str) -> list[Outcome]:
+        progress.say(f"budget {budget}: distilling")
+        return distilled(config, budget, source, splits, recipes[budget], folder, progress)
+
     sets = {
-        budget: rowsets(config, budget, source, splits, recipes[budget], folder, progress)
+        budget: rowsets(
+            config, budget, source, recipes[budget], folder, progress, partial(distil, budget)
+        )
         for budget in config.budgets
     }
     asked = {
@@ -144,7 +155,7 @@ def _check_trainings(config: CompareConfig, source: Prepared) -> None:
         full.check_rows(len(source.train), epochs="--full-epochs")
 
 
-def _elsewhere(config: CompareConfig) -> list[Example]:
+def _elsewhere(config: CompareConfig) -> Sequence[Example]:
     data = config.data
     return read_examples(
         config.elsewhere,
@@ -152,25 +163,6 @@ def _elsewhere(config: CompareConfig) -> list[Example]:
         ignore_columns=data.ignore_columns,
         flag="--elsewhere",
     )
-
-
-def _same_runs(folder: RunFolder, runs: dict[str, str]) -> None:
-    """Hold the rows of --runs to those that this comparison's cells were made with, if any.
-
-    Raises:
-        UserError: other runs, or one that was distilled anew since.
-    """
-    taken = folder.once("runs", lambda: runs)
-    if taken.keys() != runs.keys():
-        raise UserError(
-            f"--runs {' '.join(runs) or '(none)'}: the distilled rows in {folder.path} are of "
-            f"{' '.join(taken) or 'its own distillations'}; give the same, or another --out."
-        )
-    if anew := [run for run, digest in runs.items() if taken[run] != digest]:
-        raise UserError(
-            f"--runs {anew[0]}: distilled anew since its rows were taken into {folder.path}; "
-            "choose another --out."
-        )
 
 
 def _of_target(
@@ -218,7 +210,7 @@ def _of_target(
 
 def _encoded(
     examples: Sequence[Example], config: CompareConfig, target: Prepared, progress: Progress
-) -> list[Encoded]:
+) -> Sequence[Encoded]:
     """The rows of --elsewhere, in the form that is natural to them."""
     if not examples:
         return []
@@ -239,7 +231,7 @@ def _overlap(source: Prepared) -> list[dict[str, Any]]:
             "of": len(others),
         }
         for row, others in overlapping(
-            [row_text(e) for e in source.train.examples], [row_text(e) for e in report]
+            map(row_text, source.train.examples), [row_text(e) for e in report]
         )
     ]
 
@@ -301,13 +293,9 @@ def print_comparison(result: Compared, say: Callable[[str], None]) -> None:
     config, sizes = settings(result.folder), read_json(result.folder / "results.json")["sizes"]
     for line in comparison_lines(result.table, sizes, config):
         say(line)
-    if result.faults:
-        say("")
-        say(
-            f"{len(result.faults)} trainings failed by a fault of this program; its traceback: "
-            f"{result.faults[0]}"
-        )
     say("")
+    for line in fault_lines(result.faults):
+        say(line)
     say(f"cells: {result.folder / 'results.parquet'}")
     say(result.held_out)
     say(f"report: {result.report}")

@@ -19,7 +19,7 @@ def words(example: Example) -> int:
 
 
 def demo(config: DemoConfig, progress: Progress | None = None) -> tuple[Checked, Distilled]:
-    """Check how many rows are needed, then distil to the budget by the recipe found; print both."""
+    """Check how many rows are needed, then distil to the budget by the same recipe; print both."""
     progress = progress or Progress()
     name = "SmolLM2-135M-Instruct" if config.model == "smollm2" else config.model
     examples = [e for e in mmlu_exemplars("cloze") if words(e) <= MAX_WORDS]
@@ -30,7 +30,7 @@ def demo(config: DemoConfig, progress: Progress | None = None) -> tuple[Checked,
     )
     checked = check(check_config(config), splits=splits, progress=progress)
     print_checked(checked, progress.say)
-    progress.say(f"\n2 of 2: nacd distill. {config.budget} rows learned by the recipe found.")
+    progress.say(f"\n2 of 2: nacd distill. {config.budget} rows learned by the same recipe.")
     distilled = distill(distill_config(config, checked.recipe), splits=splits, progress=progress)
     print_result(distilled, progress)
     progress.say(

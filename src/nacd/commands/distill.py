@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from nacd.comparison.decision import called
-from nacd.comparison.ladder import climb, entries_for, lines
-from nacd.comparison.rungs import rungs
-from nacd.comparison.table import Cell, difference
+from nacd.comparison.decision import LABELS, called
+from nacd.comparison.failures import TRACEBACK, fault_lines
+from nacd.comparison.grid import Grid
+from nacd.comparison.results import of_run, summary_of
+from nacd.comparison.rowsets import beside, rowsets
+from nacd.comparison.table import summarise
+from nacd.comparison.text import lines
 from nacd.config import DistillConfig, decided
+from nacd.config.compare import one_cell
 from nacd.costs.forecasts import announce, distillation, measured
 from nacd.data import Splits, hub_license
-from nacd.data.rows import Rows
-from nacd.distillation.learn import Learned, Seeds, draw
+from nacd.distillation.learn import Learned, Seeds
 from nacd.distillation.run import Outcome, learn_text
-from nacd.distillation.text import TextRow, share_changed
+from nacd.distillation.text import TextRow
 from nacd.export import (
     LORA,
     Card,
@@ -66,6 +69,8 @@ class Distilled:
     """The outcome in a plain sentence or two."""
     held_out: str = ""
     """Where the test rows are, and how to measure on them."""
+    faults: list[Path] = field(default_factory=list)
+    """Tracebacks of the table's trainings that failed by a fault of this program."""
 
 
 def distill(
@@ -93,8 +98,8 @@ def distill(
 
     outcome = learn_text(config, splits=splits, progress=progress, before=forecast)
     first(lambda: _export_all(config, outcome, progress))
-    table = _table(config, outcome, progress) if config.compare else []
-    return first(lambda: _told(config, outcome, table))
+    found, faults = _table(config, outcome, progress) if config.compare else ([], [])
+    return first(lambda: _told(config, outcome, found, faults))
 
 
 def _export_all(config: DistillConfig, outcome: Outcome, progress: Progress) -> None:
@@ -118,15 +123,16 @@ def _export_all(config: DistillConfig, outcome: Outcome, progress: Progress) -> 
     )
 
 
-def _told(config: DistillConfig, outcome: Outcome, table: list[dict[str, Any]]) -> Distilled:
+def _told(
+    config: DistillConfig, outcome: Outcome, found: Sequence[dict[str, Any]], faults: list[Path]
+) -> Distilled:
     """Write table, verdict and page."""
     folder, prepared, seeds = outcome.folder, outcome.prepared, outcome.seeds
     learned, text = outcome.learned, outcome.text
+    table, held = [*map(_plain, found)], differences(found)
     if table:
         card = replace(_card(config, outcome), results=_shown(table))
         export(folder, prepared, seeds, text, learned, card)
-    tokens = [row.response_tokens for row in prepared.report.rows]
-    held = differences(table, read_run(folder.path).cells, tokens)
     verdict = judge(table, outcome.changed, learned, held)
     if table and (few := few_test_rows(len(prepared.report))):
         verdict = f"{verdict} {few}"
@@ -151,6 +157,7 @@ def _told(config: DistillConfig, outcome: Outcome, table: list[dict[str, Any]]) 
         table,
         verdict,
         held_out_line(folder.path, prepared, config.data),
+        faults,
     )
 
 
@@ -186,47 +193,39 @@ def _card(config: DistillConfig, outcome: Outcome) -> Card:
     )
 
 
-def _table(config: DistillConfig, outcome: Outcome, progress: Progress) -> list[dict[str, Any]]:
-    """Every row of the ladder, trained and measured."""
-    prepared, seeds, distiller = outcome.prepared, outcome.seeds, outcome.distiller
-    learned = outcome.learned
-    last = distiller.text(learned.last_ids)
-    train, encode = prepared.train, prepared.template.as_exported
+def _table(
+    config: DistillConfig, outcome: Outcome, progress: Progress
+) -> tuple[list[dict[str, Any]], list[Path]]:
+    """Every row of the table, trained and measured, and the tracebacks of faults of this program.
 
-    def draws(seed: int) -> Rows:
-        drawn = draw(train, config.budget, 10_000 + 100 * config.seed + seed)
-        rows = [encode(train.examples[i]) for i in drawn]
-        return Rows.of(rows, seeds.pseudo.pad_id)
-
-    entries = entries_for(
-        config.compare,
-        draws=draws,
-        seeds=seeds.untouched,
-        learnable=seeds.pseudo,
-        allowed=distiller.allowed,
-        soft=learned.soft.to(prepared.model.device),
-        soft_rate=learned.soft_learning_rate,
-        soft_step=learned.soft_step,
-        text=distiller.settled(outcome.text),
-        text_changed=outcome.changed,
-        text_rate=learned.learning_rate,
-        last=distiller.settled(last),
-        last_changed=share_changed(seeds.pseudo, last),
-        last_rate=learned.last_learning_rate,
-        full=Rows.of(train.rows, seeds.pseudo.pad_id),
-        recipe=outcome.recipe,
-        full_epochs=config.full_epochs,
-    )
+    It is a comparison of one target model and budget.
+    """
+    prepared, folder = outcome.prepared, outcome.folder
+    one = one_cell(config, outcome.recipe, beside(outcome, config.compare))
+    model, budget = config.model.model, config.budget
+    sets = rowsets(one, budget, prepared, one.recipe, folder, progress, lambda: [outcome])
+    grid = Grid(one, folder, prepared, model, budget, one.recipe, alone=True)
+    cells: list[dict[str, Any]] = []
     with outcome.clock.stage("training and measuring the table"):
-        return climb(
-            prepared.model,
-            outcome.recipe,
-            entries,
-            prepared.report,
-            config.trainings,
-            outcome.folder,
-            progress,
-        )
+        grid.run(sets, progress, cells.extend)
+    labels = {s.method: s.label or LABELS.get(s.method, s.method) for s in sets}
+    table = [row | {"label": labels[row["method"]]} for row in summarise(cells)]
+    places = (folder.path / grid.place(cell["method"], cell["seed"]) / TRACEBACK for cell in cells)
+    return table, [place for place in places if place.is_file()]
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as `results.json` of a run has it: its difference from the starting rows a number."""
+    left_out = ("target", "budget", "best")
+    own = {k: x for k, x in row.items() if not k.startswith("minus_") and k not in left_out}
+    figures = ("report_nll", "sd", "rows", "tokens", "steps", "tokens_changed")
+    none = dict.fromkeys(figures) | {"trainings": row.get("failed", 0), "diverged": 0}
+    held = row.get("minus_seeds") if row["method"] != "zero-shot" else None
+    if held:
+        own["minus_seeds"] = held["mean"]
+    if held and held["over_trainings"] is not None:
+        own["minus_seeds_95"] = held["over_trainings"]
+    return none | own
 
 
 def export(
@@ -266,6 +265,9 @@ def export(
     return rows
 
 
+_SIZES = ("rows", "tokens", "steps")
+
+
 def _shown(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The table's columns that the data card shows."""
     shown = []
@@ -276,44 +278,31 @@ def _shown(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         shown.append(
             {
                 "method": row["label"],
-                "test NLL per token": "diverged"
+                "test NLL per token": "none"
                 if row["report_nll"] is None
                 else round(row["report_nll"], 3),
                 "minus starting rows (95 %)": against,
                 "trainings": row["trainings"],
-                "rows": row["rows"],
-                "tokens": row["tokens"],
-                "steps": row["steps"],
+                **{name: "" if row[name] is None else row[name] for name in _SIZES},
             }
         )
     return shown
 
 
-def differences(
-    table: Sequence[dict[str, Any]], cells: Mapping[str, Sequence[Cell]], tokens: Sequence[int]
-) -> dict[str, dict[str, Any]]:
+def differences(table: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Every row of the table minus random rows and the starting rows, as `nacd compare` has them.
 
     Args:
-        table: its rows; one of which a training diverged has no difference.
-        cells: the trainings of each, in the order of their seeds.
-        tokens: response tokens of every test row.
+        table: its rows; one without a figure has no difference.
     """
-    made = {
-        row["method"]: [
-            {**cell, "row_tokens": tokens} for cell in cells[row["method"]][: row["trainings"]]
-        ]
-        for row in table
-        if row["report_nll"] is not None and row["method"] in cells
-    }
     return {
-        method: {
-            rival: difference(own, made[rival])
+        row["method"]: {
+            rival: row[f"minus_{rival}"]
             for rival in ("random", "seeds", "seeds-shuffled")
-            if rival in made and rival != method
+            if row.get(f"minus_{rival}")
         }
-        for method, own in made.items()
-        if method != "zero-shot"
+        for row in table
+        if row.get("report_nll") is not None and row["method"] != "zero-shot"
     }
 
 
@@ -342,8 +331,8 @@ def judge(
     if plain and shuffled and plain.mean >= shuffled.mean:  # their own order is no unlucky one
         rivals = rivals[:-1]
     if not rivals:
-        diverged = [row["label"] for row in table if row["report_nll"] is None]
-        why = f" (trainings diverged: {', '.join(diverged)})" if diverged else ""
+        failed = [row["label"] for row in table if row["report_nll"] is None]
+        why = f" (trainings failed: {', '.join(failed)})" if failed else ""
         return (
             f"Compare the distilled rows before you use them: the text of outer step "
             f"{learned.best_step} was best on the validation rows ({changed:.1%} of learnable "
@@ -357,14 +346,16 @@ def print_result(result: Distilled, progress: Progress) -> None:
     if result.table:
         progress.say("")
         progress.say("Held-out response NLL per token (nats; lower is better)")
-        for line in lines(result.table):
+        run = read_run(result.folder)
+        for line in lines(summary_of(run)):
             progress.say(line)
         progress.say("")
-        run = read_run(result.folder)
-        for title, text in facts.warnings(run, rungs(run)):
+        for title, text in facts.warnings(run, of_run(run)):
             for line in wrap(f"{title} {text}", 80):
                 progress.say(line)
         progress.say("")
+    for line in fault_lines(result.faults):
+        progress.say(line)
     progress.say(f"{result.rows} rows: {result.dataset / 'train.jsonl'}")
     progress.say(result.held_out)
     progress.say(f"report: {result.report}")

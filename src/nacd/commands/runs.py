@@ -15,7 +15,8 @@ from typing import Any
 
 from nacd.checking.said import checked_lines
 from nacd.comparison.decision import comparison_lines, decided_lines
-from nacd.comparison.rungs import rungs
+from nacd.comparison.results import of_run, summary_of
+from nacd.comparison.text import lines
 from nacd.config.commands import RunsConfig, ShowConfig
 from nacd.errors import UserError
 from nacd.report import facts
@@ -259,14 +260,10 @@ def _show(run: Run, rows: Sequence[dict[str, Any]], most: int) -> Iterator[str]:
         yield ""
         yield from textwrap.wrap(run.results["verdict"], WIDTH)
         if run.results["table"]:
-            from nacd.comparison.ladder import (
-                lines,  # PyTorch takes seconds, and a list of runs needs none
-            )
-
             yield ""
-            yield from lines(run.results["table"])
+            yield from lines(summary_of(run))
             yield ""
-            for title, text in facts.warnings(run, rungs(run)):
+            for title, text in facts.warnings(run, of_run(run)):
                 yield from textwrap.wrap(f"{title} {text}", WIDTH)
     chosen = sorted(rows, key=lambda row: (-row["changed"], row["number"]))[: max(0, most)]
     for row in chosen:

@@ -18,6 +18,7 @@ from nacd.config.commands import ReportConfig, SelectConfig
 from nacd.costs.costs import Forecast, Work, choosing_stage
 from nacd.costs.forecasts import announce, measured
 from nacd.data import Splits, hub_license
+from nacd.data.stored import lengths
 from nacd.distillation.learn import draw
 from nacd.distillation.stages import open_run
 from nacd.export import (
@@ -91,7 +92,15 @@ def select(
     check_rows(config.method, config.selection, splits.train, splits.target)
     folder = open_run(config, splits, free=("out", "selection.minutes"))
     unread = ("target", "development", "report")  # `check_rows` asks for what the method looks at
-    prepared = prepare(config.model, config.data, progress.say, splits, folder.memory, unread)
+    prepared = prepare(
+        config.model,
+        config.data,
+        progress.say,
+        splits,
+        folder.memory,
+        unread,
+        weights=METHODS[config.method].reads_model,
+    )
     config.recipe.check_rows(len(draw(prepared.train, config.budget, config.seed)))
     task = Task(
         prepared,
@@ -110,7 +119,7 @@ def select(
         folder.path / "dataset",
         config.method,
         rows,
-        sum(len(prepared.train.rows[i]) for i in rows),
+        int(lengths(prepared.train.rows)[[*rows]].sum()),
         len(prepared.train),
         chosen["seconds"],
         chosen["flops"],

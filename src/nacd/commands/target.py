@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -59,7 +60,7 @@ def fine_tune(config: TrainConfig, progress: Progress | None = None) -> TrainRes
     with tracking(config.track, config.out, to_dict(config)) as log, ExitStack() as stack:
         ticks: list[Tick] = []
 
-        def before(model: LoraModel, rows: list[Encoded]) -> None:
+        def before(model: LoraModel, rows: Sequence[Encoded]) -> None:
             """Say what it takes, before a bar stands on the terminal."""
             if not progress.quiet:
                 progress.say("measuring a step ...")
@@ -158,7 +159,7 @@ def _without_answers(accuracy: Accuracy) -> dict[str, Any]:
     return {k: v for k, v in asdict(accuracy).items() if k not in ("correct", "template")}
 
 
-def _read(data: ReadConfig) -> list[Example]:
+def _read(data: ReadConfig) -> Sequence[Example]:
     if not data.data:
         raise UserError("--data is missing: give a JSONL, JSON, CSV or Parquet file, or a hub id.")
     return read_examples(

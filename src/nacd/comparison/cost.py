@@ -98,7 +98,7 @@ def forecast(
     training = dict.fromkeys(per_token, 0.0)
     trainings, done = 0, 0
     for budget in config.budgets:
-        rows = len(budget_rows(budget, list(source.train.rows), [*range(len(source.train))]))
+        rows = len(budget_rows(budget, source.train.rows, range(len(source.train))))
         work = Work(source, recipe, rows)
         for method in config.methods:
             spent = own * work.choosing(method, selection) if method in METHODS else 0.0

@@ -8,7 +8,8 @@ from textwrap import wrap
 from typing import Any
 
 from nacd.comparison import cautions
-from nacd.comparison.table import STARTING, UNREAL, best_real, lines
+from nacd.comparison.table import STARTING, UNREAL, best_real
+from nacd.comparison.text import lines
 from nacd.statistics.verdict import Rival, beats, decide, read_difference
 
 Row = Mapping[str, Any]
@@ -95,7 +96,7 @@ def decisions(table: Sequence[Row]) -> Iterator[tuple[str, str, str]]:
     groups = dict.fromkeys((row["target"], row["budget"]) for row in table)
     for target, budget in groups:
         own = [row for row in table if (row["target"], row["budget"]) == (target, budget)]
-        made = [row for row in own if "report_nll" in row]
+        made = [row for row in own if row.get("report_nll") is not None]
         said = decision(made) if made else "Nothing could be trained."
         if len(groups) > 1:
             size = f"{budget} of the rows" if budget.endswith("%") else f"{budget} rows"
@@ -113,7 +114,7 @@ def warnings(
         sizes: rows of each split.
         config: its `run.yaml`.
     """
-    made = [row for row in table if "report_nll" in row]
+    made = [row for row in table if row.get("report_nll") is not None]
     few = [row["trainings"] for row in made if row["method"] not in ("zero-shot", "full")]
     if few:
         yield from cautions.of_trainings(min(few))

@@ -11,7 +11,7 @@ days; the table calls it a fault, the traceback is kept, and the command ends wi
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,3 +66,13 @@ def forget_failure(place: Path) -> None:
     """Take away what an earlier call left of a failure."""
     for name in ("failed.json", TRACEBACK):
         (place / name).unlink(missing_ok=True)
+
+
+def fault_lines(faults: Sequence[Path]) -> list[str]:
+    """What to say of tracebacks at the end of a command."""
+    if not faults:
+        return []
+    return [
+        f"{len(faults)} trainings failed by a fault of this program; its traceback: {faults[0]}",
+        "",
+    ]

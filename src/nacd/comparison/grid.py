@@ -1,8 +1,8 @@
-"""The cells of a comparison: one training of a target model on one row's set, and what is measured.
+"""The cells of a table: one training of a target model on one row's set, and what is measured.
 
 A cell that is there is read, unless its rows are others now; one that fails is kept as failed, and
-tried again the next time. What is asked for after a cell was made (accuracy, other data) is
-measured on the same training again.
+tried again the next time. A training that diverges is a result: it would again. What is asked for
+after a cell was made (accuracy, other data) is measured on the same training again.
 """
 
 from __future__ import annotations
@@ -10,25 +10,24 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from nacd.comparison.failures import failure, forget_failure, keep_failure
-from nacd.comparison.rowsets import RowSet, Training, of_training
+from nacd.comparison.rowset import RowSet, Trained, Training, of_training, train
 from nacd.config.compare import CompareConfig
 from nacd.config.recipe import Recipe
 from nacd.data import Encoded
-from nacd.errors import UserError
 from nacd.model.prepare import Prepared
 from nacd.store.processes import spread
 from nacd.store.run import RunFolder
 from nacd.terminal.progress import Progress
 from nacd.training.evaluation import choice_accuracy, response_nll
-from nacd.training.student import train_student, visited
 
 Keep = Callable[[Sequence[dict[str, Any]]], None]
 """Takes the cells of one row of the table."""
@@ -42,7 +41,7 @@ def folder_name(model: str) -> str:
 
 
 def cell_folder(target: str, budget: str, method: str, seed: int) -> str:
-    """Where one training's result stands in a comparison's folder."""
+    """Where one training stands in a comparison's folder: its `result.json`, or `failed.json`."""
     return f"cells/{folder_name(target)}/{budget}/{method}/{seed}"
 
 
@@ -58,6 +57,18 @@ class Grid:
     recipe: Recipe
     elsewhere: Sequence[Encoded] = ()
     """Rows of other data that every trained model is measured on too."""
+    alone: bool = False
+    """Whether these are the only cells, those of `nacd distill`: in `ladder/`, a file each."""
+
+    def place(self, method: str, seed: int) -> str:
+        """Folder of one training's failure."""
+        if self.alone:
+            return f"ladder/{method}-{seed}"
+        return cell_folder(self.target, self.budget, method, seed)
+
+    def name(self, method: str, seed: int) -> str:
+        """Name of one training's result."""
+        return self.place(method, seed) + ("" if self.alone else "/result")
 
     @cached_property
     def digest(self) -> str:
@@ -67,75 +78,63 @@ class Grid:
     def run(self, sets: Sequence[RowSet], progress: Progress, keep: Keep) -> None:
         """Every cell, made or read; `keep` is given those of one row after the other."""
         made: dict[str, dict[str, Any]] = {}
-        name = f"{Path(self.target).name} {self.budget}"
+        name = "table" if self.alone else f"{Path(self.target).name} {self.budget}"
         work = [(rowset, seed) for rowset in sets for seed in range(rowset.trainings)]
         with progress.stage(name, len(work)) as tick:
-            cells = spread(
-                work,
-                lambda one: self._cell(*one, made),
-                lambda done, cell: tick(done, cell.get("report_nll", float("nan"))),
-            )
+
+            def told(done: int, cell: dict[str, Any]) -> None:
+                nll = cell.get("report_nll")
+                tick(done, math.nan if nll is None else nll)
+
+            cells = spread(work, lambda one: self._cell(*one, made), told)
             for rowset in sets:
                 row = [next(cells) for _ in range(rowset.trainings)]
                 keep([cell for cell in row if "taken" not in cell])
 
     def _cell(self, rowset: RowSet, seed: int, made: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        place = cell_folder(self.target, self.budget, rowset.method, seed)
-        key = {
-            "target": self.target,
-            "budget": self.budget,
-            "method": rowset.method,
-            "seed": seed,
-        }
-        folder = self.folder.path / place
-        if rowset.failed is not None and not (folder / "result.json").is_file():
+        method = rowset.method
+        key = {"target": self.target, "budget": self.budget, "method": method, "seed": seed}
+        folder, name = self.folder.path / self.place(method, seed), self.name(method, seed)
+        if rowset.failed is not None and not (self.folder.path / f"{name}.json").is_file():
             return keep_failure(folder, key, rowset.failed)
-        if self.folder.taken(f"{place}/result"):  # whoever ends last has the whole table
+        if self.folder.taken(name):  # whoever ends last has the whole table
             return {**key, "taken": True}
-        answers = rowset.method in self.config.accuracy
+        answers = method in self.config.accuracy
         try:
             # a result whose rows cannot be had any more is shown as it is
             training = None if rowset.failed else rowset.training(self.prepared, seed)
 
             def make() -> dict[str, Any]:
                 assert training is not None  # a failed row is only ever read
-                return self._measure(training, seed, made, answers)
+                found = self._measure(training, seed, made, answers)
+                return found | {"method": method, "seed": seed}
 
-            of = "" if training is None else training.digest
-            cell = self.folder.once(f"{place}/result", make, of=of)
-            missing = self._missing(cell, answers)
+            of, older = ("", "") if training is None else self._keys(training)
+            cell = self.folder.once(name, make, of=of, older=older)
+            missing = {} if _diverged(cell) else self._missing(cell, answers)
             if missing:  # asked for after the cell was made
-                theta, _, _ = self._train(rowset.training(self.prepared, seed), seed)
+                theta = self._train(rowset.training(self.prepared, seed), seed).theta
                 cell = cell | {name: measure(theta) for name, measure in missing.items()}
-                self.folder.keep(f"{place}/result", cell)
+                self.folder.keep(name, cell)
         except Exception as error:  # kept, shown, and tried again next time
             return keep_failure(folder, key, failure(error))
         forget_failure(folder)
-        made.setdefault(str(cell["content"]), cell)
+        if content := cell.get("content"):  # an older version's table has none
+            made.setdefault(str(content), cell)
+        if _diverged(cell):
+            cell = {"failed": "training diverged"} | cell
+        else:
+            tokens = {"row_tokens": [row.response_tokens for row in self.prepared.report.rows]}
+            cell = tokens | cell
         about = {
             "draw": seed % rowset.draws,
             "choosing_seconds": rowset.choosing_seconds,
             "choosing_flops": rowset.choosing_flops,
         }
-        return key | cell | about
+        return key | cell | key | about
 
-    def _train(self, training: Training, seed: int) -> tuple[Any, int, Recipe]:
-        recipe = of_training(self.recipe, training)
-        if training.data is None:
-            return self.prepared.model.zero_theta(), 0, recipe
-        rows = len(training.data.rows)
-        if training.steps is None:
-            recipe.check_rows(rows)
-        steps = training.steps or recipe.total_steps(rows)
-        theta = train_student(
-            self.prepared.model,
-            recipe,
-            training.data,
-            seed,
-            vectors=training.vectors,
-            steps=steps,
-        )
-        return theta, steps, recipe
+    def _train(self, training: Training, seed: int) -> Trained:
+        return train(self.prepared, self.recipe, training, seed)
 
     def _measure(
         self, training: Training, seed: int, made: dict[str, dict[str, Any]], answers: bool
@@ -148,41 +147,32 @@ class Grid:
         }
         if content in made:
             return made[content] | about
-        began = time.perf_counter()
-        theta, steps, recipe = self._train(training, seed)
-        trained = time.perf_counter() - began
-        found = response_nll(self.prepared.model, theta, self.prepared.report.rows)
-        if not math.isfinite(found.mean):
-            mend = "give --dtype float32."
-            if steps:
-                mend = (
-                    f"training diverges at --learning-rate {recipe.learning_rate:g}; give a "
-                    "smaller one."
-                )
-            raise UserError(f"the loss on test rows is {found.mean} after {steps} steps: {mend}")
-        rows, tokens = 0, 0
-        if training.data is not None:
-            rows, tokens = visited(training.data, recipe, steps, seed)
-        return about | {
+        done = self._train(training, seed)
+        found = response_nll(self.prepared.model, done.theta, self.prepared.report.rows)
+        cell = about | {
             "report_nll": found.mean,
-            "rows": rows,
-            "tokens": tokens,
-            "steps": steps,
-            "learning_rate": recipe.learning_rate,
-            "training_seconds": trained,
+            "rows": done.rows,
+            "tokens": done.tokens,
+            "steps": done.steps,
+            "learning_rate": done.recipe.learning_rate,
+            "training_seconds": done.seconds,
             "content": content,
             "template": self.prepared.template.name,
             "row_nll": [round(float(x), 5) for x in found.nll],
             "row_tokens": [int(n) for n in found.tokens],
-            "accuracy": self._accuracy(theta) if answers else None,
-            "elsewhere": self._harm(theta) if self.elsewhere else None,
+        }
+        if not math.isfinite(found.mean):
+            return cell | {"failed": _why(found.mean, done)}
+        return cell | {
+            "accuracy": self._accuracy(done.theta) if answers else None,
+            "elsewhere": self._harm(done.theta) if self.elsewhere else None,
         }
 
     def _missing(
         self, cell: dict[str, Any], answers: bool
-    ) -> dict[str, Callable[[Any], dict[str, Any]]]:
+    ) -> dict[str, Callable[[Tensor], dict[str, Any]]]:
         """What a cell is to be measured by, and is not yet."""
-        missing: dict[str, Callable[[Any], dict[str, Any]]] = {}
+        missing: dict[str, Callable[[Tensor], dict[str, Any]]] = {}
         if answers and not cell.get("accuracy"):
             missing["accuracy"] = self._accuracy
         known = cell.get("elsewhere") or {}
@@ -191,7 +181,7 @@ class Grid:
             missing["elsewhere"] = self._harm
         return missing
 
-    def _harm(self, theta: Any) -> dict[str, Any]:
+    def _harm(self, theta: Tensor) -> dict[str, Any]:
         """Response NLL on other data than what was trained for."""
         found = response_nll(self.prepared.model, theta, list(self.elsewhere))
         return {
@@ -201,7 +191,7 @@ class Grid:
             "rows": len(self.elsewhere),
         }
 
-    def _accuracy(self, theta: Any) -> dict[str, Any]:
+    def _accuracy(self, theta: Tensor) -> dict[str, Any]:
         """Accuracy on the test questions, with what it depends on."""
         found = choice_accuracy(
             self.prepared.model,
@@ -219,8 +209,27 @@ class Grid:
             "correct": [*found.correct],
         }
 
+    def _keys(self, training: Training) -> tuple[str, str]:
+        """What a kept result must be of, and how a comparison's older version wrote that."""
+        rate = of_training(self.recipe, training).learning_rate
+        return f"{training.digest} at {rate:.9g}", training.digest
+
     def _content(self, training: Training, seed: int) -> str:
         """A hash of all that a training depends on but the model."""
         recipe = of_training(self.recipe, training)
         text = json.dumps([training.digest, seed, training.steps, repr(recipe)])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _diverged(cell: dict[str, Any]) -> bool:
+    return cell["report_nll"] is None
+
+
+def _why(nll: float, done: Trained) -> str:
+    mend = "give --dtype float32."
+    if done.steps:
+        mend = (
+            f"training diverges at --learning-rate {done.recipe.learning_rate:g}; give a smaller "
+            "one."
+        )
+    return f"the loss on test rows is {nll} after {done.steps} steps: {mend}"

@@ -17,7 +17,6 @@ from pyarrow import ArrowException, parquet
 from nacd.comparison.failures import TRACEBACK
 from nacd.comparison.grid import cell_folder
 from nacd.comparison.table import summarise, write_parquet
-from nacd.config.compare import ROWS
 from nacd.errors import UserError
 from nacd.model.pretrained import said
 from nacd.store.claims import turn
@@ -27,7 +26,6 @@ from nacd.store.run import RunFolder
 
 Key = tuple[str, str, str, int]
 """Target model, budget, row, training seed."""
-ORDER = (*ROWS[:-1], "full-equal-steps", "full")
 LATER = ("draw", "choosing_seconds", "choosing_flops")
 """What a cell is given beside its own result, and only the Parquet file has."""
 
@@ -53,7 +51,7 @@ class Kept:
 
     def table(self) -> list[dict[str, Any]]:
         """The summary of the cells so far."""
-        return summarise([*self._all().values()], ORDER)
+        return summarise([*self._all().values()])
 
     def write(self) -> Path:
         """Write all of it, with what other jobs have written so far; the page's path."""
@@ -64,7 +62,7 @@ class Kept:
         cells = self._all()
         write_parquet([*cells.values()], self.folder / "results.parquet")
         counted = {"done": len(cells), "of": len(self.asked | cells.keys())}
-        table = summarise([*cells.values()], ORDER)
+        table = summarise([*cells.values()])
         found = {"table": table, "sizes": self.sizes, "trainings": counted}
         write_json(self.folder / "results.json", found)
         return self.page(self.folder)

@@ -4,7 +4,7 @@ No module here imports torch: `nacd --help` and a configuration in Python take n
 """
 
 from nacd.config.budget import budget_rows
-from nacd.config.distill import LADDER, DistillConfig, check_tuning
+from nacd.config.distill import TABLE_ROWS, DistillConfig, check_tuning
 from nacd.config.experts import ExpertConfig
 from nacd.config.model import ModelConfig
 from nacd.config.outer import OuterLoopConfig, decided
@@ -13,8 +13,8 @@ from nacd.config.rows import NONE, UNNAMED, Data, DataConfig, OtherData, ReadCon
 from nacd.config.selection import SelectionConfig, with_judge
 
 __all__ = [
-    "LADDER",
     "NONE",
+    "TABLE_ROWS",
     "UNNAMED",
     "Data",
     "DataConfig",

@@ -60,7 +60,9 @@ def parse_budget(budget: str | int | float) -> tuple[Literal["rows", "share", "t
     return kind, value
 
 
-def budget_rows(budget: str | int | float, rows: list[Encoded], order: list[int]) -> list[int]:
+def budget_rows(
+    budget: str | int | float, rows: Sequence[Encoded], order: Sequence[int]
+) -> list[int]:
     """The first rows of `order` that the budget pays for.
 
     Args:
@@ -97,4 +99,4 @@ def budget_rows(budget: str | int | float, rows: list[Encoded], order: list[int]
             "(after target, validation and test rows are set aside and long ones dropped); give "
             "a smaller budget, or name files with --target and --heldout."
         )
-    return order[: max(1, count)]
+    return [*order[: max(1, count)]]

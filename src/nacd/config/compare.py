@@ -20,7 +20,7 @@ from nacd.errors import UserError
 from nacd.store.extras import require
 from nacd.store.renamed import old_names_too
 
-LEARNED = ("soft", "text", "text-shuffled")
+LEARNED = ("soft", "text", "text-last", "text-shuffled")
 """Rows of the table that a distillation learned."""
 DISTILLED = ("seeds", "seeds-shuffled", "random-prompts", "other-prompts", *LEARNED)
 """Rows of the table that come from a distillation, or from its seeds."""
@@ -56,7 +56,8 @@ class CompareConfig:
     """Folder of the comparison; the same command again goes on where it stopped."""
     methods: tuple[str, ...] = ("zero-shot", "random", "less", "seeds", "text", "full")
     """Rows of the table: `zero-shot`, `full`, a method of `nacd select`; of a distillation `seeds`,
-    `seeds-shuffled`, `random-prompts`, `other-prompts`, `soft`, `text`, `text-shuffled`."""
+    `seeds-shuffled`, `random-prompts`, `other-prompts`, `soft`, `text`, `text-shuffled`, and
+    `text-last`, the text of its last look at validation rows."""
     budgets: Budgets = Budgets(("5%",))
     """Sizes of the small sets: rows (`112`), percentages (`5%`) or tokens (`20000t`)."""
     target_models: tuple[str, ...] = ()
@@ -167,3 +168,28 @@ class CompareConfig:
             outer=self.outer,
             selection=self.selection,
         )
+
+
+def one_cell(config: DistillConfig, recipe: Recipe, methods: tuple[str, ...]) -> CompareConfig:
+    """The results table of a distillation, as a comparison of one target model and budget.
+
+    Args:
+        config: of the distillation.
+        recipe: of the table's trainings.
+        methods: the table's rows.
+    """
+    return CompareConfig(
+        out=config.out,
+        methods=methods,
+        budgets=(config.budget,),
+        trainings=config.trainings,
+        full_epochs=config.full_epochs,
+        seed=config.seed,
+        start_by=config.start_by,
+        model=config.model,
+        data=config.data,
+        recipe=recipe,
+        expert=config.expert,
+        outer=config.outer,
+        selection=config.selection,
+    )

@@ -16,6 +16,9 @@ from nacd.config.settings import Folder, convert
 EXEMPLARS = "MMLU exemplars (lm-eval)"
 """What the demo's runs call their data."""
 
+RECIPE = Recipe(learning_rate=1e-3, epochs=4.0, shuffle=True)
+"""Found beforehand, so that the minutes go into trainings; other checks tune by themselves."""
+
 
 @dataclass(frozen=True)
 class DemoConfig:
@@ -25,7 +28,7 @@ class DemoConfig:
     """Folder of the two runs, `check/` and `distill/`; the same command again goes on."""
     model: str = "smollm2"
     """Hub id, folder, GGUF file, or `smollm2`."""
-    budget: str = "16"
+    budget: str = "8"
     """Rows to come down to."""
     minutes: float = 5.0
     """Time for the check; the distillation takes about as long on two cores."""
@@ -40,7 +43,7 @@ class DemoConfig:
 
 
 def _data() -> DataConfig:
-    return DataConfig(data="MMLU exemplars (lm-eval)", template="qa", max_tokens=64, target_rows=32)
+    return DataConfig(data=EXEMPLARS, template="qa", max_tokens=64, target_rows=32)
 
 
 def check_config(config: DemoConfig) -> CheckConfig:
@@ -49,6 +52,8 @@ def check_config(config: DemoConfig) -> CheckConfig:
         out=config.out / "check",
         budget=config.budget,
         minutes=config.minutes,
+        tune=False,
+        recipe=RECIPE,
         methods=("rds+",),
         seed=config.seed,
         model=ModelConfig(model=config.model),
@@ -61,7 +66,7 @@ def distill_config(config: DemoConfig, recipe: Recipe) -> DistillConfig:
 
     Args:
         config: the demo's settings.
-        recipe: as the check has found it.
+        recipe: that of the check.
     """
     return DistillConfig(
         out=config.out / "distill",

@@ -19,7 +19,7 @@ from nacd.errors import UserError
 from nacd.store.renamed import old_names_too
 from nacd.store.tracking import check_tracker
 
-LADDER = ("zero-shot", "random", "seeds", "random-prompts", "soft", "text", "full")
+TABLE_ROWS = ("zero-shot", "random", "seeds", "random-prompts", "soft", "text", "full")
 
 
 @old_names_too
@@ -36,7 +36,7 @@ class DistillConfig:
     """Seed of everything that is drawn."""
     start_by: str = "random"
     """How the starting rows are chosen: `random`, or a method of `nacd select`."""
-    compare: tuple[str, ...] = LADDER
+    compare: tuple[str, ...] = TABLE_ROWS
     """Rows of the final table; `full` trains on all rows: leave it out if that is dear."""
     trainings: int = 3
     """Trainings behind each row of the table, each of another seed (`random`: of other rows)."""
@@ -121,14 +121,19 @@ class DistillConfig:
                 f"{self.data.max_tokens}; give a shorter one."
             )
         check_seed(self.seed)
-        if self.model.shard and (self.outer.objective == "trajectory" or self.start_by == "less"):
+        if self.model.shard and (
+            self.outer.objective == "trajectory"
+            or self.start_by == "less"
+            or self.model.quantize != "none"
+        ):
             raise UserError(
-                "--shard: goes with no --objective trajectory and no --start-by less; leave it out."
+                "--shard: goes with none of --objective trajectory, --start-by less and "
+                "--quantize; leave it out."
             )
-        unknown = sorted(set(self.compare) - set(LADDER))
+        unknown = sorted(set(self.compare) - set(TABLE_ROWS))
         if unknown:
             raise UserError(
-                f"--compare {' '.join(unknown)}: unknown; the rows are {', '.join(LADDER)} "
+                f"--compare {' '.join(unknown)}: unknown; the rows are {', '.join(TABLE_ROWS)} "
                 "(for others: `nacd compare --methods`)."
             )
         parse_budget(self.budget)

@@ -27,12 +27,16 @@ class MethodEntry:
     """Whether it chose the order of its rows, too, as one to train in."""
     judged: bool = False
     """Whether rows set aside, or the target rows, judge what it tries (--judge)."""
+    reads_model: bool = True
+    """Whether anything passes through the model; else its weights are not read."""
     anytime: bool = False
     """Whether it searches for --minutes, and goes on when it is given more."""
 
 
 METHODS: dict[str, MethodEntry] = {
-    "random": MethodEntry("a seeded random draw", "nacd.selection.random", orders=True),
+    "random": MethodEntry(
+        "a seeded random draw", "nacd.selection.random", orders=True, reads_model=False
+    ),
     "best-of": MethodEntry(
         "the best of several random draws, each trained on",
         "nacd.selection.best_of",
@@ -51,10 +55,14 @@ METHODS: dict[str, MethodEntry] = {
         judged=True,
         anytime=True,
     ),
-    "longest": MethodEntry("the longest responses", "nacd.selection.longest"),
+    "longest": MethodEntry("the longest responses", "nacd.selection.longest", reads_model=False),
     "kcenter": MethodEntry("rows spread over the hidden states", "nacd.selection.kcenter"),
     "bm25": MethodEntry(
-        "rows that share rare words with the target rows", "nacd.selection.bm25", True, "bm25s"
+        "rows that share rare words with the target rows",
+        "nacd.selection.bm25",
+        needs_target=True,
+        package="bm25s",
+        reads_model=False,
     ),
     "rds+": MethodEntry(
         "rows with hidden states like the target rows'", "nacd.selection.rds", True

@@ -17,6 +17,9 @@ class ModelConfig:
     """Hub id, folder, GGUF file, or `smollm2` (SmolLM2-135M-Instruct out of a Python package)."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     """Number format of the frozen weights; LoRA's are never below float32."""
+    quantize: Literal["none", "4bit"] = "none"
+    """`4bit`: the layers' frozen matrices in NF4, as in QLoRA, multiplied in `--dtype`; it needs
+    bitsandbytes."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention implementation, by its name in transformers."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -35,3 +38,8 @@ class ModelConfig:
     micro_tokens: int = 0
     """Most tokens that go through the model at once (a longer row goes alone); the gradient is the
     whole batch's. 0: 384 on the CPU, 2048 elsewhere, less where memory is short."""
+
+    @property
+    def low(self) -> bool:
+        """Whether the model multiplies in a 16-bit format."""
+        return self.dtype in ("bfloat16", "float16")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,11 +19,13 @@ from nacd.config import ExpertConfig, OuterLoopConfig, SelectionConfig
 from nacd.config.methods import METHODS
 from nacd.config.recipe import Recipe
 from nacd.data import Encoded, collate, training_order
+from nacd.data.stored import lengths
 from nacd.distillation.pool import students, window_of
-from nacd.meta import PASSES
+from nacd.meta import PASSES, likely
 from nacd.model.lora import LoraModel
 from nacd.model.per_row import ROOM
 from nacd.model.prepare import Prepared
+from nacd.model.products import count
 from nacd.selection.judges import JUDGES
 from nacd.store.memory import forget_peak, peak_resident
 from nacd.terminal.units import byte_size, duration
@@ -166,7 +169,7 @@ def measure(model: LoraModel, rows: Sequence[Encoded], recipe: Recipe) -> Speed:
 
 def tokens_of(rows: Sequence[Encoded]) -> int:
     """Tokens of rows."""
-    return sum(len(row) for row in rows)
+    return int(lengths(rows).sum(dtype=np.int64))
 
 
 class Work:
@@ -177,16 +180,25 @@ class Work:
         recipe: of the trainings on the budget's rows.
         rows: how many those are.
         forward: time of a pass without gradients, in ordinary steps.
+        row_tokens: mean tokens of those rows; None: those of all rows.
     """
 
-    def __init__(self, prepared: Prepared, recipe: Recipe, rows: int, forward: float = FORWARD):
+    def __init__(
+        self,
+        prepared: Prepared,
+        recipe: Recipe,
+        rows: int,
+        forward: float = FORWARD,
+        row_tokens: float | None = None,
+    ):
         self.prepared, self.recipe, self.rows, self.forward = prepared, recipe, rows, forward
         self.tokens = tokens_of(prepared.train.rows)
         self.targets = tokens_of(prepared.target.rows)
         self.mean = self.tokens / len(prepared.train)
         self.steps = recipe.total_steps(rows)
-        self.step = min(recipe.batch_size, rows) * self.mean
         self.one = self.training(recipe, rows)
+        if row_tokens is not None:
+            self.one *= row_tokens / self.mean
         """One training on the budget's rows."""
         self.look = self.one + forward * tokens_of(prepared.development.rows)
         """One training, and its loss on the validation rows."""
@@ -221,25 +233,41 @@ class Work:
     def _a_row(self) -> float:
         """What a row's own gradient takes beside its step."""
         model = self.prepared.model
-        return PASSES_A_ROW * model.size / sum(p.numel() for p in model.hf.parameters())
+        return PASSES_A_ROW * model.size / count(model.hf.parameters())
 
-    def learning(self, outer: OuterLoopConfig) -> float:
-        """The outer loop of one distillation (its objective named), without its looks."""
+    def learning(self, outer: OuterLoopConfig, steps: int | None = None) -> float:
+        """The outer loop of one distillation (its objective named), without its looks.
+
+        Args:
+            outer: its settings.
+            steps: outer steps, if not those that are set.
+        """
+        steps = outer.outer_steps if steps is None else steps
         ahead, window = window_of(outer, self.recipe, self.rows)
-        before = 0.0 if ahead else (self.steps - window) / 2  # that lead to a window, on average
+        # steps that lead to a window, on average; from a snapshot of an expert's there are none
+        led = not ahead and outer.objective != "trajectory"
+        before = (self.steps - window) / 2 if led else 0.0
         step = self.one / self.steps
-        inner = (PASSES[outer.engine] * window + before) * step
+        engine = likely(outer.engine, self.prepared.model.config.low)
+        inner = (PASSES[engine] * window + before) * step
+        others = len(self.prepared.train) - self.rows
         judged = {
             "target-loss": self.targets,
-            "train-loss": outer.objective_rows * self.mean,
+            "train-loss": min(outer.objective_rows, others) * self.mean,
             "trajectory": 0.0,
         }[outer.objective]
-        loops = outer.outer_steps * outer.segments + outer.agreement
-        return loops * (inner + judged) + students(outer, outer.outer_steps) * ahead * step
+        loops = steps * outer.segments + (outer.agreement if steps else 0)
+        return loops * (inner + judged) + students(outer, steps) * ahead * step
 
-    def looking(self, outer: OuterLoopConfig) -> float:
-        """All checks on the validation rows of one distillation, of vectors and of text."""
-        looks = 1 + math.ceil(outer.outer_steps / outer.check_every)
+    def looking(self, outer: OuterLoopConfig, looks: int | None = None) -> float:
+        """All checks on the validation rows of one distillation, of vectors and of text.
+
+        Args:
+            outer: its settings.
+            looks: how many, if not as many as are set.
+        """
+        if looks is None:
+            looks = 1 + math.ceil(outer.outer_steps / outer.check_every)
         return looks * 2 * outer.check_trainings * self.look
 
     def recording(self, expert: ExpertConfig, outer: OuterLoopConfig) -> float:

@@ -11,7 +11,8 @@ time, is worked out here of the `Outline`. Memory at the peak of learning, P the
     activations      of the positions that go through the model at once (`needed_bytes`), with the
                      logits; of a double backward `DOUBLE` times as much
 
-A 16-bit format is proved before that, on a float32 copy of the model beside it.
+A 16-bit format is proved before that, its matrices turned to float32 one at a time. On a card that
+the sweep's gradients would take too much of, they are in the host's memory (`nacd.meta.shelf`).
 """
 
 from __future__ import annotations
@@ -33,8 +34,11 @@ from nacd.costs.forecasts import CHECK, distillation
 from nacd.data import Encoded
 from nacd.distillation.learn import draw
 from nacd.distillation.pool import window_of
+from nacd.distillation.stages import CHECKED
 from nacd.errors import UserError
-from nacd.model.lora import DOUBLE
+from nacd.meta import likely
+from nacd.meta.shelf import SHARE
+from nacd.model.lora import DOUBLE, DTYPES
 from nacd.model.microbatch import fitting
 from nacd.model.outline import Outline
 from nacd.model.prepare import Part, Prepared
@@ -113,7 +117,7 @@ class Plan:
         if not self.check:
             return []
         return [
-            f"  {'before it, the check beside a float32 copy of the model':<61}"
+            f"  {'before it, the check in float32, one matrix at a time':<61}"
             f"{byte_size(self.check):>11}"
         ]
 
@@ -175,26 +179,29 @@ def memory_of(text: str) -> float:
 
 def _mends(config: PlanConfig, micro: int) -> Iterator[tuple[PlanConfig, str]]:
     """Settings that take less memory, the least harmful first, with the flags that say so."""
-    engine = config.outer.engine in TWICE
+    engine = likely(config.outer.engine, config.model.low) in TWICE
     ways: list[tuple[dict[str, Any], str]] = [({}, "")]
     if not config.model.micro_tokens:
         ways += [
             ({"micro_tokens": micro // 2**k}, f"--micro-tokens {micro // 2**k}") for k in (1, 2)
         ]
     checkpointing = ({"gradient_checkpointing": True}, "--gradient-checkpointing")
-    halved = ({"dtype": "bfloat16"}, "--dtype bfloat16")
+    small = ({"quantize": "4bit"}, "--quantize 4bit")
     if not config.model.gradient_checkpointing:
         ways.append(checkpointing)
-    if config.model.dtype == "float32":
-        ways.append(halved)
-        ways.append((checkpointing[0] | halved[0], f"{halved[1]} {checkpointing[1]}"))
+    if config.model.dtype == "float32":  # a difference is wrong in 16 bits, and right of 4-bit ones
+        ways.append(({"dtype": "bfloat16"}, "--dtype bfloat16"))
+        if config.model.quantize == "none":
+            ways.append(small)
+            ways.append((checkpointing[0] | small[0], f"{small[1]} {checkpointing[1]}"))
     for fields, flags in ways:
         model = replace(config.model, **fields)
-        if flags and not (engine and model.gradient_checkpointing):
+        twice = likely(config.outer.engine, model.low) in TWICE
+        if flags and not (twice and model.gradient_checkpointing):
             yield replace(config, model=model), flags
     if engine:
         outer = replace(config.outer, engine="first-order")
-        for fields, flags in ways:
+        for fields, flags in ways if not config.model.low else ():
             other = replace(config, model=replace(config.model, **fields), outer=outer)
             yield other, f"--engine first-order {flags}".strip()
 
@@ -226,28 +233,37 @@ def as_it_is(config: PlanConfig, room: float | None, *, card: bool) -> Plan:
         outline.needed, outline.usual, None if free is None else int(free)
     )
     theta = snapshot_bytes(outline, 1)  # pyright: ignore[reportArgumentType]
-    swept = sweep_bytes(outline, window)  # pyright: ignore[reportArgumentType]
+    states = sweep_bytes(outline, window) - (window - 1) * theta  # pyright: ignore[reportArgumentType]
+    swept = (window - 1) * theta
     vectors = 4.0 * rows * config.tokens * outline.width
     batch = min(config.recipe.batch_size, rows) * config.tokens
-    if config.outer.engine == "one-sided":  # a gradient in the batch's vectors too
+    engine = likely(config.outer.engine, config.model.low)
+    if engine == "one-sided":  # a gradient in the batch's vectors too
         swept += (window - 1) * 4 * batch * outline.width
     together = max(config.max_tokens, min(micro, batch))
     working = outline.needed(together)
-    if config.outer.engine in TWICE:
+    if engine in TWICE:
         apart = max(config.max_tokens, min(micro // DOUBLE, batch))
         working = max(working, DOUBLE * outline.needed(apart))
+    if config.model.quantize == "4bit":  # a matrix that is multiplied with
+        working += outline.largest * DTYPES[config.model.dtype].itemsize
+    there = f"the sweep over {window} inner steps"
+    if card and free is not None and swept > SHARE * free:
+        there, swept = f"{there}, gradients in the host's memory", 0
+    kind = "4 bit" if config.model.quantize == "4bit" else config.model.dtype
     parts = {
-        f"weights, {config.model.dtype}": outline.weights,
+        f"weights, {kind}": outline.weights,
         "LoRA, its optimiser and its cotangents": THETAS * theta,
-        f"the sweep over {window} inner steps": swept,
+        there: states + swept,
         f"vectors of {rows} rows, with their optimiser": 4 * vectors,
         f"activations of {together} positions, and logits": working,
     }
     learning = math.fsum(parts.values())
     check = 0.0
-    if config.model.dtype in ("bfloat16", "float16"):
-        copy = Outline(replace(config.model, dtype="float32"), card=card)
-        check = outline.weights + copy.weights + THETAS * theta + copy.needed(together)
+    if config.model.low:
+        wide = Outline(replace(config.model, dtype="float32"), card=card)
+        rows_of_it = max(config.max_tokens, min(micro, CHECKED * config.tokens))
+        check = outline.weights + 4 * outline.largest + THETAS * theta + wide.needed(rows_of_it)
     speed, timed = _speed(config, outline, batch, together, theta)
     work = Work(prepared, config.recipe, rows, speed.forward)
     an_outer = speed.step * work.learning(run.outer) / max(1, run.outer.outer_steps)

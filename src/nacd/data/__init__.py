@@ -2,12 +2,16 @@
 
 from nacd.data.batches import Batch, bucketed, collate, epoch_order, length_buckets, training_order
 from nacd.data.choices import Answers
+from nacd.data.encoding import Dropped, encode_all
 from nacd.data.example import Encoded, Example, Message
 from nacd.data.exemplars import mmlu_exemplars
 from nacd.data.hub import hub_license
+from nacd.data.making import make_template
 from nacd.data.read import read_examples
+from nacd.data.rendering import RAW_TEMPLATES
 from nacd.data.split import Splits, split_by_hash, split_heldout
-from nacd.data.template import RAW_TEMPLATES, Dropped, Template, encode_all, make_template
+from nacd.data.stored import EncodedRows, Examples
+from nacd.data.template import Template
 from nacd.data.written import Written
 
 __all__ = [
@@ -16,7 +20,9 @@ __all__ = [
     "Batch",
     "Dropped",
     "Encoded",
+    "EncodedRows",
     "Example",
+    "Examples",
     "Message",
     "Splits",
     "Template",

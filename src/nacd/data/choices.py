@@ -15,6 +15,7 @@ from typing import Any, Literal
 from nacd.data.example import Example, Message
 from nacd.data.keys import absent
 from nacd.data.row import Row, kind, shown, text
+from nacd.data.stored import Examples
 from nacd.data.turns import with_system
 from nacd.errors import UserError
 
@@ -42,6 +43,8 @@ class Question:
     """The answer's column, for messages."""
     system: tuple[Message, ...]
     """The system turn, if the row has one."""
+    group: str = ""
+    """The row's group, if any."""
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -95,7 +98,7 @@ def question(row: Row) -> Question:
 
 def answered(
     questions: Sequence[Question], form: ChoiceForm, answers: Answers = "auto"
-) -> list[Example]:
+) -> Examples:
     """Read the answers of all questions and write them as rows.
 
     Args:
@@ -113,10 +116,10 @@ def answered(
         if group := [q for q in questions if bool(q.labels) is labelled]:
             found = _places(group, answers)
             places |= {id(q): place for q, place in zip(group, found, strict=True)}
-    rows = []
+    rows = Examples()
     for q in questions:
         made = choice_example(q.source, q.text, q.choices, places[id(q)], form)
-        rows.append(replace(made, messages=(*q.system, *made.messages)))
+        rows.append(replace(made, messages=(*q.system, *made.messages), group=q.group))
     return rows
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from nacd.data.example import Example
 
@@ -42,12 +42,12 @@ def row_text(example: Example) -> str:
 
 
 def overlapping(
-    train_texts: Sequence[str], report_texts: Sequence[str], n: int = WORDS
+    train_texts: Iterable[str], report_texts: Sequence[str], n: int = WORDS
 ) -> Iterator[tuple[int, list[int]]]:
     """Every training row that overlaps, in order, with the test rows that it overlaps.
 
     Args:
-        train_texts: rows that are trained on.
+        train_texts: rows that are trained on; read once.
         report_texts: rows that are reported on.
         n: words of a run.
 

@@ -1,4 +1,4 @@
-"""Rows in: files (JSONL, JSON, CSV, Parquet) or a hub data set become a list of `Example`.
+"""Rows in: files (JSONL, JSON, CSV, Parquet) or a hub data set become `Examples`.
 
 The shape of the rows is recognised by `nacd.data.schema`; this module only finds the files and
 keeps, for every row, the place to name when it is wrong (`mine.jsonl:12`).
@@ -15,11 +15,11 @@ from typing import Any
 
 from nacd.data.choices import Answers, ChoiceForm
 from nacd.data.csv_rows import csv_rows
-from nacd.data.example import Example
 from nacd.data.hub import hub_parts, hub_rows
 from nacd.data.json_rows import json_rows
 from nacd.data.parquet_rows import parquet_rows
 from nacd.data.schema import recognise
+from nacd.data.stored import Examples
 from nacd.data.text import opened
 from nacd.errors import UserError
 
@@ -42,7 +42,7 @@ def read_examples(
     group: str = "",
     split: str = "train",
     flag: str = "--data",
-) -> list[Example]:
+) -> Examples:
     """Read every row of a file, of a folder's split, of files by a pattern, or of a hub data set.
 
     Args:

@@ -15,6 +15,7 @@ from nacd.data.example import Example
 from nacd.data.keys import COLUMNS, absent, canonical
 from nacd.data.row import Row, kind, listed, text
 from nacd.data.shapes import SHAPES, Shape, refuse_doubled
+from nacd.data.stored import Examples
 from nacd.errors import UserError
 
 
@@ -36,7 +37,7 @@ class Schema:
         *,
         choice_form: ChoiceForm = "cloze",
         answers: Answers = "auto",
-    ) -> list[Example]:
+    ) -> Examples:
         """Turn all rows of a file into Examples.
 
         Args:
@@ -48,17 +49,19 @@ class Schema:
             UserError: a row is of another shape, lacks a response, or says more than can be used;
                 it is named.
         """
-        examples: list[Example] = []
+        examples = Examples()
         questions: list[Question] = []
-        groups: list[str] = []
         never = set(self.columns)
         source = ""
         for source, values in rows:
             row = Row(source, values, self.columns, self.ignore)
             never -= {name for name in never if name in row}
             made = self._converted(row)
-            questions.append(made) if isinstance(made, Question) else examples.append(made)
-            groups.append(self._group(row, values))
+            group = self._group(row, values)
+            if isinstance(made, Question):
+                questions.append(replace(made, group=group))
+            else:
+                examples.append(replace(made, group=group) if group else made)
         for name in never:
             raise UserError(
                 f"no row has the column {self.columns[name]!r}, which --columns "
@@ -67,9 +70,7 @@ class Schema:
         if questions:
             examples = answered(questions, choice_form, answers)
         refuse_doubled(examples)
-        if not self.group:
-            return examples
-        return [replace(e, group=group) for e, group in zip(examples, groups, strict=True)]
+        return examples
 
     def _converted(self, row: Row) -> Example | Question:
         self._check_shape(row)

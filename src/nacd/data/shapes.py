@@ -47,9 +47,14 @@ def refuse_doubled(examples: Sequence[Example]) -> None:
     Raises:
         UserError: all of two rows or more; of one alone the answer may begin so by chance.
     """
-    pairs = [(e.prompt, e.response) for e in examples if e.verbatim and e.prompt.strip()]
-    doubled = [len(answer) > len(said) and answer.startswith(said) for said, answer in pairs]
-    if len(pairs) > 1 and all(doubled):
+    count = 0
+    for example in examples:
+        said, answer = example.prompt, example.response
+        if example.verbatim and said.strip():
+            if len(answer) <= len(said) or not answer.startswith(said):
+                return
+            count += 1
+    if count > 1:
         raise UserError(
             f"{examples[0].source}: the completion begins with the whole prompt, as in all rows, "
             "and the two are joined as they are. Take the prompt out of the completions."

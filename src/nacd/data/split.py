@@ -12,7 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+import numpy as np
+
 from nacd.data.example import Example
+from nacd.data.stored import Examples
 from nacd.errors import UserError
 
 MIN_ROWS = 8
@@ -23,13 +26,13 @@ _SALT = "nacd split 1"
 class Splits:
     """The four parts of a file, each in the file's order."""
 
-    train: list[Example]
+    train: Sequence[Example]
     """What any method chooses or distils from."""
-    target: list[Example]
+    target: Sequence[Example]
     """What any method may look at for its target."""
-    development: list[Example]
+    development: Sequence[Example]
     """Chooses learning rates and defaults."""
-    report: list[Example]
+    report: Sequence[Example]
     """Read once, for the table."""
 
     @property
@@ -61,8 +64,8 @@ def split_by_hash(
     Raises:
         UserError: no row left to train on, or fewer than 8 distinct rows and no held-out file.
     """
-    ranked = _ranked(examples)
-    total = len(ranked)
+    rows = Examples.of(examples)
+    total, ranks = _ranked(rows)
     if total < MIN_ROWS and (development or report):
         raise UserError(
             f"{total} distinct rows are too few to split into training, target, validation and "
@@ -79,44 +82,44 @@ def split_by_hash(
             f"of {total} distinct rows to train on. Ask for fewer, or name files: --target, "
             "--heldout."
         )
-    report_end, development_end, target_end = accumulate(counts)
-    parts = (
-        ranked[target_end:],
-        ranked[development_end:target_end],
-        ranked[report_end:development_end],
-        ranked[:report_end],
-    )
-    return Splits(*(_rows(examples, part) for part in parts))
+    ends = [*accumulate(counts)]
+    parts = np.searchsorted(ends, ranks, side="right")  # 0: test, ... 3: training rows
+    return Splits(*(rows.take(np.flatnonzero(parts == part)) for part in (3, 2, 1, 0)))
 
 
-def split_heldout(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
+def split_heldout(examples: Sequence[Example]) -> tuple[Examples, Examples]:
     """Cut a held-out file into validation (a third, at most 200) and test rows, by hash.
 
     Raises:
         UserError: fewer than 2 distinct rows.
     """
-    ranked = _ranked(examples)
-    if len(ranked) < 2:
+    rows = Examples.of(examples)
+    total, ranks = _ranked(rows)
+    if total < 2:
         raise UserError(
-            f"{len(ranked)} distinct held-out rows cannot be cut into validation and test rows: "
+            f"{total} distinct held-out rows cannot be cut into validation and test rows: "
             "expected at least 2. Give --heldout a longer file."
         )
-    border = len(ranked) - min(200, max(1, len(ranked) // 3))
-    return _rows(examples, ranked[border:]), _rows(examples, ranked[:border])
+    border = total - min(200, max(1, total // 3))
+    return (
+        rows.take(np.flatnonzero(ranks >= border)),
+        rows.take(np.flatnonzero(ranks < border)),
+    )
 
 
-def _ranked(examples: Sequence[Example]) -> list[str]:
-    """The distinct digests, by the hash that decides their split."""
-    digests = {example.digest for example in examples}
-    return sorted(digests, key=lambda d: hashlib.sha256(f"{_SALT}\n{d}".encode()).digest())
+def _ranked(rows: Examples) -> tuple[int, np.ndarray]:
+    """The number of distinct rows, and each row's place among them by the deciding hash, (n,)."""
+    distinct, which = np.unique(rows.hashes.view("V32")[:, 0], return_inverse=True)
+    keys = [
+        hashlib.sha256(f"{_SALT}\n{digest.tobytes().hex()}".encode()).digest()
+        for digest in distinct
+    ]
+    places = np.empty(len(keys), dtype=np.int64)
+    places[sorted(range(len(keys)), key=keys.__getitem__)] = np.arange(len(keys))
+    return len(keys), places[which]
 
 
 def _count(size: float | int, total: int, most: int) -> int:
     if isinstance(size, int):
         return size
     return min(most, max(1, round(size * total))) if size else 0
-
-
-def _rows(examples: Sequence[Example], digests: Sequence[str]) -> list[Example]:
-    kept = set(digests)
-    return [example for example in examples if example.digest in kept]

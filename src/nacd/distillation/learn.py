@@ -66,7 +66,7 @@ class Seeds:
 
 def draw(train: Part, budget: str, seed: int) -> list[int]:
     """Indices of a seeded random draw of training rows of the budget's size."""
-    return budget_rows(budget, list(train.rows), random_order(len(train), seed))
+    return budget_rows(budget, train.rows, random_order(len(train), seed))
 
 
 def make_seeds(prepared: Prepared, indices: Sequence[int], learn: str) -> Seeds:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,15 @@ from nacd.config.recipe import Recipe
 from nacd.config.settings import to_dict
 from nacd.data import Encoded, Example, Splits
 from nacd.data.rows import Rows
+from nacd.data.stored import digests
 from nacd.distillation.agreement import measure
 from nacd.distillation.learn import Distiller, Seeds, draw
 from nacd.distillation.pool import window_of
 from nacd.errors import UserError
 from nacd.experts import Expert, import_checkpoints, plan_experts, record_expert
-from nacd.meta import PASSES, Engine, make_engine
+from nacd.meta import PASSES, Engine, likely, make_engine
 from nacd.meta.diagnosis import diagnose
+from nacd.model.precision import in_force
 from nacd.model.prepare import Prepared
 from nacd.selection import METHODS, Task, choose_once
 from nacd.selection.random import random_order
@@ -70,9 +72,10 @@ def open_run(
     may_differ = (*free, *SAID, *ROUNDING)
     folder.open(to_dict(config), may_differ=may_differ, defaults=defaults, alone=alone)
     names = ("train", "target", "development", "report")
-    now = {name: _fingerprint([e.digest for e in getattr(splits, name)]) for name in names}
-    marks = {name: _fingerprint([_marks(e) for e in getattr(splits, name)]) for name in names}
+    now = {name: _fingerprint(digests(getattr(splits, name))) for name in names}
+    marks = {name: _fingerprint(map(_marks, getattr(splits, name))) for name in names}
     made = {"versions": versions(), "data": now, "marks": marks, "began": time.strftime("%Y-%m-%d")}
+    made["arithmetic"] = in_force()
     then = folder.once("provenance", lambda: made)
     held = then.get("marks", marks)  # a folder of an older version has none
     changed = [n for n in names if (then["data"][n], held[n]) != (now[n], marks[n])]
@@ -84,8 +87,12 @@ def open_run(
     return folder
 
 
-def _fingerprint(parts: Sequence[str]) -> str:
-    return f"{len(parts)} rows, {hashlib.sha256(''.join(parts).encode()).hexdigest()[:16]}"
+def _fingerprint(parts: Iterable[str]) -> str:
+    count, digest = 0, hashlib.sha256()
+    for part in parts:
+        count += 1
+        digest.update(part.encode())
+    return f"{count} rows, {digest.hexdigest()[:16]}"
 
 
 def _marks(example: Example) -> str:
@@ -231,7 +238,7 @@ def checked_engine(
             recipe,
             seeds.pseudo.batches(min(recipe.batch_size, CHECKED), 2, seed=1),
             prepared.model.embed(seeds.pseudo.ids).to(torch.float32),
-            thorough=config.model.dtype in ("bfloat16", "float16"),  # those have to be proved
+            thorough=False,
             asked=(asked, eps) if asked and eps else None,
         )
         diagnosis.require(asked, eps)
@@ -243,7 +250,8 @@ def checked_engine(
         }
 
     found = folder.once("doctor", check)
-    progress.say(f"meta-gradient engine: {found['engine']} ({found['reason']})")
+    step = f", eps {found['eps']:g}" if found["eps"] else ""
+    progress.say(f"meta-gradient engine: {found['engine']}{step} ({found['reason'].rstrip('.')})")
     return make_engine(found["engine"], found["eps"] or outer.fd_eps)
 
 
@@ -269,6 +277,7 @@ def recorded_experts(
     digests = [example.digest for example in prepared.train.examples]
     if not (folder.path / "experts" / "0" / "manifest.json").is_file():
         rows = len(draw(prepared.train, config.budget, config.seed))
+        engine = likely(config.outer.engine, config.model.low)
         inner = config.outer.segments * window_of(config.outer, config.recipe, rows)[1]
         plan = plan_experts(
             prepared.model,
@@ -278,7 +287,7 @@ def recorded_experts(
             settings.experts,
             config.recipe,
             rows,
-            config.outer.outer_steps * inner * PASSES[config.outer.engine],
+            config.outer.outer_steps * inner * PASSES[engine],
         )
         progress.say(plan.describe())
 

@@ -16,6 +16,7 @@ from nacd.meta.engines import (
     Exact,
     FirstOrder,
     Products,
+    likely,
     make_engine,
 )
 from nacd.meta.weights import unvisited, weight_gradient
@@ -31,6 +32,7 @@ __all__ = [
     "Products",
     "Sweep",
     "clamp_largest",
+    "likely",
     "make_engine",
     "meta_gradient",
     "sweep",

@@ -9,13 +9,14 @@
                   dL/dlog_lr += log-lr-part
 
 The memory of the model's graph is one step's, whatever N is. Of the trajectory only the gradients
-g_k are kept, and on the way back (theta, s) at log2(N) steps or fewer: states between are made
-again from the gradients, without the model, about N log2(N) / 2 updates in all.
+g_k are kept (`nacd.meta.shelf`), and on the way back (theta, s) at log2(N) steps or fewer: states
+between are made again from the gradients, without the model, about N log2(N) / 2 updates in all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -25,7 +26,9 @@ from torch import Tensor
 from nacd.data.batches import Batch
 from nacd.meta.engines import Engine, Products, Slopes, StepLoss
 from nacd.meta.losses import EmbeddingLoss
+from nacd.meta.shelf import Shelf
 from nacd.model.lora import twice_differentiable
+from nacd.model.precision import full_precision
 from nacd.training.inner import InnerLoop, Start
 from nacd.training.update import State, step, step_vjp
 
@@ -94,6 +97,7 @@ def sweep(
     gather: Gather,
     *,
     trim: float = 0.0,
+    away: bool | None = None,
 ) -> Sweep:
     """Train on the inner losses in turn, then carry the objective's cotangent back through them.
 
@@ -107,8 +111,9 @@ def sweep(
         gather: takes those in what is learned.
         trim: share of each step's gradient cotangents v, the largest, that are clamped; see
             `clamp_largest`. 0 leaves the gradient exact.
+        away: whether the steps' gradients are kept off the device; see `nacd.meta.shelf.Shelf`.
     """
-    kept_slopes: list[Slopes] = []
+    kept_slopes = Shelf(len(losses), away)
     values: list[float] = []
     steps = len(losses)
     theta, state = start.theta, start.state
@@ -119,8 +124,10 @@ def sweep(
 
     with torch.no_grad():
         for i in range(steps):
-            found = losses[i].slopes(theta, learnables=engine.reuses_slopes)
-            kept_slopes.append(found)
+            # the one-sided difference subtracts this gradient
+            with full_precision(theta.device) if engine.reuses_slopes else nullcontext():
+                found = losses[i].slopes(theta, learnables=engine.reuses_slopes)
+            kept_slopes.put(found)
             values.append(float(found.value))
             theta, state = advance(theta, state, i)
         end = theta
@@ -171,6 +178,7 @@ def meta_gradient(
     engine: Engine,
     *,
     trim: float = 0.0,
+    away: bool | None = None,
 ) -> MetaGradient:
     """Gradient of `objective(theta_N)` in the vectors and the log learning rate, by adjoint sweep.
 
@@ -183,6 +191,7 @@ def meta_gradient(
         objective: value and gradient at theta_N.
         engine: how the second-order products are computed.
         trim: see `sweep`.
+        away: see `sweep`.
     """
     d_vectors = torch.zeros_like(vectors)
     losses = [EmbeddingLoss(loop.model, batch, vectors) for batch in batches]
@@ -190,7 +199,7 @@ def meta_gradient(
     def gather(i: int, theta: Tensor, v: Tensor, learnables: tuple[Tensor, ...]) -> None:
         d_vectors.index_add_(0, losses[i].own, learnables[0])
 
-    found = sweep(loop, start, losses, log_rate, objective, engine, gather, trim=trim)
+    found = sweep(loop, start, losses, log_rate, objective, engine, gather, trim=trim, away=away)
     return MetaGradient(**vars(found), vectors=d_vectors)
 
 

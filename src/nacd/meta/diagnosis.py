@@ -6,9 +6,11 @@ slightly trained start (B is not 0, AdamW's moments are warm) the gradient in th
 against a reference, in relative error and cosine:
 
 - `exact`, where attention and memory allow a double backward;
-- in a 16-bit format, `exact` on a float32 copy of the model (thorough), or nothing but the
-  agreement between step lengths (short): a 16-bit finite difference may be noise (bergson issue
-  235), and two step lengths do not share their noise.
+- in a 16-bit format, `exact` of the same weights in float32 (`nacd.model.upcast`). `exact` is right
+  there as a rule, and a finite difference is noise (bergson issue 235): the short form tries one
+  only where `exact` cannot be had.
+
+Where nothing exact can be had, step lengths are held against each other.
 
 Where activations have kinks (OPT's ReLU), `exact` and finite differences are two answers to two
 questions: a double backward takes no notice of units that switch, a finite step does. They agree
@@ -18,7 +20,6 @@ only where few units switch within eps.
 from __future__ import annotations
 
 import math
-import textwrap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +29,6 @@ from torch import Tensor
 
 from nacd.config.recipe import Recipe
 from nacd.data.batches import Batch
-from nacd.errors import UserError
 from nacd.meta import (
     Engine,
     EngineName,
@@ -38,16 +38,14 @@ from nacd.meta import (
     make_engine,
     meta_gradient,
 )
-from nacd.model.lora import DOUBLE, LoraModel, load_model
+from nacd.meta.diagnosed import COSINE, ERROR, Diagnosis, Row, Verdict
+from nacd.model.lora import DOUBLE, LoraModel
 from nacd.model.microbatch import part_bytes
+from nacd.model.upcast import in_float32
 from nacd.store.memory import OutOfMemory, free_memory
 from nacd.training.inner import InnerLoop, Start
 from nacd.training.update import initial_state
 
-COSINE = 0.98
-"""An engine below this cosine to the reference is refused."""
-ERROR = 0.1
-"""An engine above this relative error to a true reference is refused."""
 EPS = (1e-3, 1e-2, 3e-2, 1e-1)
 """Step lengths that the thorough form tries."""
 SHORT_EPS = (2e-3, 1e-2)
@@ -57,122 +55,6 @@ TRIALS = 2 + len(EPS)
 WARM = 4
 EXPLODE = 1e3
 """A cotangent that grows by more than this factor in an inner step or two: no engine is right."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One engine, compared."""
-
-    engine: EngineName
-    eps: float | None
-    """Step length of the two first-order engines."""
-    error: float
-    """Relative error of the gradient in the vectors."""
-    cosine: float
-    """Cosine of that gradient to the reference's."""
-    cotangent: float
-    """Cosine of lambda_0, what is passed on to the step before."""
-    steps: float
-    """Time of one inner step, forward sweep included, in ordinary training steps."""
-
-    @property
-    def agreement(self) -> float:
-        """The smaller of the two cosines; -1 where one is not a number."""
-        both = (self.cosine, self.cotangent)
-        return min(both) if all(math.isfinite(c) for c in both) else -1.0
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The engine to use."""
-
-    engine: EngineName
-    eps: float | None
-    """Step length, for the two first-order engines."""
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """What the comparison found."""
-
-    model: str
-    dtype: str
-    attention: str
-    device: str
-    reference: str
-    """What the rows are held against."""
-    rows: tuple[Row, ...]
-    verdict: Verdict | None
-    """None: no engine is right here."""
-    reason: str
-    """Why, in a sentence or two; where there is no verdict, with the flag that mends it."""
-    growth: float
-    """Largest |lambda| of the sweep over |lambda_N|."""
-    step_seconds: float
-    """One ordinary training step."""
-    no_double: str = ""
-    """Why engines with a double backward cannot run here; empty: they can, or were not tried."""
-
-    def describe(self) -> str:
-        """The table and the verdict, at 80 columns."""
-        lines = [
-            f"{self.model}: {self.dtype}, {self.attention} attention, {self.device}",
-            *_wrap(f"held against: {self.reference}"),
-            "",
-            f"{'engine':14}{'eps':>8}{'error':>11}{'cosine':>10}{'lambda':>10}{'steps':>9}",
-            "-" * 62,
-        ]
-        for row in self.rows:
-            eps = "-" if row.eps is None else f"{row.eps:g}"
-            if row.engine == self.reference:
-                figures = f"{'reference':>31}"
-            else:
-                figures = f"{row.error:11.1e}{row.cosine:10.4f}{row.cotangent:10.4f}"
-            lines.append(f"{row.engine:14}{eps:>8}{figures}{row.steps:8.1f}x")
-        lines += ["", *_wrap(self._sentence())]
-        return "\n".join(lines)
-
-    def _sentence(self) -> str:
-        if self.verdict is None:
-            return f"No engine is right here: {self.reason}"
-        eps = "" if self.verdict.eps is None else f" --fd-eps {self.verdict.eps:g}"
-        return (
-            f"Use --engine {self.verdict.engine}{eps} --dtype {self.dtype} --attention "
-            f"{self.attention}: {self.reason}"
-        )
-
-    def require(self, engine: EngineName | None = None, eps: float | None = None) -> None:
-        """Refuse to go on where nothing is right.
-
-        Args:
-            engine: one that the user insists on, instead of any. `tesla` is an approximation by
-                choice and passes wherever another engine is right.
-            eps: its step length; None: any that was measured.
-
-        Raises:
-            UserError: no engine, or not that one; with the flag that mends it.
-        """
-        if self.verdict is None:
-            raise UserError(f"meta-gradients cannot be trusted here: {self.reason}")
-        if engine in ("exact", "tesla") and self.no_double:
-            raise UserError(
-                f"--engine {engine}: {self.no_double}; use --engine {self.verdict.engine}."
-            )
-        own = [row for row in self.rows if row.engine == engine and eps in (None, row.eps)]
-        if engine not in (None, "tesla") and own and max(r.agreement for r in own) < COSINE:
-            best = max(r.agreement for r in own)
-            step = "" if eps is None else f" --fd-eps {eps:g}"
-            raise UserError(
-                f"--engine {engine}{step}: its meta-gradient has cosine {best:.2f} to "
-                f"{self.reference}; use --engine {self.verdict.engine}."
-            )
-
-
-def _wrap(text: str, width: int = 80) -> list[str]:
-    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
-
-
-# --- the comparison ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -204,10 +86,6 @@ class Trial:
             engine,
         )
         return result, (_now(self.loop.model) - began) / len(self.batches)
-
-    def on(self, model: LoraModel) -> Trial:
-        """The same point and cotangent on another copy of the model."""
-        return replace(self, loop=replace(self.loop, model=model))
 
 
 def _now(model: LoraModel) -> float:
@@ -301,27 +179,20 @@ def diagnose(
         batches: two real batches, their slots pointing into `vectors`.
         vectors: embeddings at the slots, (Q, d).
         thorough: False: one inner step, one engine against one reference, the work of about nine
-            ordinary training steps. True: N = 2, every engine and step length; in a 16-bit format
-            a float32 copy of the model is loaded beside it.
+            ordinary training steps; in a 16-bit format two inner steps. True: N = 2, every engine
+            and step length.
         asked: a finite-difference engine and its eps that are measured in any case.
         tick: told how many of `TRIALS` are done, in the thorough form.
-
-    Raises:
-        UserError: the model cannot be loaded in float32.
     """
-    trial = warm_trial(model, recipe, batches, vectors, thorough)
-    low = model.config.dtype in ("bfloat16", "float16")
-    exact: tuple[MetaGradient, float] | None = None
-    why_not = "16-bit rounding is in the double backward too"
-    if thorough or not low:
-        exact, why_not = _exact(trial)
+    low = model.config.low
+    trial = warm_trial(model, recipe, batches, vectors, thorough or low)
+    exact, why_not = _exact(trial)
     truth, reference = (exact[0] if exact else None), "exact"
-    if low and thorough:
-        truth, reference = _float32_truth(trial), "exact in float32"
-        if truth is None:
-            reference = "first-order in float32"
-            truth = _float32_first_order(trial)
-    lengths = EPS if thorough else SHORT_EPS[: 1 if truth is not None else 2]
+    lengths = EPS if thorough else SHORT_EPS[: 1 if exact else 2]
+    if low:
+        truth, reference = _float32_truth(trial)
+        done = exact and _right(_compare("exact", None, exact[0], truth, 0.0), True)
+        lengths = EPS if thorough or not done else ()
     central = []
     for number, eps in enumerate(lengths, 1):
         tick(number)
@@ -334,9 +205,9 @@ def diagnose(
             _compare("first-order", eps, found, truth, seconds / trial.step_seconds)
             for eps, found, seconds in central
         ]
-    best = max(rows, key=lambda row: (row.agreement, -row.error))
     tick(1 + len(lengths))
     if thorough:
+        best = max(rows, key=lambda row: (row.agreement, -row.error))
         against = truth or next(found for eps, found, _ in central if eps == best.eps)
         one_sided, seconds = trial.gradient(FirstOrder(best.eps or SHORT_EPS[0], central=False))
         rows.append(
@@ -363,26 +234,17 @@ def diagnose(
         reason=reason,
         growth=growth,
         step_seconds=trial.step_seconds,
-        no_double="" if exact is not None or low else why_not,
+        no_double="" if exact is not None else why_not,
     )
 
 
-def _float32_copy(model: LoraModel) -> LoraModel:
-    attention = "sdpa" if model.config.attention == "flash_attention_2" else model.config.attention
-    copy = load_model(replace(model.config, dtype="float32", attention=attention))
-    copy.micro = model.micro
-    return copy
-
-
-def _float32_truth(trial: Trial) -> MetaGradient | None:
-    """`exact` at the same point on a float32 copy; None where it cannot be had."""
-    copy = _float32_copy(trial.loop.model)
-    found, _ = _exact(trial.on(copy))
-    return found[0] if found else None
-
-
-def _float32_first_order(trial: Trial) -> MetaGradient:
-    return trial.on(_float32_copy(trial.loop.model)).gradient(FirstOrder(SHORT_EPS[0]))[0]
+def _float32_truth(trial: Trial) -> tuple[MetaGradient, str]:
+    """The meta-gradient of the same weights in float32, at the same point, and how it was had."""
+    with in_float32(trial.loop.model):
+        found, _ = _exact(trial)
+        if found is not None:
+            return found[0], "exact in float32"
+        return trial.gradient(FirstOrder(SHORT_EPS[0]))[0], "first-order in float32"
 
 
 def _self_consistent(
@@ -410,7 +272,9 @@ def _judge(
             f"the cotangent grows {growth:.3g}-fold in an inner step or two: the inner loop is too "
             "stiff for any meta-gradient. Lower --learning-rate."
         )
-    for engine in ("first-order", "one-sided", "exact"):
+    low = model.config.low
+    order = ("exact", "first-order", "one-sided")
+    for engine in order if low else (*order[1:], order[0]):
         own = [row for row in rows if row.engine == engine and _right(row, true)]
         if not own:
             continue
@@ -418,9 +282,15 @@ def _judge(
         best = min(own, key=lambda row: row.error if true else -row.agreement)
         if engine == "exact":
             others = max((r.cosine for r in rows if r.engine != "exact"), default=math.nan)
+            said = f"finite differences have cosine {others:.2f}"
+            if low:
+                beside = "" if math.isnan(others) else f"; {said} at best"
+                return Verdict(engine, None), (
+                    f"cosine {best.agreement:.4f}, error {best.error:.1e} to the same weights in "
+                    f"float32{beside}."
+                )
             return Verdict(engine, None), (
-                f"finite differences have cosine {others:.2f} to it at best (rounding, or "
-                "activations with kinks)."
+                f"{said} to it at best (rounding, or activations with kinks)."
             )
         to = "the reference" if true else "its neighbour in eps"
         return Verdict(engine, best.eps), (
@@ -431,10 +301,11 @@ def _judge(
         f"the best of {len(rows)} has cosine {best.agreement:.2f} and error {best.error:.0%} where "
         f"{COSINE} and {ERROR:.0%} are needed"
     )
-    if model.config.dtype in ("bfloat16", "float16"):
+    if low:
+        without = f" ({why_not})" if why_not else ""
         return None, (
-            f"in {model.config.dtype} {found}; rounding drowns the difference of gradients. "
-            "Use --dtype float32."
+            f"in {model.config.dtype} {found}{without}; rounding drowns the difference of "
+            "gradients. Use --dtype float32."
         )
     if any(not math.isfinite(row.error) for row in rows):
         return None, (

@@ -13,6 +13,7 @@ no model, only the loss of one inner step (`StepLoss`), and computes both:
   gradients taken with respect to (x, theta). Two ordinary passes: any attention kernel,
   checkpointing. (Finite differences of gradients: DARTS, arXiv 1806.09055.)
 - `one-sided`: (grad l(theta + eps v) - grad l(theta)) / eps, the forward sweep's gradient reused.
+  The gradients of a difference are taken in full precision; see `nacd.model.precision`.
 - `tesla`: the second product only, the first taken as 0 (TESLA, arXiv 2211.10586): an
   approximation, wrong wherever curvature matters.
 """
@@ -26,6 +27,8 @@ from typing import Literal, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from nacd.model.precision import full_precision
+
 T = TypeVar("T")
 EngineName = Literal["exact", "first-order", "one-sided", "tesla"]
 PASSES: dict[str, float] = {
@@ -33,10 +36,21 @@ PASSES: dict[str, float] = {
     "tesla": 3.5,
     "first-order": 3.0,
     "one-sided": 2.0,
-    "auto": 3.0,  # not chosen yet: most often a first-order one
 }
 """What an inner step with its part of the sweep is worth, in ordinary training steps; roughly its
 time too (`benchmarks/metagradient.py`)."""
+
+
+def likely(name: str, low: bool) -> str:
+    """The engine that `auto` takes unless the check finds it wrong.
+
+    Args:
+        name: of an engine, or `auto`.
+        low: whether the model multiplies in a 16-bit format, whose rounding drowns a difference.
+    """
+    if name != "auto":
+        return name
+    return "exact" if low else "first-order"
 
 
 class Slopes(NamedTuple):
@@ -170,11 +184,11 @@ class FirstOrder:
             zeros = tuple(torch.zeros_like(x) for x in loss.learnables)
             return Products(torch.zeros_like(theta), zeros)
         eps = self.eps * float(theta.norm()) / length
-        up = loss.slopes(theta + eps * v, learnables=True)
-        if self.central:
-            down, span = loss.slopes(theta - eps * v, learnables=True), 2 * eps
-        else:
-            down, span = known, eps
+        down, span = known, eps
+        with full_precision(theta.device):
+            up = loss.slopes(theta + eps * v, learnables=True)
+            if self.central:
+                down, span = loss.slopes(theta - eps * v, learnables=True), 2 * eps
         pairs = zip(up.learnables, down.learnables, strict=True)
         return Products((up.theta - down.theta) / span, tuple((a - b) / span for a, b in pairs))
 

@@ -1,566 +1,28 @@
-"""A frozen causal language model with LoRA on it, seen as a function of one flat vector theta.
-
-Everything trainable is `theta`, shape (P,): all LoRA matrices, laid end to end in the order of
-`named_parameters`. The module's own LoRA parameters are views into one buffer, so that writing
-theta is one copy. Two ways lead from theta to the loss:
-
-- `value_and_grad`: the module's own parameters and ordinary autograd; any attention kernel,
-  gradient checkpointing allowed.
-- `loss_at`: `torch.func.functional_call`, differentiable in theta and twice; the caller must allow
-  a double backward (`twice_differentiable`).
-
-Only positions that predict a response token pass through the vocabulary head: a hook in front of
-the head drops the others, whatever the architecture does around it. No padding passes through the
-model where the architecture can tell rows in one sequence apart by their positions (`packs`), and
-no more than `micro_tokens` positions at once: loss and gradient are summed over a batch's parts.
-"""
+"""A LoRA model from its flags, and back to an adapter that others load."""
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import math
-import warnings
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
 
-import torch
-from peft import LoraConfig, get_peft_model
-from peft.tuners.lora.layer import ParamWrapper
-from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor
 
 from nacd.config import ModelConfig
-from nacd.data.batches import Batch
 from nacd.data.example import Encoded, Example
+from nacd.data.stored import largest_ids
 from nacd.errors import UserError
-from nacd.model import adapters, checkpoints
-from nacd.model.pretrained import check_vocabulary, load_tokenizer, load_weights, read_config
-from nacd.model.sharding import shard
-from nacd.store.memory import OutOfMemory, is_out_of_memory
-
-T = TypeVar("T")
-DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-
-
-MICRO_TOKENS = 384
-"""Positions that go through a model on the CPU at once: enough for its cores, and rows packed into
-one sequence cost the square of its length in attention."""
-MICRO_TOKENS_DEVICE = 2048
-"""The same elsewhere: fewer leave an accelerator idle."""
-DOUBLE = 4
-"""Memory of a double backward, in ordinary passes over the same rows (measured: 3.6 to 4.2)."""
-
-
-def resolve_device(device: str) -> torch.device:
-    """The torch device for a `--device` value.
-
-    Raises:
-        UserError: the device is not there.
-    """
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    there = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not there[device]:
-        raise UserError(f"--device {device}: PyTorch sees no such device here; use --device auto.")
-    return torch.device(device)
-
-
-class LoraModel:
-    """A causal LM with LoRA; see the module's docstring.
-
-    Attributes:
-        hf: the transformers model with LoRA layers injected.
-        tokenizer: its tokenizer.
-        config: the configuration it was made from.
-        size: P, the length of theta.
-        width: d, the width of `inputs_embeds`.
-        vocabulary: ids that have an embedding and a logit, 0 to vocabulary - 1.
-        notes: lines for the user on what was loaded and what is trained.
-        packs: whether rows pass through the model in one sequence, without padding.
-        micro: most positions that pass through the model at once.
-        on_less: called with `micro` whenever memory has run out and it was lowered.
-    """
-
-    def __init__(
-        self,
-        hf: Any,
-        tokenizer: Any,
-        config: ModelConfig,
-        *,
-        adapter: Path | None = None,
-        notes: Sequence[str] = (),
-    ):
-        self.config = config
-        self.tokenizer = tokenizer
-        self.notes = list(notes)
-        self.device = resolve_device(config.device)
-        if self.device.type == "mps" and config.dtype == "float64":
-            raise UserError("--dtype float64: MPS has no float64; use --device cpu.")
-        if config.lora_rank < 1:
-            raise UserError(f"--lora-rank {config.lora_rank}: a rank is at least 1.")
-        if config.micro_tokens < 0:
-            raise UserError(f"--micro-tokens {config.micro_tokens}: at least 1, or 0 for auto.")
-        self.vocabulary = check_vocabulary(tokenizer, hf, config.model)
-        if config.shard:
-            shard(hf, self.device, config.model)
-        hf.to(self.device)
-        self._probe(hf, config)
-        self.packs = self._tells_rows_apart(hf, config)
-        usual = MICRO_TOKENS if self.device.type == "cpu" else MICRO_TOKENS_DEVICE
-        self.micro = config.micro_tokens or usual
-        self.on_less: Callable[[int], None] = lambda micro: None
-        if adapter is None:
-            self.peft = add_lora(hf, config).to(self.device)
-            self.notes += _untrained_experts(self.peft, config)
-        else:
-            self.peft = adapters.attach(hf, adapter, config.model).to(self.device)
-        self.hf = self.peft.get_base_model()
-        for module in self.hf.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-        self._pack()
-        if config.gradient_checkpointing and adapter is None:
-            self.hf.train()
-            self.hf.activation_checkpointing_enable({"use_reentrant": False})
-        else:
-            self.hf.eval()
-        self._keep: Tensor | None = None
-        me = weakref.ref(self)  # a hook of the module must not keep the model that holds it alive
-        self.hf.get_output_embeddings().register_forward_pre_hook(
-            lambda _, args: model._drop_positions(args) if (model := me()) else args
-        )
-        self._table: Tensor = torch.empty(0)
-        self.width = int(self.embed(torch.zeros(1, 1, dtype=torch.long)).shape[-1])
-
-    # --- construction -----------------------------------------------------------------------
-
-    @staticmethod
-    def _probe(hf: Any, config: ModelConfig) -> None:
-        """Refuse a model that is not causal, or whose forward needs ids beside `inputs_embeds`."""
-        table = hf.get_input_embeddings().weight
-        ids = torch.tensor([[3, 5, 7, 4], [3, 5, 7, 8]], device=table.device) % len(table)
-        hf.eval()
-        with torch.no_grad():
-            expected = hf(input_ids=ids).logits
-            try:
-                found = hf(inputs_embeds=hf.get_input_embeddings()(ids)).logits
-            except Exception as error:
-                raise UserError(
-                    f"--model {config.model}: its forward does not accept inputs_embeds alone "
-                    f"({type(error).__name__}: {error}), so pseudo-prompts cannot be learned on "
-                    "it; choose another model."
-                ) from error
-        if not bool(expected.isfinite().all()):
-            raise UserError(
-                f"--model {config.model}: its weights are finite, but its logits are not in "
-                f"--dtype {config.dtype}; give --dtype float32."
-            )
-        scale = float(expected.abs().max()) + 1e-6
-        low = config.dtype in ("bfloat16", "float16")
-        if float((expected[0, :3] - expected[1, :3]).abs().max()) > (0.05 if low else 1e-4) * scale:
-            raise UserError(
-                f"--model {config.model}: its logits at a token change with the tokens after it, "
-                f"so {type(hf).__name__} is no causal language model here; choose another model."
-            )
-        if not float((found - expected).abs().max()) <= (0.05 if low else 1e-3) * scale:
-            raise UserError(
-                f"--model {config.model}: its logits from inputs_embeds differ from those from "
-                "ids (it reads the ids elsewhere too), so pseudo-prompts cannot be learned on it; "
-                "choose another model."
-            )
-
-    @staticmethod
-    def _tells_rows_apart(hf: Any, config: ModelConfig) -> bool:
-        """Whether `position_ids` that begin anew keep rows in one sequence from each other.
-
-        What the second row's logits would move by, if it saw the first one, is the yardstick.
-        """
-        embed = hf.get_input_embeddings()
-        ids = torch.tensor([[3, 5, 7, 4, 11, 6, 9]], device=embed.weight.device)
-        positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2]], device=embed.weight.device)
-        with torch.no_grad():
-            rows = embed(ids % len(embed.weight))
-
-            def second(**inputs: Any) -> Tensor:
-                return hf(**inputs, use_cache=False).logits[:, -3:].float()
-
-            alone = second(inputs_embeds=rows[:, 4:])
-            seen = float((second(inputs_embeds=rows) - alone).abs().max())
-            try:
-                packed = second(inputs_embeds=rows, position_ids=positions)
-            except Exception:  # whatever an architecture says to an argument that it does not know
-                return False
-        tolerance = 0.1 if config.dtype in ("bfloat16", "float16") else 1e-3
-        return bool(float((packed - alone).abs().max()) <= tolerance * seen)
-
-    def _pack(self) -> None:
-        """Make every LoRA parameter a view into one flat buffer."""
-        named = [(n, p) for n, p in self.hf.named_parameters() if p.requires_grad]
-        low = self.config.dtype in ("bfloat16", "float16")
-        dtype = torch.float32 if low else DTYPES[self.config.dtype]
-        self.names = [n for n, _ in named]
-        self.shapes = [p.shape for _, p in named]
-        self.size = sum(p.numel() for _, p in named)
-        self._buffer = torch.zeros(self.size, dtype=dtype, device=self.device)
-        for (_, parameter), view in zip(named, self._views(self._buffer), strict=True):
-            view.copy_(parameter.data)
-            parameter.data = view
-        self._parameters = [p for _, p in named]
-
-    def _views(self, flat: Tensor) -> list[Tensor]:
-        parts = flat.split([math.prod(s) for s in self.shapes])
-        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
-
-    def _drop_positions(self, args: tuple[Tensor, ...]) -> Any:
-        return args if self._keep is None else (args[0][self._keep], *args[1:])
-
-    # --- theta ------------------------------------------------------------------------------
-
-    def fresh_theta(self, seed: int) -> Tensor:
-        """LoRA's initial values, (P,): A uniform in +-1/sqrt(fan-in), B zero, as `peft` draws them.
-
-        The draw is made on the CPU, so that it is the same on every device.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        parts = []
-        for name, shape in zip(self.names, self.shapes, strict=True):
-            if "lora_A" in name:
-                bound = 1 / math.sqrt(math.prod(shape[1:]))
-                draw = torch.empty(shape, dtype=torch.float32).uniform_(
-                    -bound, bound, generator=generator
-                )
-            else:
-                draw = torch.zeros(shape)
-            parts.append(draw.flatten())
-        return torch.cat(parts).to(self._buffer)
-
-    def zero_theta(self) -> Tensor:
-        """The model without any training, (P,)."""
-        return torch.zeros_like(self._buffer)
-
-    def write(self, theta: Tensor) -> None:
-        """Put theta (P,) into the module's own LoRA parameters."""
-        self._buffer.copy_(theta)
-
-    def named_theta(self, theta: Tensor) -> dict[str, Tensor]:
-        """Theta (P,) as named LoRA matrices (views)."""
-        return dict(zip(self.names, self._views(theta), strict=True))
-
-    # --- embeddings -------------------------------------------------------------------------
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """What the input embedding module returns for ids (...,): (..., d), without gradient."""
-        with torch.no_grad():
-            return self.hf.get_input_embeddings()(ids.to(self.device))
-
-    @property
-    def table(self) -> Tensor:
-        """Every token's embedding as the model's layers receive it, (V, d)."""
-        if not len(self._table):
-            rows = self.hf.get_input_embeddings().weight.shape[0]
-            probe = torch.arange(min(rows, 64), device=self.device)
-            weight = self.hf.get_input_embeddings().weight.detach()
-            if torch.equal(self.embed(probe), weight[: len(probe)]):
-                self._table = weight  # no copy where the module is a plain look-up
-            else:
-                self._table = self.embed(torch.arange(rows))
-        return self._table
-
-    def inputs(self, batch: Batch, vectors: Tensor | None) -> Tensor:
-        """`inputs_embeds` (B, T, d): token embeddings, `vectors` (Q, d) in the batch's slots."""
-        embeds = self.embed(batch.ids)
-        if vectors is None:
-            return embeds
-        slots = batch.slots.to(self.device)
-        where = slots >= 0
-        return embeds.index_put((where,), vectors[slots[where]].to(embeds.dtype))
-
-    # --- loss -------------------------------------------------------------------------------
-
-    def lay_out(self, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
-        """The batch as it passes through the model, and how the model tells its rows apart.
-
-        Returns:
-            The rows packed, (1, S), with `position_ids`; or the batch as it is, (B, T), with its
-            `attention_mask`, where nothing is padding or the model cannot tell packed rows apart.
-        """
-        batch = batch.to(self.device)
-        if self.packs and batch.tokens < batch.ids.numel():
-            packed, positions = batch.packed()
-            return packed, {"position_ids": positions}
-        return batch, {"attention_mask": batch.attention}
-
-    def in_parts(self, batch: Batch, run: Callable[[list[Batch]], T], *, backward: int = 1) -> T:
-        """What `run` makes of a batch's parts, which have at most `micro` positions each.
-
-        Where memory runs out, `micro` is halved and `run` called again, with smaller parts.
-
-        Args:
-            batch: rows.
-            run: takes the parts, in the rows' order; goes through them one at a time.
-            backward: 0: `run` has no backward pass; 1: it has; 2: a double one, which needs more
-                memory, so that its parts are smaller.
-
-        Raises:
-            OutOfMemory: a row alone does not fit.
-        """
-        share = DOUBLE if backward == 2 else 1
-        while True:
-            parts = batch.parts(max(1, self.micro // share), packed=self.packs)
-            try:
-                return run(parts)
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-            several = [part for part in parts if len(part.ids) > 1]
-            if not several:
-                others = ["", ", or --gradient-checkpointing", ", or --engine first-order"]
-                other = "" if self.config.gradient_checkpointing else others[backward]
-                raise OutOfMemory(
-                    f"memory ran out on a row of {batch.ids.shape[1]} tokens: give a smaller "
-                    f"--max-tokens{other}."
-                )
-            gc.collect()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-            largest = max(p.tokens if self.packs else p.ids.numel() for p in several)
-            self.micro = max(1, min(self.micro, share * largest) // 2)
-            self.on_less(self.micro)
-
-    def _token_nll(
-        self, batch: Batch, vectors: Tensor | None, overrides: dict[str, Tensor] | None = None
-    ) -> Tensor:
-        """Negative log likelihood of every response token, (n,), row after row."""
-        batch, told = self.lay_out(batch)
-        predicts = torch.zeros_like(batch.response)
-        predicts[:, :-1] = batch.response[:, 1:]
-        labels = batch.ids[:, 1:][batch.response[:, 1:]]
-        kwargs = {"inputs_embeds": self.inputs(batch, vectors), "use_cache": False, **told}
-        self._keep = predicts
-        try:
-            if overrides is None:
-                logits = self.hf(**kwargs).logits
-            else:
-                logits = functional_call(self.hf, overrides, (), kwargs).logits
-        finally:
-            self._keep = None
-        if logits.dtype in (torch.bfloat16, torch.float16):
-            logits = logits.float()
-        return F.cross_entropy(logits, labels, reduction="none")
-
-    def value_and_grad(
-        self,
-        theta: Tensor,
-        batch: Batch,
-        vectors: Tensor | None = None,
-        *,
-        in_vectors: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Mean response NLL at theta and its gradients, by ordinary autograd.
-
-        Args:
-            theta: (P,).
-            batch: rows; its slots point into `vectors`.
-            vectors: (Q, d) learnable embeddings, or None.
-            in_vectors: whether the gradient in `vectors` is wanted too.
-
-        Returns:
-            The loss (), its gradient in theta (P,), and in vectors (Q, d) or None.
-
-        Raises:
-            OutOfMemory: a row alone does not fit.
-        """
-        if in_vectors and vectors is None:
-            raise ValueError("in_vectors needs vectors")
-        leaf = vectors.detach().requires_grad_() if vectors is not None and in_vectors else None
-        rows, gradient, other = self._summed(theta, batch, vectors if leaf is None else leaf, leaf)
-        return rows.sum() / int(batch.predicted.sum()), gradient, other
-
-    def rows_and_grad(self, theta: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Summed response NLL of every row (B,), and the gradient of the mean per token (P,)."""
-        rows, gradient, _ = self._summed(theta, batch, None, None)
-        return rows, gradient
-
-    def _summed(
-        self, theta: Tensor, batch: Batch, vectors: Tensor | None, leaf: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Rows' summed NLLs (B,), and the mean's gradients in theta (P,) and in `leaf`, if any."""
-        self.write(theta)
-        wanted = [*self._parameters, *([] if leaf is None else [leaf])]
-        labels = int(batch.predicted.sum())
-
-        def run(parts: list[Batch]) -> tuple[Tensor, Tensor, Tensor | None]:
-            gradient = torch.zeros_like(theta)
-            other = None if leaf is None else torch.zeros_like(leaf)
-            rows = []
-            for part in parts:
-                with torch.enable_grad():
-                    nll = self._token_nll(part, vectors)
-                    grads = torch.autograd.grad(
-                        nll.sum() / labels, wanted, allow_unused=True, materialize_grads=True
-                    )
-                gradient += torch.cat([g.reshape(-1) for g in grads[: len(self._parameters)]])
-                if other is not None:
-                    other += grads[-1]
-                rows.append(_by_row(nll.detach(), part)[0])
-            return torch.cat(rows), gradient, other
-
-        return self.in_parts(batch, run)
-
-    def loss_at(
-        self,
-        theta: Tensor,
-        batch: Batch,
-        vectors: Tensor | None = None,
-        *,
-        labels: int | None = None,
-    ) -> Tensor:
-        """Mean response NLL as a differentiable function of theta (P,) and vectors (Q, d).
-
-        Args:
-            theta: (P,).
-            batch: rows; its slots point into `vectors`.
-            vectors: (Q, d) learnable embeddings, or None.
-            labels: what the sum is divided by, where `batch` is a part; None: its own labels.
-        """
-        if self.config.gradient_checkpointing or self.config.shard:
-            raise RuntimeError("the functional view must not run under checkpointing or shards")
-        named = self.named_theta(theta)
-        parts = batch.parts(self.micro, packed=self.packs)
-        total = torch.stack([self._token_nll(part, vectors, named).sum() for part in parts]).sum()
-        return total / (int(batch.predicted.sum()) if labels is None else labels)
-
-    def row_losses(self, batch: Batch) -> Tensor:
-        """Mean response NLL of every row (B,), by the parameters that the module holds."""
-        sums, counts = _by_row(self._token_nll(batch, None), batch)
-        return sums / counts
-
-    @torch.no_grad()
-    def row_nll(
-        self, theta: Tensor, batch: Batch, vectors: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Summed response NLL (B,) and response tokens (B,) of every row at theta.
-
-        Raises:
-            OutOfMemory: a row alone does not fit.
-        """
-        self.write(theta)
-
-        def run(parts: list[Batch]) -> tuple[Tensor, Tensor]:
-            sums, counts = zip(
-                *(_by_row(self._token_nll(part, vectors), part) for part in parts), strict=True
-            )
-            return torch.cat(sums), torch.cat(counts)
-
-        return self.in_parts(batch, run, backward=0)
-
-
-def _by_row(nll: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Token NLLs (n,) summed row by row (B,), and each row's response tokens (B,)."""
-    counts = batch.predicted.to(nll.device)
-    owner = torch.repeat_interleave(torch.arange(len(counts), device=nll.device), counts)
-    dtype = torch.promote_types(nll.dtype, torch.float32)
-    sums = torch.zeros(len(counts), device=nll.device, dtype=dtype)
-    return sums.index_add_(0, owner, nll.to(dtype)), counts
-
-
-@contextlib.contextmanager
-def twice_differentiable() -> Iterator[None]:
-    """Scaled-dot-product attention by its MATH kernel: the only one with a double backward."""
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
-
-
-def _matrices(hf: Any) -> list[Any]:
-    """The modules that LoRA goes on."""
-    from transformers.pytorch_utils import Conv1D
-
-    return [m for m in hf.modules() if isinstance(m, (nn.Linear, Conv1D))]
-
-
-def add_lora(hf: Any, config: ModelConfig) -> Any:
-    """A transformers model with LoRA on it, as a peft model.
-
-    Raises:
-        UserError: no module of that name, LoRA on the embeddings, or a rank above all widths.
-    """
-    from transformers.pytorch_utils import Conv1D
-
-    widest = max((max(m.weight.shape) for m in _matrices(hf)), default=config.lora_rank)
-    if config.lora_rank > widest:
-        raise UserError(
-            f"--lora-rank {config.lora_rank}: the widest matrix of {config.model} has {widest:,} "
-            "columns, and a rank above that can say nothing more; 8 to 64 are usual."
-        )
-    targets: Any = list(config.lora_targets)
-    if targets == ["all-linear"]:
-        targets = "all-linear"
-    lora = LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,  # pyright: ignore[reportArgumentType] (float works)
-        target_modules=targets,
-        lora_dropout=0.0,
-        fan_in_fan_out=any(isinstance(m, Conv1D) for m in hf.modules()),
-        task_type="CAUSAL_LM",
-    )
-    try:
-        with warnings.catch_warnings():  # peft asks for a name that transformers has renamed
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-            # and misses patterns that it has itself made for parameters, and follows
-            warnings.filterwarnings("ignore", r"The following \w+_pattern keys", RuntimeWarning)
-            peft = get_peft_model(hf, lora)
-    except ValueError as error:
-        linear = sorted(
-            {n.split(".")[-1] for n, m in hf.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
-        )
-        raise UserError(
-            f"--lora-targets {' '.join(config.lora_targets)}: no such module in "
-            f"{config.model}; it has {', '.join(linear)}."
-        ) from error
-    if any("lora_embedding" in name for name, _ in peft.named_parameters()):
-        raise UserError(
-            f"--lora-targets {' '.join(config.lora_targets)}: LoRA on token embeddings cannot be "
-            "trained here, where models are fed vectors; leave the embedding out."
-        )
-    return peft
-
-
-def _untrained_experts(peft: Any, config: ModelConfig) -> list[str]:
-    """A line for the user where `all-linear` leaves out a mixture's experts.
-
-    transformers keeps the experts of a layer in one matrix of three dimensions, which is no linear
-    module; peft knows which matrices these are for some architectures only.
-    """
-    if config.lora_targets != ("all-linear",):
-        return []
-    trained = {id(m.get_param()) for m in peft.modules() if isinstance(m, ParamWrapper)}
-    parts = {n: p for n, p in peft.named_parameters() if not p.requires_grad}
-    left = [p for n, p in parts.items() if p.ndim == 3 and "expert" in n and id(p) not in trained]
-    if not left:
-        return []
-    share = sum(p.numel() for p in left) / sum(p.numel() for p in parts.values())
-    return [
-        f"--lora-targets all-linear: the experts of {config.model} ({share:.0%} of its weights) "
-        "get no LoRA, as they are not linear modules in transformers; only what is beside them is "
-        "trained"
-    ]
+from nacd.model import adapters, checkpoints, quantized
+from nacd.model.functional import (
+    DOUBLE,
+    DTYPES,
+    MICRO_TOKENS,
+    MICRO_TOKENS_DEVICE,
+    LoraModel,
+    twice_differentiable,
+)
+from nacd.model.pretrained import load_tokenizer, load_weights, read_config
+from nacd.model.probe import resolve_device
 
 
 def check_ids(model: LoraModel, rows: Sequence[Encoded], examples: Sequence[Example]) -> None:
@@ -574,11 +36,12 @@ def check_ids(model: LoraModel, rows: Sequence[Encoded], examples: Sequence[Exam
     Raises:
         UserError: a row has one; the row and the token are named.
     """
-    for row, example in zip(rows, examples, strict=True):
-        if (worst := max(row.ids)) >= model.vocabulary:
+    for number, worst in enumerate(largest_ids(rows)):
+        if worst >= model.vocabulary:
             raise UserError(
-                f"{example.source}: it holds {model.tokenizer.convert_ids_to_tokens(worst)}, a "
-                f"special token with the id {worst}, and --model {model.config.model} has "
+                f"{examples[number].source}: it holds "
+                f"{model.tokenizer.convert_ids_to_tokens(worst)}, a special token with the id "
+                f"{worst}, and --model {model.config.model} has "
                 f"embeddings for {model.vocabulary} (ids 0 to {model.vocabulary - 1}); take it out "
                 "of the row."
             )
@@ -603,7 +66,10 @@ def load_model(config: ModelConfig, adapter: Path | None = None) -> LoraModel:
     folder = checkpoints.locate(config.model)
     settings = read_config(folder, config.model)
     tokenizer = load_tokenizer(folder, config.model)
-    hf, notes = load_weights(folder, settings, config.model, DTYPES[config.dtype], config.attention)
+    dtype = DTYPES[config.dtype]
+    how = quantized.loading(config, dtype, resolve_device(config.device))
+    hf, notes = load_weights(folder, settings, config.model, dtype, config.attention, how)
+    quantized.own_products(hf, dtype)
     named = replace(config, model=str(config.model))
     return LoraModel(hf, tokenizer, named, adapter=adapter, notes=notes)
 
@@ -635,10 +101,15 @@ def adapter_folder(model: LoraModel, theta: Tensor, folder: Path) -> None:
 
 
 __all__ = [
+    "DOUBLE",
+    "DTYPES",
+    "MICRO_TOKENS",
+    "MICRO_TOKENS_DEVICE",
     "LoraModel",
     "ModelConfig",
     "adapter_folder",
     "check_ids",
     "load_model",
+    "resolve_device",
     "twice_differentiable",
 ]

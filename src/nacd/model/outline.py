@@ -15,9 +15,11 @@ from torch import Tensor
 from nacd.config import ModelConfig
 from nacd.errors import UserError
 from nacd.model import checkpoints
-from nacd.model.lora import DTYPES, MICRO_TOKENS, MICRO_TOKENS_DEVICE, add_lora
+from nacd.model.functional import DTYPES, MICRO_TOKENS, MICRO_TOKENS_DEVICE
+from nacd.model.inject import add_lora
 from nacd.model.microbatch import needed_bytes
 from nacd.model.pretrained import read_config, said
+from nacd.model.quantized import stored_bytes
 
 
 class Outline:
@@ -30,6 +32,7 @@ class Outline:
         width: d, the width of `inputs_embeds`.
         parameters: of the frozen weights.
         weights: bytes of the frozen weights.
+        largest: numbers of the largest matrix of them.
         usual: positions that go through it at once where memory is no matter.
     """
 
@@ -38,7 +41,7 @@ class Outline:
         settings = read_config(checkpoints.locate(config.model), config.model)
         try:
             with torch.device("meta"):
-                self.hf: Any = _built(settings, config)
+                self.hf: Any = built(settings, config)
                 add_lora(self.hf, config)
             self.hf.eval()
             self.width = self.hf.get_input_embeddings().embedding_dim
@@ -53,12 +56,14 @@ class Outline:
         self.size = sum(p.numel() for p in theirs)
         self.parameters = sum(p.numel() for p in frozen)
         self.weights = sum(p.numel() * p.element_size() for p in frozen)
+        self.largest = max(p.numel() for p in frozen)
+        if config.quantize == "4bit":
+            self.weights = round(stored_bytes(self.hf))
         self.usual = config.micro_tokens or (MICRO_TOKENS_DEVICE if card else MICRO_TOKENS)
 
     def zero_theta(self) -> Tensor:
         """Theta's shape, (P,)."""
-        low = self.config.dtype in ("bfloat16", "float16")
-        dtype = torch.float32 if low else DTYPES[self.config.dtype]
+        dtype = torch.float32 if self.config.low else DTYPES[self.config.dtype]
         return torch.empty(self.size, dtype=dtype, device="meta")
 
     def needed(self, positions: int, *, training: bool = True) -> float:
@@ -101,7 +106,8 @@ class Outline:
         return sum(seen.values()) - square * dtype.itemsize
 
 
-def _built(settings: Any, config: ModelConfig) -> Any:
+def built(settings: Any, config: ModelConfig) -> Any:
+    """The transformers model of a configuration, on the device that is torch's default then."""
     from transformers import AutoModelForCausalLM
 
     kernel = "eager" if config.attention == "eager" else "sdpa"

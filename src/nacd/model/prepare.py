@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from nacd.config import DataConfig
 from nacd.data import (
     Encoded,
     Example,
+    Examples,
     Splits,
     Template,
     encode_all,
@@ -19,9 +21,11 @@ from nacd.data import (
     split_heldout,
 )
 from nacd.data.split import SPOKEN
+from nacd.data.stored import digests, lengths
 from nacd.errors import UserError
 from nacd.model.lora import LoraModel, ModelConfig, check_ids, load_model
 from nacd.model.microbatch import settle
+from nacd.model.unloaded import without_weights
 
 Say = Callable[[str], None]
 
@@ -30,8 +34,8 @@ Say = Callable[[str], None]
 class Part:
     """One split: the same rows as text and as ids."""
 
-    examples: tuple[Example, ...]
-    rows: tuple[Encoded, ...]
+    examples: Sequence[Example]
+    rows: Sequence[Encoded]
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -66,7 +70,7 @@ def read_splits(config: DataConfig, *, target: bool = True, held_out: bool = Tru
     """
     columns = config.mapping() or None
 
-    def read(data: str, flag: str, group: str = "", split: str = "train") -> list[Example]:
+    def read(data: str, flag: str, group: str = "", split: str = "train") -> Examples:
         return read_examples(
             data,
             choice_form=config.choices,
@@ -101,6 +105,8 @@ def prepare(
     splits: Splits | None = None,
     memory: Path | None = None,
     may_lack: Collection[str] = (),
+    *,
+    weights: bool = True,
 ) -> Prepared:
     """Read and split the data, load the model, encode the rows, see what fits in the memory.
 
@@ -111,12 +117,13 @@ def prepare(
         splits: rows already in hand, instead of those that `data_config` names.
         memory: file of the run folder that keeps how much goes through the model at once.
         may_lack: parts that nothing will look at, and that may be empty.
+        weights: whether anything will pass through the model; else its weights are not read.
 
     Raises:
         UserError: whatever is wrong with the data or the model; data is read first.
     """
     splits = read_splits(data_config) if splits is None else splits
-    model = load_model(model_config)
+    model: Any = load_model(model_config) if weights else without_weights(model_config)
     for note in model.notes:
         say(note)
     template = make_template(data_config.template, model.tokenizer, splits.train)
@@ -134,11 +141,12 @@ def prepare(
         check_ids(model, rows, kept)
         if dropped.message:
             say(f"{SPOKEN[name]}: {dropped.message}")
-        parts[name] = Part(tuple(kept), tuple(rows))
+        parts[name] = Part(kept, rows)
     for line in copies(parts):
         say(line)
-    longest = max(len(row) for part in parts.values() for row in part.rows)
-    settle(model, longest, kept=memory, say=say)
+    if weights:
+        longest = max(int(lengths(part.rows).max(initial=0)) for part in parts.values())
+        settle(model, longest, kept=memory, say=say)
     return Prepared(model, template, **parts)
 
 
@@ -147,14 +155,16 @@ def copies(parts: Mapping[str, Part]) -> list[str]:
 
     Parts of one file share no row; files of --target and --heldout may.
     """
-    digests = {name: [e.digest for e in part.examples] for name, part in parts.items()}
     lines = []
     for held in ("development", "report"):
-        known = set(digests[held])
+        known = {*digests(parts[held].examples)}
         for name in ("train", "target"):
-            if count := sum(digest in known for digest in digests[name]):
+            if not known:
+                continue
+            if count := sum(digest in known for digest in digests(parts[name].examples)):
+                of = len(parts[name].examples)
                 lines.append(
-                    f"{count} of {len(digests[name])} {SPOKEN[name]} rows are {SPOKEN[held]} rows "
+                    f"{count} of {of} {SPOKEN[name]} rows are {SPOKEN[held]} rows "
                     f"too, word for word: figures on {SPOKEN[held]} rows may be too good."
                 )
     return lines

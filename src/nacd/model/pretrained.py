@@ -157,7 +157,12 @@ def load_tokenizer(folder: str, model: str) -> Any:
 
 
 def load_weights(
-    folder: str, settings: Any, model: str, dtype: torch.dtype, attention: str
+    folder: str,
+    settings: Any,
+    model: str,
+    dtype: torch.dtype,
+    attention: str,
+    how: Mapping[str, Any] | None = None,
 ) -> tuple[Any, list[str]]:
     """The model in `folder`, without dropout, every weight of it read and finite.
 
@@ -167,6 +172,7 @@ def load_weights(
         model: the value of `--model`, for messages.
         dtype: number format of the weights.
         attention: attention implementation, by its name in transformers.
+        how: more for `from_pretrained`: that weights are quantised, say.
 
     Returns:
         The model, and lines for the user on what the checkpoint holds beside it.
@@ -196,6 +202,7 @@ def load_weights(
             ignore_mismatched_sizes=True,  # refused below, by name
             output_loading_info=True,
             **experts,
+            **(how or {}),
         )
     except (MemoryError, torch.OutOfMemoryError):
         raise

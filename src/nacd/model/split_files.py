@@ -20,7 +20,7 @@ from nacd.config import DataConfig, ReadConfig
 from nacd.data import Example, Template
 from nacd.data.choices import LETTERS
 from nacd.model.prepare import Prepared
-from nacd.store.files import json_lines, write_text
+from nacd.store.files import write_json_lines
 
 FOLDER = "splits"
 PARTS = {"train": "train", "target": "target", "development": "validation", "report": "test"}
@@ -43,7 +43,7 @@ def write_splits(folder: Path, prepared: Prepared, data: DataConfig) -> list[Pat
         examples = getattr(prepared, part).examples
         if examples and not (part == "target" and data.target):
             path = folder / FOLDER / f"{name}.jsonl"
-            write_text(path, json_lines(_row(example, prepared.template) for example in examples))
+            write_json_lines(path, (_row(example, prepared.template) for example in examples))
             written.append(path)
     return written
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nacd.comparison.rungs import Rung
+from nacd.comparison.results import Result
 from nacd.store.files import finite
 from nacd.store.folder import Run
 
@@ -66,27 +66,27 @@ class Point:
     """Whether the axis is made for it: sets far off it stand at the edge as numbers."""
 
 
-def ladder(rungs: Sequence[Rung], best: str = "") -> Chart | None:
+def table(rows: Sequence[Result], best: str = "") -> Chart | None:
     """Every row of the results table minus random rows, or else minus the starting rows.
 
     Args:
-        rungs: the rows; the model without training is left to the table.
+        rows: the rows; the model without training is left to the table.
         best: the best real choice of rows.
 
     Returns:
         None where there is nothing to hold a row against.
     """
-    known = {rung.method: rung for rung in rungs if rung.method != "zero-shot"}
+    known = {row.method: row for row in rows if row.method != "zero-shot"}
     reference = next((m for m in ("random", "seeds", *known) if m in known), "")
     near = {"random", "seeds", "seeds-shuffled", "text", "text-shuffled", best}
     points = [Point(known[reference].label, 0.0, near=True)] if reference else []
-    for method, rung in known.items():
-        held = rung.minus.get(reference)
+    for method, row in known.items():
+        held = row.minus.get(reference)
         if held is None:
             continue
         ends = (None, None) if held.over_trainings is None else (held.low, held.high)
         own = method in ("text", "text-last", "text-shuffled", "soft")
-        points.append(Point(rung.label, held.mean, *ends, rung.singles, own, method in near))
+        points.append(Point(row.label, held.mean, *ends, row.singles, own, method in near))
     return differences(points) if len(points) > 1 else None
 
 

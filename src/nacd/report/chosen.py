@@ -6,14 +6,16 @@ about_rows.json     lengths of the chosen rows and of all, in bins; rows of each
 from __future__ import annotations
 
 import shlex
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from nacd.comparison.decision import LABELS
+from nacd.data.stored import lengths
 from nacd.errors import UserError
 from nacd.report import facts
 from nacd.report.charts import Chart
@@ -39,23 +41,20 @@ def record_chosen(folder: Path, prepared: Prepared, rows: Sequence[int]) -> None
         prepared: the training rows.
         rows: indices of those chosen.
     """
-    lengths = [len(row) for row in prepared.train.rows]
-    width = max(1, -(-max(lengths) // BINS))
-    starts = [*range(0, max(lengths) + 1, width)]
-    binned = [Counter(bisect_right(starts, n) - 1 for n in own)
-              for own in (lengths, [lengths[i] for i in rows])]  # fmt: skip
-    groups = [example.group for example in prepared.train.examples]
-    own = Counter(groups[i] for i in rows)
+    tokens = lengths(prepared.train.rows)
+    width = max(1, -(-int(tokens.max()) // BINS))
+    bins = int(tokens.max()) // width + 1
+    binned = [np.bincount(own // width, minlength=bins) for own in (tokens, tokens[[*rows]])]
+    groups = Counter(example.group for example in prepared.train.examples)
+    own = Counter(prepared.train.examples[i].group for i in rows)
     write_json(
         folder / "about_rows.json",
         {
-            "of": len(lengths),
-            "of_tokens": sum(lengths),
+            "of": len(tokens),
+            "of_tokens": int(tokens.sum(dtype=np.int64)),
             "width": width,
-            "lengths": [[count[place] for place in range(len(starts))] for count in binned],
-            "groups": [
-                [name, own[name], count] for name, count in Counter(groups).most_common() if name
-            ],
+            "lengths": [count.tolist() for count in binned],
+            "groups": [[name, own[name], count] for name, count in groups.most_common() if name],
         },
     )
 

@@ -11,8 +11,9 @@ from typing import Any
 from pyarrow import parquet
 
 from nacd.comparison.decision import LABELS, called, decisions, warnings
-from nacd.comparison.rungs import Rung
-from nacd.comparison.table import best_real, notes
+from nacd.comparison.results import Result, Values, results
+from nacd.comparison.table import best_real
+from nacd.comparison.text import notes
 from nacd.errors import UserError
 from nacd.report import charts, facts
 from nacd.report.charts import Chart
@@ -30,7 +31,7 @@ class Block:
     budget: str
     chart: Chart | None
     """None where nothing was trained."""
-    rows: Sequence[tuple[Rung, Mapping[str, Any]]]
+    rows: Sequence[tuple[Result, Mapping[str, Any]]]
     failed: list[tuple[str, str]]
     """Rows of the table that have no figure, and why."""
     rivals: list[tuple[str, str]]
@@ -49,18 +50,18 @@ def comparison_context(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: no row of the comparison has been made yet.
     """
-    results, cells = folder / "results.json", folder / "results.parquet"
-    if not (results.is_file() and cells.is_file()):
+    file, cells = folder / "results.json", folder / "results.parquet"
+    if not (file.is_file() and cells.is_file()):
         raise UserError(
             f"{folder}: this comparison has no results yet; run its `nacd compare` command again."
         )
-    found = read_json(results)
+    found = read_json(file)
     table = found["table"]
-    values: dict[tuple[str, str, str], list[float]] = {}
+    values: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
     for cell in parquet.read_table(cells).to_pylist():
         if cell.get("report_nll") is not None:
-            key = (cell["target"], cell["budget"], cell["method"])
-            values.setdefault(key, []).append(cell["report_nll"])
+            block = values.setdefault((cell["target"], cell["budget"]), {})
+            block.setdefault(cell["method"], {})[cell["seed"]] = cell["report_nll"]
     config = settings(folder)
     overlap = folder / "overlap.json"
     blocks = [*_blocks(table, values)]
@@ -85,19 +86,19 @@ def comparison_context(folder: Path) -> dict[str, Any]:
 
 
 def _blocks(
-    table: list[dict[str, Any]], values: Mapping[tuple[str, str, str], list[float]]
+    table: list[dict[str, Any]], values: Mapping[tuple[str, str], Values]
 ) -> Iterator[Block]:
     for number, (target, budget, said) in enumerate(decisions(table)):
         own = [row for row in table if (row["target"], row["budget"]) == (target, budget)]
         made = [row for row in own if "report_nll" in row]
-        rows = [(_rung(row, values[target, budget, row["method"]]), row) for row in made]
+        shown = results(made, values.get((target, budget), {}))
         best = best_real({row["method"]: row["report_nll"] for row in made})
-        chart = charts.ladder([rung for rung, _ in rows], best)
+        chart = charts.table(shown, best)
         yield Block(
             target=Path(target).name,
             budget=budget,
             chart=chart and replace(chart, id=f"ladder-{number}"),
-            rows=rows,
+            rows=[*zip(shown, made, strict=True)],
             failed=[
                 (LABELS.get(str(row["method"]), str(row["method"])), row["why"])
                 for row in own
@@ -116,28 +117,6 @@ def _rivals(made: Sequence[Mapping[str, Any]], best: str) -> list[tuple[str, str
     names = {"random": LABELS["random"], "best": LABELS.get(best, best), "seeds": LABELS["seeds"]}
     same = best in names
     return [(k, n) for k, n in names.items() if f"minus_{k}" in held and not (same and k == "best")]
-
-
-def _rung(row: Mapping[str, Any], values: list[float]) -> Rung:
-    method = str(row["method"])
-    held = {
-        rival: read_difference(row.get(f"minus_{rival}")) for rival in ("random", "best", "seeds")
-    }
-    return Rung(
-        method=method,
-        label=LABELS.get(method, method),
-        values=tuple(values),
-        mean=row["report_nll"],
-        half=row["interval"],
-        rows=row["rows"],
-        tokens=row["tokens"],
-        steps=row["steps"],
-        changed=row["tokens_changed"],
-        minus={rival: found for rival, found in held.items() if found},
-        singles=(),
-        seconds=row["training_seconds"],
-        closed=row["recovered_from_zero-shot"],
-    )
 
 
 def _tiles(rows: Sequence[Mapping[str, Any]], sizes: Mapping[str, int]) -> list[facts.Tile]:

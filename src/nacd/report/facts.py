@@ -9,7 +9,7 @@ from typing import Any
 
 from nacd.comparison import cautions
 from nacd.comparison.decision import called
-from nacd.comparison.rungs import Rung, diverged
+from nacd.comparison.results import Result, diverged
 from nacd.comparison.table import best_real
 from nacd.config.recipe import recipe_of
 from nacd.statistics.verdict import Difference, word
@@ -70,18 +70,18 @@ def verdict(run: Run) -> str:
     return f"No verdict yet: this run has not ended ({run.state})."
 
 
-def size(run: Run, rungs: Sequence[Rung]) -> tuple[int, int | None, int | None]:
+def size(run: Run, table: Sequence[Result]) -> tuple[int, int | None, int | None]:
     """Distilled rows, their tokens, and the training rows they come from; None where unknown."""
-    rung = next((r for r in rungs if r.method in ("text", "seeds")), None)
+    row = next((r for r in table if r.method in ("text", "seeds")), None)
     source = None if run.results is None else run.results["sizes"]["train"]
-    if rung is None:
+    if row is None:
         return len(run.dataset), None, source
-    return rung.rows, rung.tokens, source
+    return row.rows, row.tokens, source
 
 
-def lead(run: Run, rungs: Sequence[Rung]) -> str:
+def lead(run: Run, table: Sequence[Result]) -> str:
     """What was distilled from what, with which recipe."""
-    rows, tokens, source = size(run, rungs)
+    rows, tokens, source = size(run, table)
     name = Path(run.setting("data.data", "the data")).name
     recipe = recipe_of(run)
     what = f"{number(rows)} rows" if rows else f"A budget of {run.setting('budget')}"
@@ -124,25 +124,25 @@ def saved(rows: int, of_rows: int | None, tokens: int | None, of_tokens: int | N
     return "Rows to train on", value, remark
 
 
-def tiles(run: Run, rungs: Sequence[Rung]) -> list[Tile]:
+def tiles(run: Run, table: Sequence[Result]) -> list[Tile]:
     """The few figures that stand at the top: against what, how much is saved, what it cost."""
-    known = {rung.method: rung for rung in rungs}
+    known = {row.method: row for row in table}
     found: list[Tile] = []
     if text := known.get("text"):
-        best = best_real({method: rung.mean for method, rung in known.items()})
+        best = best_real({method: row.mean for method, row in known.items()})
         real = "seeds" if best in ("", "random") else best
         found.append(against("random rows", text.minus.get("random")))
         what = "the best real rows: " if real == best else ""
         found.append(against(f"{what}{called(real)}", text.minus.get(real)))
-    rows, tokens, source = size(run, rungs)
+    rows, tokens, source = size(run, table)
     if rows:
         full = known.get("full")
         found.append(saved(rows, source, tokens, full.tokens if full else None))
     if run.stages is not None:
         spent = {stage["name"]: stage["seconds"] for stage in run.stages["stages"]}
-        table = sum(spent.get(name, 0.0) for name in ("measuring", TABLE))
-        remark = "without its table" if table else "all stages together"
-        found.append(("Distilling took", duration(sum(spent.values()) - table), remark))
+        measuring = sum(spent.get(name, 0.0) for name in ("measuring", TABLE))
+        remark = "without its table" if measuring else "all stages together"
+        found.append(("Distilling took", duration(sum(spent.values()) - measuring), remark))
     return found
 
 
@@ -150,7 +150,7 @@ TABLE = "training and measuring the table"
 """The stage after distilling."""
 
 
-def warnings(run: Run, rungs: Sequence[Rung]) -> Iterator[tuple[str, str]]:
+def warnings(run: Run, table: Sequence[Result]) -> Iterator[tuple[str, str]]:
     """What a reader should mind: a few words, and a sentence or two."""
     results = run.results
     if results is not None and results["tokens_changed"] == 0:
@@ -165,7 +165,7 @@ def warnings(run: Run, rungs: Sequence[Rung]) -> Iterator[tuple[str, str]]:
             "Training diverged.",
             f"Not every training of these rows came to a figure: {', '.join(lost.values())}.",
         )
-    known = {rung.method: rung for rung in rungs}
+    known = {row.method: row for row in table}
     text, seeds = known.get("text-shuffled"), known.get("seeds-shuffled")
     if text and seeds and _better(known.get("text"), "seeds") and not _better(text, seeds.method):
         yield (
@@ -175,7 +175,7 @@ def warnings(run: Run, rungs: Sequence[Rung]) -> Iterator[tuple[str, str]]:
         )
     shuffle = recipe_of(run).shuffle
     yield from cautions.of_order(known, shuffle)
-    few = [len(rung.values) for rung in rungs if rung.method in ("text", "seeds", "random")]
+    few = [len(row.values) for row in table if row.method in ("text", "seeds", "random")]
     if few:
         yield from cautions.of_trainings(min(few))
     if results is not None:
@@ -205,13 +205,13 @@ def warnings(run: Run, rungs: Sequence[Rung]) -> Iterator[tuple[str, str]]:
             )
 
 
-def _better(rung: Rung | None, rival: str) -> bool:
-    held = None if rung is None else rung.minus.get(rival)
+def _better(row: Result | None, rival: str) -> bool:
+    held = None if row is None else row.minus.get(rival)
     return held is not None and word(held) == "better"
 
 
-def _figure(rung: Rung) -> str:
-    return f"{rung.mean:.3f}" + (f" \N{PLUS-MINUS SIGN} {rung.half:.3f}" if rung.half else "")
+def _figure(row: Result) -> str:
+    return f"{row.mean:.3f}" + (f" \N{PLUS-MINUS SIGN} {row.half:.3f}" if row.half else "")
 
 
 def _dropped(run: Run) -> str:

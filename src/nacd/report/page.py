@@ -23,7 +23,7 @@ import jinja2
 from markupsafe import Markup
 
 from nacd.comparison.decision import LABELS, called
-from nacd.comparison.rungs import rungs
+from nacd.comparison.results import of_run
 from nacd.config.commands import ReportConfig
 from nacd.report import charts, facts, trajectory
 from nacd.report.check import check_context, commands, interval, unbroken
@@ -64,8 +64,8 @@ def write_report(config: ReportConfig) -> Path:
 
 def context(run: Run) -> dict[str, Any]:
     """Everything that the page of a distillation shows."""
-    ladder = rungs(run)
-    drawn = charts.ladder(ladder)
+    table = of_run(run)
+    drawn = charts.table(table)
     curves = charts.curves(run)
     experts = trajectory.chart(run)
     rows, left_out = shown_rows(run)
@@ -73,22 +73,22 @@ def context(run: Run) -> dict[str, Any]:
         "title": f"{run.name}: NACD report",
         "run": run,
         "verdict": facts.verdict(run),
-        "lead": facts.lead(run, ladder),
-        "tiles": facts.tiles(run, ladder),
-        "rungs": ladder,
+        "lead": facts.lead(run, table),
+        "tiles": facts.tiles(run, table),
+        "table": table,
         "rivals": [
             (key, name)
             for key, name in (("random", called("random")), ("seeds", LABELS["seeds"]))
-            if any(key in rung.minus for rung in ladder)
+            if any(key in row.minus for row in table)
         ],
-        "ladder": drawn,
+        "drawn": drawn,
         "curves": curves,
         "experts": experts,
         "segments": trajectory.describe(trajectory.matched(run), len(run.experts)),
         "rows": rows,
         "rows_left_out": left_out,
         "rows_beside_seeds": bool(run.rows),
-        "warnings": [*facts.warnings(run, ladder)],
+        "warnings": [*facts.warnings(run, table)],
         "overlap": facts.overlap(run),
         "stages": stages(run),
         "setup": facts.setup(run),

@@ -227,7 +227,7 @@ def overlap_record(
         touched: set[int] = set()
         own = pairs = 0
         shown: list[tuple[str, str]] = []
-        for number, others in overlapping([row_text(example) for example in rows], texts):
+        for number, others in overlapping(map(row_text, rows), texts):
             own += 1
             pairs += len(others)
             touched.update(others)

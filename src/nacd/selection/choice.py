@@ -93,10 +93,10 @@ def choose(task: Task, method: str, flag: str = "--method") -> Chosen:
     order = ranking.order
     if not ranking.filtered:
         order = filtered(order, task.prepared.train, task.config)
-    return Chosen(take(task.budget, list(task.prepared.train.rows), order), ranking)
+    return Chosen(take(task.budget, task.prepared.train.rows, order), ranking)
 
 
-def take(budget: str, rows: list[Encoded], order: Iterable[int]) -> list[int]:
+def take(budget: str, rows: Sequence[Encoded], order: Iterable[int]) -> list[int]:
     """The first rows of an order that the budget pays for; as `budget_rows`, for a lazy order.
 
     A percentage is one of all training rows, whatever the order leaves out.
@@ -106,7 +106,7 @@ def take(budget: str, rows: list[Encoded], order: Iterable[int]) -> list[int]:
     """
     kind, number = parse_budget(budget)
     if kind != "tokens":
-        count = len(budget_rows(budget, rows, list(range(len(rows)))))
+        count = len(budget_rows(budget, rows, range(len(rows))))
         taken = list(islice(order, count))
         if len(taken) == count:
             return taken
@@ -162,10 +162,11 @@ def choose_once(
             "measured": dict(chosen.ranking.measured),
         }
 
-    found = run.once(name, make)
-    if (found.get("minutes") or math.inf) < task.config.minutes:
-        run.forget(name)
-        found = run.once(name, make)
+    def stopped(kept: dict[str, Any]) -> bool:
+        """Whether time ended a search that is given more now."""
+        return (kept.get("minutes") or math.inf) < task.config.minutes
+
+    found = run.once(name, make, stale=stopped)
     examples = task.prepared.train.examples
     now = [examples[i].digest if i < len(examples) else "" for i in found["rows"]]
     if now != found["digests"]:

@@ -6,20 +6,15 @@ Both are lazy: they read the order only as far as they are read.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from sys import intern
 from typing import TYPE_CHECKING
 
 from nacd.config import SelectionConfig
-from nacd.data import Example
-from nacd.selection.words import words
+from nacd.selection.copies import deduplicated
 
 if TYPE_CHECKING:
     from nacd.model.prepare import Part
-
-PERMUTATIONS = 128
-"""Hashes of a MinHash signature."""
-RECALL = 0.99
-"""Least chance that two rows just as alike as the threshold are compared."""
 
 
 def filtered(order: Iterable[int], train: Part, config: SelectionConfig) -> Iterable[int]:
@@ -27,56 +22,8 @@ def filtered(order: Iterable[int], train: Part, config: SelectionConfig) -> Iter
     if config.dedup:
         order = deduplicated(order, train.examples, config.dedup)
     if config.stratify:
-        order = stratified(order, [example.group for example in train.examples])
+        order = stratified(order, [intern(example.group) for example in train.examples])
     return order
-
-
-def bands(threshold: float) -> tuple[int, int]:
-    """Bands and rows a band of the signature: the fewest comparisons that keep `RECALL`.
-
-    Two rows of Jaccard similarity s share a band of r hashes with chance s^r, and any of b bands
-    with 1 - (1 - s^r)^b (Leskovec, Rajaraman & Ullman, Mining of Massive Datasets, 3.4).
-    """
-    best = (PERMUTATIONS, 1)
-    for r in range(2, PERMUTATIONS // 2 + 1):
-        b = PERMUTATIONS // r
-        if 1 - (1 - threshold**r) ** b >= RECALL:
-            best = (b, r)
-    return best
-
-
-def deduplicated(
-    order: Iterable[int], examples: Sequence[Example], threshold: float
-) -> Iterator[int]:
-    """The order without rows that are near-copies of an earlier one.
-
-    Candidates come from MinHash signatures (Broder 1997; `datasketch`), then the exact similarity
-    decides: a row that is less alike than the threshold is never left out.
-
-    Args:
-        order: row indices.
-        examples: all rows.
-        threshold: least Jaccard similarity of two rows' sets of words that makes them copies.
-    """
-    from datasketch import MinHash, MinHashLSH
-
-    index = MinHashLSH(num_perm=PERMUTATIONS, params=bands(threshold))
-    blank = MinHash(num_perm=PERMUTATIONS)
-    kept: dict[Hashable, frozenset[str]] = {}
-    for row in order:
-        found = frozenset(words(examples[row]))
-        signature = blank.copy()
-        signature.update_batch([word.encode() for word in sorted(found)])
-        if any(jaccard(found, kept[near]) >= threshold for near in index.query(signature)):
-            continue
-        kept[row] = found
-        index.insert(row, signature)
-        yield row
-
-
-def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    """Shared words over all words of two rows; 1 for two without a word."""
-    return len(a & b) / len(a | b) if a or b else 1.0
 
 
 def stratified(order: Iterable[int], groups: Sequence[str]) -> Iterator[int]:

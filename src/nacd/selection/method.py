@@ -18,6 +18,7 @@ import numpy as np
 from nacd.config import SelectionConfig
 from nacd.config.recipe import Recipe
 from nacd.data import Encoded
+from nacd.data.stored import digests
 from nacd.terminal.progress import Progress
 
 if TYPE_CHECKING:  # PyTorch takes seconds: flags are checked without it
@@ -52,7 +53,8 @@ class Task:
         """Of the training and target rows, to tell intermediates of other rows apart."""
         digest = hashlib.sha256()
         for part in (self.prepared.train, self.prepared.target):
-            digest.update("".join(example.digest for example in part.examples).encode())
+            for one in digests(part.examples):
+                digest.update(one.encode())
         return digest.hexdigest()[:12]
 
     def tokens_digest(self) -> str:
@@ -96,6 +98,8 @@ def forward_flops(model: LoraModel, tokens: float) -> float:
     activation gradients, and no gradients of their own (Kaplan et al., arXiv 2001.08361, without
     the third of the backward pass that LoRA saves).
     """
+    from nacd.model.products import count
+
     table = model.hf.get_input_embeddings().weight.numel()
     tied = model.hf.get_output_embeddings().weight is model.hf.get_input_embeddings().weight
-    return 2.0 * tokens * (sum(p.numel() for p in model.hf.parameters()) - (0 if tied else table))
+    return 2.0 * tokens * (count(model.hf.parameters()) - (0 if tied else table))

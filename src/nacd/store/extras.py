@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from nacd.errors import UserError
 
 EXTRAS = {
+    "bitsandbytes": "quantize",
     "bm25s": "select",
     "datasketch": "select",
     "gguf": "gguf",

@@ -127,8 +127,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a JSON-lines file whole; numbers that are not finite become null."""
-    write_text(path, json_lines(rows))
+    """Write a JSON-lines file whole, row by row; numbers that are not finite become null."""
+    with whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        file.writelines(json_text(row) + "\n" for row in rows)
 
 
 def read_json(path: Path) -> dict[str, Any]:

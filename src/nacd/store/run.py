@@ -168,7 +168,13 @@ class RunFolder:
         return self.path / "memory.json"
 
     def once(
-        self, name: str, make: Callable[[], dict[str, Any]], *, of: str = ""
+        self,
+        name: str,
+        make: Callable[[], dict[str, Any]],
+        *,
+        of: str = "",
+        older: str = "",
+        stale: Callable[[dict[str, Any]], bool] = lambda kept: False,
     ) -> dict[str, Any]:
         """The JSON result `name`: read it if it is there, else make and keep it.
 
@@ -177,6 +183,8 @@ class RunFolder:
             make: makes the result; of several processes all call it, and the first one's counts.
             of: a hash of what the result is of, kept with it as `of`: one of something else is
                 made anew. Empty, or a file of an older version, which does not say: it is read.
+            older: the same hash as an older version wrote it.
+            stale: whether a kept result, though of the same, is to be made anew.
 
         Returns:
             The result as the file has it: lists for tuples, None for what is not a finite number.
@@ -187,7 +195,8 @@ class RunFolder:
 
         def there() -> dict[str, Any] | None:
             kept = self.kept(name)
-            return kept if kept is not None and (not of or kept.get("of", of) == of) else None
+            same = kept is not None and (not of or kept.get("of", of) in (of, older))
+            return kept if kept is not None and same and not stale(kept) else None
 
         kept = processes.first(there)
         if kept is not None:
@@ -202,10 +211,6 @@ class RunFolder:
                 return self.kept(name) or {}
 
             return processes.first(read)
-
-    def forget(self, name: str) -> None:
-        """Remove the JSON result `name`."""
-        processes.first(lambda: (self.path / f"{name}.json").unlink())
 
     def keep(self, name: str, result: Mapping[str, Any]) -> None:
         """Keep a JSON result as `name`.json, with a seal of it and of its name."""

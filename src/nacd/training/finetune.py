@@ -83,7 +83,7 @@ def train(
     turns: Literal["all", "last"] = "all",
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda line: None,
-    before: Callable[[LoraModel, list[Encoded]], None] = lambda model, rows: None,
+    before: Callable[[LoraModel, Sequence[Encoded]], None] = lambda model, rows: None,
 ) -> TrainResult:
     """Load a model, fine-tune it on examples, and save the adapter and its metrics.
 

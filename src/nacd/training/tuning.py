@@ -245,10 +245,11 @@ def tune_recipe(
             "notes": [*found.notes, *few],
         }
 
-    kept = folder.once(name, make, of=of)
-    if not kept["complete"] and (minutes is None or minutes > kept["minutes"]):
-        folder.forget(name)
-        kept = folder.once(name, make, of=of)
+    def stopped(kept: dict[str, Any]) -> bool:
+        """Whether time ended a search that is given more now."""
+        return not kept["complete"] and (minutes is None or minutes > kept["minutes"])
+
+    kept = folder.once(name, make, of=of, stale=stopped)
     chosen = replace(recipe, learning_rate=kept["learning_rate"], epochs=kept["epochs"])
     return TunedRecipe(
         chosen,
