@@ -50,7 +50,7 @@ def config(model: Path, data: Path, out: Path) -> DistillConfig:
 
 
 def without_times(text: str) -> str:
-    return re.sub(r'"(training_)?seconds": [0-9.e-]+', "", text)
+    return re.sub(r'"(\w*seconds|repaid_after)": [^,\n}]+', "", text)
 
 
 def made(out: Path) -> dict[str, str]:
