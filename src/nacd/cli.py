@@ -49,6 +49,8 @@ ANEW = ("doctor", "plan", "evaluate", "train", "push", "report", "runs", "show",
 GOES_ON = "What is done is kept; the same command goes on from there."
 ASKING = ("check", "distill", "select", "compare", "doctor", "train")
 """Commands that ask on a terminal before a run of more than an hour; --yes: they do not."""
+SPREADING = ("distill", "select", "compare", "experts")
+"""Commands that several processes may run together."""
 OWN_JSON = ("runs", "show", "audit")
 """Commands for which --json is a field of their configuration."""
 
@@ -91,6 +93,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"nacd: no command {verb!r}{near(verb, [*VERBS])}\n\n{USAGE}", file=sys.stderr)
         return 2
+    from nacd.store import processes
+
+    error: str | None = "a fault of this program"
+    try:
+        code, error = _run(verb, rest)
+        if error is not None and processes.rank() == 0:
+            print(error, file=sys.stderr)
+        processes.end(error)
+        return code
+    except processes.Lost as lost:
+        error = ""
+        if lost.speaks:
+            print(f"nacd {verb}: {lost}", file=sys.stderr)
+        return 1
+    finally:
+        processes.end(error)
+
+
+def _run(verb: str, rest: Sequence[str]) -> tuple[int, str | None]:
+    """One command's exit status, and what is said where it has not ended well."""
+    from nacd.store import processes
+
     try:
         _quiet_libraries()
         as_json = "--json" in rest and verb not in OWN_JSON
@@ -100,56 +124,59 @@ def main(argv: Sequence[str] | None = None) -> int:
         config, said_of_it = _configured(verb, [arg for arg in rest if arg not in own])
         if hasattr(config, "check"):  # before PyTorch is loaded
             config.check()
+        if processes.launched() and verb not in SPREADING:
+            raise UserError(
+                "it runs in one process; start it without accelerate launch or torchrun, which "
+                f"are for nacd {', '.join(SPREADING)}."
+            )
+        if verb != "distill" and getattr(getattr(config, "model", None), "shard", False):
+            raise UserError("--shard: is for nacd distill; leave it out.")
+        processes.start()
         from nacd.terminal.progress import Progress
 
-        progress = Progress(asks=asks)
+        first = processes.rank() == 0
+        progress = Progress(quiet=not first, asks=asks and first)
         if said_of_it:
             progress.say(said_of_it)
         said = VERBS[verb].run(config, progress)
-        if as_json:
-            print(as_text(said.result))
-        elif said.text:
-            print(said.text)
-        return said.code
+        if first and (as_json or said.text):
+            print(as_text(said.result) if as_json else said.text)
+        return said.code, None
     except UserError as error:
-        print(f"nacd {verb}: {error}", file=sys.stderr)
-        return 1
+        return 1, f"nacd {verb}: {error}"
+    except processes.Lost:
+        raise
     except KeyboardInterrupt:
-        print(
-            f"\nnacd {verb}: stopped. "
-            + ("The same command starts anew." if verb in ANEW else GOES_ON),
-            file=sys.stderr,
-        )
-        return 130
+        how = "The same command starts anew." if verb in ANEW else GOES_ON
+        return 130, f"\nnacd {verb}: stopped. {how}"
     except (MemoryError, RuntimeError) as error:
         from nacd.store.memory import is_out_of_memory
 
         if not is_out_of_memory(error):
+            if lost := processes.broken(error):
+                raise lost from error
             raise
         kept = "" if verb in ANEW else "What is done is kept. "
-        print(
+        return 1, (
             f"nacd {verb}: the device is out of memory. {kept}Give a smaller --micro-tokens or "
-            "--max-tokens, or --gradient-checkpointing.",
-            file=sys.stderr,
+            "--max-tokens, or --gradient-checkpointing."
         )
-        return 1
     except BrokenPipeError:  # `nacd ... | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return 141, None
     except OSError as error:
         from nacd.store.files import UNWRITABLE
 
         if error.errno == errno.ENOSPC:
-            said = (
+            how = (
                 "no space left. What was written before is whole; free some space and run the same "
                 "command again."
             )
         elif error.errno in UNWRITABLE and error.filename:
-            said = f"not permitted ({error.strerror}); mend its permissions, or give another path."
+            how = f"not permitted ({error.strerror}); mend its permissions, or give another path."
         else:
             raise
-        print(f"nacd {verb}: {error.filename or 'the disk'}: {said}", file=sys.stderr)
-        return 1
+        return 1, f"nacd {verb}: {error.filename or 'the disk'}: {how}"
 
 
 def _configured(verb: str, args: Sequence[str]) -> tuple[Any, str]:

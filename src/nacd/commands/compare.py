@@ -45,6 +45,7 @@ from nacd.model.split_files import held_out_line, write_splits
 from nacd.report.page import write_report
 from nacd.selection import Rankings
 from nacd.store.files import read_json
+from nacd.store.processes import first
 from nacd.store.run import RunFolder, settings
 from nacd.terminal.progress import Progress
 from nacd.training.halving import TRAININGS
@@ -111,7 +112,7 @@ def compare(
 
     def distil(budget: Budget) -> list[Outcome]:
         progress.say(f"budget {budget}: distilling")
-        return distilled(config, budget, source, splits, recipes[budget], progress)
+        return distilled(config, budget, source, splits, recipes[budget], folder, progress)
 
     rankings = Rankings()  # of all budgets
     sets = {
@@ -140,7 +141,9 @@ def compare(
         _of_target(target, config, source, splits, sets, elsewhere, folder, progress, kept.add)
     write_splits(folder.path, source, config.data)
     line = held_out_line(folder.path, source, config.data)
-    return Compared(folder.path, kept.table(), shared, kept.write(), kept.faults(), line)
+    return first(
+        lambda: Compared(folder.path, kept.table(), shared, kept.write(), kept.faults(), line)
+    )
 
 
 def _check_trainings(config: CompareConfig, source: Prepared) -> None:

@@ -44,6 +44,7 @@ from nacd.statistics.intervals import few_test_rows
 from nacd.store.clock import StageClock
 from nacd.store.files import read_json, write_json
 from nacd.store.folder import read_run
+from nacd.store.processes import first
 from nacd.store.run import RunFolder
 from nacd.terminal.progress import Progress
 
@@ -88,18 +89,24 @@ def distill(
     config = replace(config, outer=decided(config.outer, config.data))
 
     def forecast(prepared: Prepared, folder: RunFolder, clock: StageClock) -> None:
-        if progress.quiet or (folder.path / "results.json").is_file():
+        if first(lambda: progress.quiet or (folder.path / "results.json").is_file()):
             return
         with clock.stage("measuring a step"):
             speed = measured(prepared, config.recipe, progress)
         announce(distillation(config, prepared, speed, folder.path), progress)
 
     outcome = learn_text(config, splits=splits, progress=progress, before=forecast)
+    first(lambda: _export_all(config, outcome, progress))
+    found, faults = _table(config, outcome, progress) if config.compare else ([], [])
+    return first(lambda: _told(config, outcome, found, faults))
+
+
+def _export_all(config: DistillConfig, outcome: Outcome, progress: Progress) -> None:
+    """Write the data set, its files for trainers, and what is known of every row."""
     folder, prepared, seeds = outcome.folder, outcome.prepared, outcome.seeds
     learned, text = outcome.learned, outcome.text
-    card = _card(config, outcome)
     write_splits(folder.path, prepared, config.data)
-    rows = export(folder, prepared, seeds, text, learned, card)
+    rows = export(folder, prepared, seeds, text, learned, _card(config, outcome))
     write_trainers(
         folder.path / "dataset",
         rows,
@@ -113,10 +120,18 @@ def distill(
     write_records(
         folder.path, prepared, seeds, learned, text, outcome.distiller.allowed, config.outer.metric
     )
-    found, faults = _table(config, outcome, progress) if config.compare else ([], [])
+
+
+def _told(
+    config: DistillConfig, outcome: Outcome, found: Sequence[dict[str, Any]], faults: list[Path]
+) -> Distilled:
+    """Write table, verdict and page."""
+    folder, prepared, seeds = outcome.folder, outcome.prepared, outcome.seeds
+    learned, text = outcome.learned, outcome.text
     table, held = [*map(_plain, found)], differences(found)
     if table:
-        export(folder, prepared, seeds, text, learned, replace(card, results=_shown(table)))
+        card = replace(_card(config, outcome), results=_shown(table))
+        export(folder, prepared, seeds, text, learned, card)
     verdict = judge(found, outcome.changed, learned.best_step)
     if table and (few := few_test_rows(len(prepared.report))):
         verdict = f"{verdict} {few}"

@@ -34,6 +34,7 @@ from nacd.report.chosen import record_chosen
 from nacd.report.page import write_report
 from nacd.selection import METHODS, Task, check_rows, choose_once
 from nacd.store.files import read_json, write_json
+from nacd.store.processes import first
 from nacd.store.run import RunFolder
 from nacd.terminal.progress import Progress
 
@@ -127,10 +128,23 @@ def select(
         if len(prepared.report)
         else "No rows were held out; --hold-out sets validation and test rows aside.",
     )
-    _export(config, prepared, result, progress.say)
-    write_splits(folder.path, prepared, config.data)
+    first(lambda: _write(config, prepared, result, chosen, progress.say))
+    return result
+
+
+def _write(
+    config: SelectConfig,
+    prepared: Prepared,
+    result: Selected,
+    chosen: Mapping[str, Any],
+    say: Say,
+) -> None:
+    """Write the data set, the splits, the results and the page."""
+    folder, rows = result.folder, result.rows
+    _export(config, prepared, result, say)
+    write_splits(folder, prepared, config.data)
     write_json(
-        folder.path / "results.json",
+        folder / "results.json",
         {
             "method": config.method,
             "budget": config.budget,
@@ -151,9 +165,8 @@ def select(
             "template": prepared.template.describe(),
         },
     )
-    record_chosen(folder.path, prepared, rows)
-    write_report(ReportConfig(folder.path))
-    return result
+    record_chosen(folder, prepared, rows)
+    write_report(ReportConfig(folder))
 
 
 def _splits(config: SelectConfig) -> Splits:

@@ -17,6 +17,7 @@ from nacd.errors import UserError
 from nacd.model.prepare import Prepared
 from nacd.store.files import sha256_of
 from nacd.store.folder import read_run
+from nacd.store.processes import count, spread
 from nacd.store.run import RunFolder, differences
 from nacd.terminal.progress import Progress
 
@@ -27,6 +28,7 @@ def distilled(
     source: Prepared,
     splits: Splits,
     recipe: Recipe,
+    folder: RunFolder,
     progress: Progress,
 ) -> list[Outcome]:
     """The distillations behind a budget's rows: those of --runs, or its own."""
@@ -35,15 +37,22 @@ def distilled(
             _taken(_of_run(config, budget, Path(run)), splits, source, recipe, progress)
             for run in config.runs
         ]
-    return [
-        learn_text(
-            config.distillation(budget, number, recipe),
-            splits=splits,
-            prepared=source,
-            progress=progress,
-        )
-        for number in range(config.distillations)
-    ]
+    runs = [config.distillation(budget, number, recipe) for number in range(config.distillations)]
+
+    def learned(run: DistillConfig) -> Outcome:
+        with folder.turn(f"distilled/{run.out.name}"):
+            outcome = learn_text(run, splits=splits, prepared=source, progress=progress)
+            outcome.folder.lock = None  # it has ended: others may read it
+            return outcome
+
+    def free(run: DistillConfig) -> Outcome | None:
+        return None if folder.taken(f"distilled/{run.out.name}") else learned(run)
+
+    if count() > 1 and len(runs) > 1:  # each is left in its folder, and read below
+        made = [*spread(runs, lambda run: free(run) and None)]
+    else:
+        made = [free(run) for run in runs]
+    return [outcome or learned(run) for outcome, run in zip(made, runs, strict=True)]
 
 
 def _taken(

@@ -25,6 +25,7 @@ from nacd.config.compare import CompareConfig
 from nacd.config.recipe import Recipe
 from nacd.data import Encoded
 from nacd.model.prepare import Prepared
+from nacd.store.processes import spread
 from nacd.store.run import RunFolder
 from nacd.terminal.progress import Progress
 from nacd.training.evaluation import choice_accuracy, response_nll
@@ -79,16 +80,17 @@ class Grid:
         """Every cell, made or read; `keep` is given those of one row after the other."""
         made: dict[str, dict[str, Any]] = {}
         name = "table" if self.alone else f"{Path(self.target).name} {self.budget}"
-        done = 0
-        with progress.stage(name, sum(rowset.trainings for rowset in sets)) as tick:
+        work = [(rowset, seed) for rowset in sets for seed in range(rowset.trainings)]
+        with progress.stage(name, len(work)) as tick:
+
+            def told(done: int, cell: dict[str, Any]) -> None:
+                nll = cell.get("report_nll")
+                tick(done, math.nan if nll is None else nll)
+
+            cells = spread(work, lambda one: self._cell(*one, made), told)
             for rowset in sets:
-                cells = []
-                for seed in range(rowset.trainings):
-                    cells.append(self._cell(rowset, seed, made))
-                    done += 1
-                    nll = cells[-1].get("report_nll")
-                    tick(done, math.nan if nll is None else nll)
-                keep(cells)
+                row = [next(cells) for _ in range(rowset.trainings)]
+                keep([cell for cell in row if "taken" not in cell])
 
     def _cell(self, rowset: RowSet, seed: int, made: dict[str, dict[str, Any]]) -> dict[str, Any]:
         method = rowset.method
@@ -96,6 +98,8 @@ class Grid:
         folder, name = self.folder.path / self.place(method, seed), self.name(method, seed)
         if rowset.failed is not None and not (self.folder.path / f"{name}.json").is_file():
             return keep_failure(folder, key, rowset.failed)
+        if self.folder.taken(name):  # whoever ends last has the whole table
+            return {**key, "taken": True}
         answers = method in self.config.accuracy
         try:
             # a result whose rows cannot be had any more is shown as it is

@@ -19,7 +19,9 @@ from nacd.comparison.grid import cell_folder
 from nacd.comparison.table import summarise, write_parquet
 from nacd.errors import UserError
 from nacd.model.pretrained import said
+from nacd.store.claims import turn
 from nacd.store.files import read_json, write_json
+from nacd.store.processes import writes
 from nacd.store.run import RunFolder
 
 Key = tuple[str, str, str, int]
@@ -44,14 +46,19 @@ class Kept:
     def add(self, cells: Sequence[dict[str, Any]]) -> None:
         """Take the cells of one more row."""
         self.cells |= {_key(cell): cell for cell in cells}
-        self.write()
+        if writes():
+            self.write()
 
     def table(self) -> list[dict[str, Any]]:
         """The summary of the cells so far."""
         return summarise([*self._all().values()])
 
     def write(self) -> Path:
-        """Write all of it; the page's path."""
+        """Write all of it, with what other jobs have written so far; the page's path."""
+        with turn(self.folder, "table"):
+            return self._write()
+
+    def _write(self) -> Path:
         cells = self._all()
         write_parquet([*cells.values()], self.folder / "results.parquet")
         counted = {"done": len(cells), "of": len(self.asked | cells.keys())}

@@ -96,6 +96,15 @@ class DistillConfig(HasBudget, TableConfig):
                 f"{self.data.max_tokens}; give a shorter one."
             )
         check_seed(self.seed)
+        if self.model.shard and (
+            self.outer.objective == "trajectory"
+            or self.start_by == "less"
+            or self.model.quantize != "none"
+        ):
+            raise UserError(
+                "--shard: goes with none of --objective trajectory, --start-by less and "
+                "--quantize; leave it out."
+            )
         unknown = sorted(set(self.compare) - set(TABLE_ROWS))
         if unknown:
             raise UserError(

@@ -32,6 +32,9 @@ class ModelConfig:
     """Names of the modules that get LoRA (`q_proj v_proj`), or `all-linear`."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    shard: bool = False
+    """Spread the frozen layers over the processes of a launch, for a model that one device does not
+    hold; with --engine first-order or one-sided."""
     micro_tokens: int = 0
     """Most tokens that go through the model at once (a longer row goes alone); the gradient is the
     whole batch's. 0: 384 on the CPU, 2048 elsewhere, less where memory is short."""

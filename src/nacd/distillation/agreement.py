@@ -26,6 +26,7 @@ from nacd.config import OuterLoopConfig
 from nacd.config.recipe import Recipe
 from nacd.distillation.learn import Distiller
 from nacd.distillation.pool import window_of
+from nacd.store.processes import spread
 
 GOAL = 0.7
 """Cosine to the true gradient that the mean of an outer step should have."""
@@ -110,13 +111,15 @@ def measure(distiller: Distiller, rows: int) -> Agreement:
     """
     outer, config = distiller.outer, distiller.config
     vectors = outer.vectors().detach()
-    gradients = []
+
+    def one(step: int) -> tuple[Tensor, float]:
+        segment = distiller.segment(0, step) if distiller.pool else distiller.segment(step, 0)
+        found = outer.differentiate(segment, vectors)
+        return outer.projection.pull(found.vectors, 0.0).flatten().cpu(), found.value
+
     with distiller.progress.stage("agreement", config.agreement) as tick:
-        for step in range(config.agreement):
-            segment = distiller.segment(0, step) if distiller.pool else distiller.segment(step, 0)
-            found = outer.differentiate(segment, vectors)
-            gradients.append(outer.projection.pull(found.vectors, 0.0).flatten().cpu())
-            tick(step + 1, found.value)
+        told = spread(range(config.agreement), one, lambda done, made: tick(done, made[1]))
+        gradients = [gradient for gradient, _ in told]
     cosines = tuple(_cosine(a, b) for a, b in combinations(gradients, 2))
     return Agreement(cosines, config.segments, advice(cosines, config, distiller.recipe, rows))
 

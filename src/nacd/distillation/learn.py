@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from nacd.meta import Engine
 from nacd.model.prepare import Part, Prepared
 from nacd.selection.random import random_order
 from nacd.store.files import read_json_lines, read_tensors, write_json_lines, write_tensors
+from nacd.store.processes import first, spread, writes
 from nacd.store.tracking import Log, silent
 from nacd.terminal.progress import Progress
 from nacd.training.inner import InnerLoop
@@ -125,7 +126,11 @@ class Distiller:
         table = self.model.table
         self.allowed = choosable(self.model.tokenizer, len(table)).to(table.device)
         projection, step_size = make_projection(self.model, seeds.pseudo, self.config, self.allowed)
-        projection.parameters = projection.parameters.to(self.model.device)
+        begun = projection.parameters.cpu(), getattr(projection, "candidates", None)
+        parameters, guesses = first(lambda: begun)  # a GPU may guess otherwise in each process
+        projection.parameters = parameters.to(self.model.device)
+        if isinstance(projection, Simplex):
+            projection.candidates = guesses
         self.outer = OuterLoop(
             seeds.pseudo,
             projection,
@@ -191,26 +196,28 @@ class Distiller:
 
     # --- development ------------------------------------------------------------------------
 
-    def _nll(self, data: Rows, vectors: Tensor | None) -> float:
+    def _nll(self, *sets: tuple[Rows, Tensor | None]) -> list[float]:
+        """The loss on validation rows of sets, each with its vectors: a mean over trainings."""
         recipe = replace(self.recipe, learning_rate=self.outer.learning_rate)
-        scores = []
-        for seed in range(CHECK_SEED, CHECK_SEED + self.config.check_trainings):
-            theta = train_student(self.model, recipe, data, seed, vectors=vectors)
-            scores.append(mean_nll(self.model, theta, self.prepared.development.rows))
-        return math.fsum(scores) / len(scores)
+        count = self.config.check_trainings
 
-    def _text_nll(self, rows: Sequence[TextRow]) -> float:
-        data = self.settled(rows)
-        key = (self.outer.learning_rate, *(row.ids for row in data.rows))
-        if key not in self._scores:
-            self._scores[key] = self._nll(data, None)
-        return self._scores[key]
+        def score(training: tuple[Rows, Tensor | None, int]) -> float:
+            data, vectors, seed = training
+            theta = train_student(self.model, recipe, data, seed, vectors=vectors)
+            return mean_nll(self.model, theta, self.prepared.development.rows)
+
+        trainings = [(*each, CHECK_SEED + k) for each in sets for k in range(count)]
+        scores = [*spread(trainings, score)]
+        return [math.fsum(scores[i : i + count]) / count for i in range(0, len(scores), count)]
 
     def check(self, ids: Tensor) -> tuple[dict[str, float], Tensor]:
         """Development losses of the soft prompts and of ids (Q,) as text; the text's ids (Q,)."""
         rows = self.text(ids)
-        soft = self._nll(self.seeds.pseudo, self.outer.vectors())
-        text = self._text_nll(rows)
+        data = self.settled(rows)
+        key = (self.outer.learning_rate, *(row.ids for row in data.rows))
+        sets = [(self.seeds.pseudo, self.outer.vectors()), (data, None)]
+        soft, *anew = self._nll(*sets[: 1 if key in self._scores else 2])
+        text = self._scores[key] = anew[0] if anew else self._scores[key]
         return {
             "development_soft": soft,
             "development_text": text,
@@ -311,7 +318,7 @@ class Distiller:
             while outer.done < config.outer_steps:
                 began = time.perf_counter()
                 number = outer.done
-                segments = [self.segment(number, part) for part in range(config.segments)]
+                segments = [partial(self.segment, number, k) for k in range(config.segments)]
                 try:
                     row: dict[str, Any] = dict(outer.step(segments))
                 except DivergedError as error:
@@ -328,7 +335,7 @@ class Distiller:
                 self._save(metrics, best)
                 self.log(row, outer.done)
                 tick(outer.done, row["objective"])
-        if stopped is None and self.pool is not None:
+        if stopped is None and self.pool is not None and writes():
             self.pool.forget()
         return Learned(
             ids=best["ids"],

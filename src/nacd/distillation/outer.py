@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,7 @@ from nacd.data.rows import Rows
 from nacd.distillation.neighbours import Metric, nearest, regulariser
 from nacd.distillation.projection import Learner
 from nacd.meta import Engine, MetaGradient, Objective, meta_gradient
+from nacd.store.processes import spread
 from nacd.training.inner import InnerLoop, Start
 
 PATIENCE = 5
@@ -153,8 +154,11 @@ class OuterLoop:
             trim=self.config.trim,
         )
 
-    def step(self, segments: Sequence[Segment]) -> dict[str, float]:
+    def step(self, segments: Sequence[Segment | Callable[[], Segment]]) -> dict[str, float]:
         """One outer step; what it saw, of the segments that were kept (NaN where none was).
+
+        Args:
+            segments: inner loops, or what makes one; of several processes each makes its share.
 
         Raises:
             DivergedError: too many steps in a row were of no use, alpha has vanished, or what is
@@ -169,8 +173,11 @@ class OuterLoop:
         gradient = torch.zeros_like(vectors)
         rate_gradient = torch.zeros(())
         values, inner_ends, growths = [], [], []
-        for segment in segments:
-            result = self.differentiate(segment, vectors)
+
+        def differentiated(segment: Segment | Callable[[], Segment]) -> MetaGradient:
+            return self.differentiate(segment() if callable(segment) else segment, vectors)
+
+        for result in spread(segments, differentiated):
             growths.append(_growth(result))
             if not _finite(result) or growths[-1] > self.config.explode:
                 continue

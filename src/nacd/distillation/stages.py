@@ -32,6 +32,7 @@ from nacd.model.prepare import Prepared
 from nacd.selection import METHODS, Task, choose_once
 from nacd.selection.random import random_order
 from nacd.store.files import read_json
+from nacd.store.processes import first, spread
 from nacd.store.run import RunFolder, versions
 from nacd.terminal.progress import Progress
 from nacd.training.student import (
@@ -47,7 +48,7 @@ FREE = ("out", "compare", "trainings")
 """Keys that may differ when a run goes on: they change no stage that is done."""
 SAID = ("data.license", "data.language", "track")
 """Keys that change nothing in any run but what is said of it."""
-ROUNDING = ("model.micro_tokens",)
+ROUNDING = ("model.micro_tokens", "model.shard")
 """Keys that change no more than the rounding, and may be what lets a run go on."""
 OLD_RATES = (
     "--tune-rates will be gone in the next release: --tune finds learning rate and epochs together."
@@ -272,10 +273,9 @@ def recorded_experts(
     settings = config.expert
     recipe = settings.recipe(config.recipe)
     if settings.expert_from:
-        return _imported(config, prepared, folder, recipe)
+        return first(lambda: _imported(config, prepared, folder, recipe))
     digests = [example.digest for example in prepared.train.examples]
-    first = folder.path / "experts" / "0" / "manifest.json"
-    if not first.is_file():
+    if not (folder.path / "experts" / "0" / "manifest.json").is_file():
         rows = len(draw(prepared.train, config.size, config.seed))
         engine = likely(config.outer.engine, config.model.low)
         inner = config.outer.segments * window_of(config.outer, config.recipe, rows)[1]
@@ -290,27 +290,24 @@ def recorded_experts(
             config.outer.outer_steps * inner * PASSES[engine],
         )
         progress.say(plan.describe())
-    experts = []
-    for number in range(settings.experts):
+
+    def record(number: int) -> Expert:
         total = recipe.total_steps(len(prepared.train))
         with progress.stage(f"expert {number + 1}/{settings.experts}", total) as tick:
-            experts.append(
-                record_expert(
-                    prepared.model,
-                    prepared.train.rows,
-                    digests,
-                    recipe,
-                    seed=_expert_seed(folder, config.seed, number),
-                    every=settings.snapshot_every,
-                    folder=folder.path / "experts" / str(number),
-                    pad_id=prepared.model.tokenizer.pad_token_id,
-                    progress=lambda done, _, loss, tick=tick: tick(done, loss),
-                    held_out=lambda theta: mean_nll(
-                        prepared.model, theta, prepared.development.rows
-                    ),
-                )
+            return record_expert(
+                prepared.model,
+                prepared.train.rows,
+                digests,
+                recipe,
+                seed=_expert_seed(folder, config.seed, number),
+                every=settings.snapshot_every,
+                folder=folder.path / "experts" / str(number),
+                pad_id=prepared.model.tokenizer.pad_token_id,
+                progress=lambda done, _, loss: tick(done, loss),
+                held_out=lambda theta: mean_nll(prepared.model, theta, prepared.development.rows),
             )
-    return experts
+
+    return [*spread(range(settings.experts), record)]
 
 
 def _expert_seed(folder: RunFolder, seed: int, number: int) -> int:

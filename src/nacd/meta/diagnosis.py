@@ -140,6 +140,8 @@ def _exact(trial: Trial) -> tuple[tuple[MetaGradient, float] | None, str]:
     model = trial.loop.model
     if model.config.gradient_checkpointing:
         return None, "a double backward does not go with gradient checkpointing"
+    if model.config.shard:
+        return None, "a double backward does not go with --shard"
     why = "a double backward does not fit in memory"
     free = free_memory(model.device)
     longest = max(batch.ids.shape[1] for batch in trial.batches)

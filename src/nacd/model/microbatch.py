@@ -24,6 +24,7 @@ from torch import Tensor
 from nacd.data.batches import collate
 from nacd.data.example import Encoded
 from nacd.model.lora import LoraModel
+from nacd.store import processes
 from nacd.store.files import read_json, write_json
 from nacd.store.memory import OutOfMemory, free_memory
 from nacd.terminal.units import byte_size
@@ -160,12 +161,11 @@ def settle(
     model.on_less = less
     if not model.packs:
         say(f"{name}: its attention cannot tell packed rows apart, so batches are padded.")
-    before = None if kept is None else _read(kept).get(name)
-    if model.config.micro_tokens:
-        model.micro = model.config.micro_tokens
-    elif before is not None:
-        model.micro = before
-    else:
+    before = None if kept is None else processes.first(lambda: _read(kept).get(name))
+
+    def fits() -> int:
+        if model.config.shard:  # what autograd keeps is counted with weights that do not stay
+            return model.micro
         free, needed = free_memory(model.device), part_bytes(model, training=training)
         if free is not None and needed(longest) > free:
             other = " or --gradient-checkpointing,"
@@ -175,7 +175,9 @@ def settle(
                 f"{other if training and not model.config.gradient_checkpointing else ''} or free "
                 f"some memory (or give --micro-tokens {model.micro}, to try all the same)."
             )
-        model.micro = fitting(needed, model.micro, free)
+        return fitting(needed, model.micro, free)
+
+    model.micro = model.config.micro_tokens or before or processes.first(fits)
     if model.micro != before:
         keep(model.micro)
 

@@ -21,6 +21,7 @@ from nacd.selection.judges import judges_of
 from nacd.selection.method import Ranking, Task, forward_flops
 from nacd.selection.random import random_order
 from nacd.store.files import finite
+from nacd.store.processes import count, spread
 from nacd.store.run import RunFolder
 from nacd.training.student import LEARNING_SEED, mean_nll, train_student
 
@@ -39,19 +40,26 @@ def best_of(task: Task) -> Ranking:
     found, flops = _read(task), 0.0
     losses: list[float | None] = found["losses"]
     draws: list[list[int]] = []
+    sets: list[Rows] = []
+    for number in range(task.config.tries):
+        order = random_order(len(rows), task.seed + 1_000_003 * number)
+        free = [i for i in order if i not in aside]
+        draws.append(take(task.budget, rows, filtered(free, task.prepared.train, task.config)))
+        pad = model.tokenizer.pad_token_id
+        sets.append(Rows.of([task.trained_row(i) for i in draws[-1]], pad))
+
+    def judged(number: int) -> float | None:
+        theta = train_student(model, task.recipe, sets[number], LEARNING_SEED + number)
+        return finite(mean_nll(model, theta, judges))
+
     with task.progress.stage("draws", task.config.tries, done=len(losses)) as tick:
-        for number in range(task.config.tries):
-            order = random_order(len(rows), task.seed + 1_000_003 * number)
-            free = [i for i in order if i not in aside]
-            draws.append(take(task.budget, rows, filtered(free, task.prepared.train, task.config)))
-            pad = model.tokenizer.pad_token_id
-            data = Rows.of([task.trained_row(i) for i in draws[-1]], pad)
+        while len(losses) < task.config.tries:  # kept whenever every process has made one
+            group = range(len(losses), min(len(losses) + count(), task.config.tries))
+            losses += spread(group, judged)
+            RunFolder(task.folder).keep("draws", found)
+            tick(len(losses), min((x for x in losses if x is not None), default=math.nan))
+        for number, data in enumerate(sets):
             seed = LEARNING_SEED + number
-            if number == len(losses):
-                theta = train_student(model, task.recipe, data, seed)
-                losses.append(finite(mean_nll(model, theta, judges)))
-                RunFolder(task.folder).keep("draws", found)
-                tick(number + 1, min((x for x in losses if x is not None), default=math.nan))
             total = task.recipe.total_steps(len(data.rows))
             visits = training_order(
                 len(data.rows), task.recipe.batch_size, total, task.recipe.order_seed(seed)

@@ -38,6 +38,7 @@ from nacd.model.per_row import ROOM, row_gradients
 from nacd.model.prepare import Part
 from nacd.selection.projection import Projection
 from nacd.store.files import read_tensors, write_json, write_tensors
+from nacd.store.processes import first, rank, spread
 from nacd.store.run import flatten
 
 SHARD_ROWS = 128
@@ -89,7 +90,10 @@ def claim(folder: Path, made_with: Mapping[str, Any]) -> str:
     Raises:
         UserError: the folder was made with something else; every differing key is named.
     """
-    text = json.dumps(made_with, sort_keys=True)
+    return first(lambda: _claim(folder, json.dumps(made_with, sort_keys=True)))
+
+
+def _claim(folder: Path, text: str) -> str:
     here = json.loads(text)
     path = folder / MANIFEST
     if path.is_file():
@@ -205,13 +209,14 @@ def extract(
     """
     batch_size = max(1, min(batch_size, ROOM // model.size))
     with row_gradients(model) as gradients:
-        for span in into.spans():
+
+        def shard(span: range) -> int:
             path = into.path(span)
             if path.is_file():
                 read_sealed(path, into.key)
                 for _ in span:
                     row_done()
-                continue
+                return rank()
             rows = [part.rows[i] for i in span]
             projected = torch.empty(len(span), projection.dim).to(theta)
             for where in length_buckets(rows, batch_size, seed=None):
@@ -229,3 +234,9 @@ def extract(
                 )
             unit = projected / torch.where(norms > 0, norms, torch.ones_like(norms))
             write_sealed(path, {"features": unit.to(torch.float16)}, into.key)
+            return rank()
+
+        spans = into.spans()
+        for span, who in zip(spans, spread(spans, shard), strict=True):
+            for _ in span if who != rank() else ():
+                row_done()

@@ -26,6 +26,7 @@ from nacd.errors import UserError
 from nacd.model.lora import LoraModel
 from nacd.selection.method import Task, forward_flops
 from nacd.store.files import read_tensors, write_tensors
+from nacd.store.processes import spread
 from nacd.terminal.progress import Tick
 
 Pooling = Literal["mean", "weighted"]
@@ -91,18 +92,20 @@ def hidden_states(task: Task, name: Literal["train", "target"], pooling: Pooling
     rows = getattr(task.prepared, name).rows
     model = task.prepared.model
     model.write(model.zero_theta())
-    shards = []
+
     with task.progress.stage(f"hidden states ({name})", len(rows)) as tick:
-        for start in range(0, len(rows), SHARD):
+
+        def shard(start: int) -> Tensor:
             part = rows[start : start + SHARD]
             file = task.folder / f"hidden-{name}-{pooling}-{start}.safetensors"
             vectors = _kept(file, part, model)
             if vectors is None:
                 vectors = _computed(model, part, pooling, tick, start)
                 write_tensors(file, {"vectors": vectors}, _made_with(part, model))
-            shards.append(vectors)
             tick(start + len(part), float("nan"))
-    return torch.cat(shards).numpy()
+            return vectors
+
+        return torch.cat([*spread(range(0, len(rows), SHARD), shard)]).numpy()
 
 
 def hidden_flops(task: Task, *names: Literal["train", "target"]) -> float:

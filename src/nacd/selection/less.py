@@ -42,6 +42,7 @@ from nacd.selection.method import Ranking, Task, forward_flops
 from nacd.selection.projection import Projection
 from nacd.selection.rounds import round_robin, subtask_max
 from nacd.store.files import content_sha256
+from nacd.store.processes import first
 from nacd.training.inner import InnerLoop, Start
 from nacd.training.student import LEARNING_SEED
 from nacd.training.update import initial_state
@@ -88,7 +89,7 @@ def less(task: Task) -> Ranking:
             f"--optimizer {task.recipe.optimizer}: less takes Adam's moments from its warm-up; "
             "give --optimizer adamw."
         )
-    checkpoints = [c for c in warm_up(task) if c.weight > 0]
+    checkpoints = [c for c in first(lambda: warm_up(task)) if c.weight > 0]
     sets = gradient_features(task, checkpoints)
     blocks = similarity([c.weight for c in checkpoints], sets)
     flops = _flops(task, len(checkpoints))

@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from nacd.statistics.intervals import mean_error, t_interval
+from nacd.store.processes import spread
 from nacd.store.run import RunFolder
 from nacd.training.evaluation import RowNll
 
@@ -70,6 +71,8 @@ def against(first: Sequence[Sequence[RowNll]], second: Sequence[Sequence[RowNll]
 
 
 S = TypeVar("S", bound=Trained)
+P = TypeVar("P")
+R = TypeVar("R")
 
 
 class Searching(Generic[S]):
@@ -92,21 +95,49 @@ class Searching(Generic[S]):
         self.sources, self.seed, self.folder = sources, seed, folder
         self.clock = clock or (lambda: time.perf_counter())
         self.seconds, self.flops = 0.0, 0.0
+        self._elsewhere = 0.0
+        """Operations of other processes."""
 
     def once(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """`make`, kept as a file with its seconds and operations, which count once."""
+        return self._counted(self._made(name, make))
 
+    def several(self, makes: dict[str, Callable[[], dict[str, Any]]]) -> list[dict[str, Any]]:
+        """`once` of several that do not depend on each other, by name, spread over processes."""
+        found = spread([*makes.items()], lambda one: self._made(*one))
+        return [self._counted(one) for one in found]
+
+    def _made(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         def timed() -> dict[str, Any]:
-            began, before = self.clock(), sum(s.flops for s in self.sources)
+            began, before = self.clock(), self._operations()
             found = make()
-            spent = sum(source.flops for source in self.sources) - before
+            spent = self._operations() - before
             return found | {"seconds": self.clock() - began, "flops": spent}
 
-        found = self.folder.once(name, timed)
+        return self.folder.once(name, timed)
+
+    def _counted(self, found: dict[str, Any]) -> dict[str, Any]:
         self.seconds += found["seconds"]
         self.flops += found["flops"]
         return found
 
     def trained(self, rows: Sequence[int], seeds: Sequence[int]) -> list[list[RowNll]]:
         """The judging rows after trainings on `rows`, by source and seed."""
-        return [[s.nll(rows, self.seed + seed) for seed in seeds] for s in self.sources]
+        pairs = [(source, seed) for source in self.sources for seed in seeds]
+        found = self.over(pairs, lambda pair: pair[0].nll(rows, self.seed + pair[1]))
+        return [found[i : i + len(seeds)] for i in range(0, len(pairs), len(seeds))]
+
+    def over(self, pieces: Sequence[P], do: Callable[[P], R]) -> list[R]:
+        """Pieces of work with the sources, spread over processes; all of it is counted here."""
+
+        def counted(piece: P) -> tuple[R, float]:
+            before = self._operations()
+            return do(piece), self._operations() - before
+
+        before = self._operations()
+        made = [*spread(pieces, counted)]
+        self._elsewhere += sum(spent for _, spent in made) - (self._operations() - before)
+        return [result for result, _ in made]
+
+    def _operations(self) -> float:
+        return sum(source.flops for source in self.sources) + self._elsewhere

@@ -264,8 +264,9 @@ class Search(Searching[Source]):
 
         def make() -> dict[str, Any]:
             worths = []
-            for source in self.sources:
-                worth = np.asarray(source.worth(rest, self.seed + self.rounds, beside))
+            seed = self.seed + self.rounds
+            for found in self.over(self.sources, lambda s: s.worth(rest, seed, beside)):
+                worth = np.asarray(found)
                 yardstick = worth[len(left_out) : len(left_out) + len(fresh)]
                 if len(yardstick) < 2:
                     yardstick = worth

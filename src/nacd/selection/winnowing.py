@@ -23,6 +23,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -125,10 +126,9 @@ class Winnow(Searching[Trained]):
         there = (self.folder.path / f"{name}.json").is_file()
         if not there and self.seconds + len(dealt) * self.each > limit:
             return False
-        found = [
-            self.once(f"sets/{self.deals:04d}-{k:02d}", lambda rows=rows: self._trained(rows))
-            for k, rows in enumerate(dealt)
-        ]
+        names = [f"sets/{self.deals:04d}-{k:02d}" for k in range(len(dealt))]
+        makes = (partial(self._trained, rows) for rows in dealt)
+        found = self.several(dict(zip(names, makes, strict=True)))
         losses = np.array([np.mean([source["mean"] for source in made["nll"]]) for made in found])
         if self.deals == 0:
             self.spread = float(losses.std(ddof=1))

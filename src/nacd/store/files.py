@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from nacd.errors import UserError
+from nacd.store.processes import writes
 
 if TYPE_CHECKING:
     import torch  # takes seconds: loaded by who writes or reads tensors
@@ -29,9 +31,15 @@ UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 def whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block ends well.
 
+    Of several processes, one that does not write here (`nacd.store.processes`) leaves nothing.
+
     Raises:
         UserError: the disk is full or the folder cannot be written; `path` is as it was.
     """
+    if not writes():
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch) / path.name
+        return
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,16 +7,18 @@ keys named. Metrics are JSON lines; on going on, lines past the saved state are 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from nacd.errors import UserError
+from nacd.store import claims, processes
 from nacd.store.alone import FILE, Lock, lock
 from nacd.store.files import SEAL, json_text, read_json, write_json, write_text
 from nacd.store.renamed import new_names
@@ -81,6 +83,8 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
         self.lock: Lock | None = None
+        self.shared = False
+        """Whether other jobs may be at work in it: what they make just now is waited for."""
 
     def open(
         self,
@@ -98,16 +102,40 @@ class RunFolder:
             config: the configuration.
             may_differ: dotted keys that need not be as they were.
             defaults: what keys are taken for that the folder, of an older version, does not have.
-            alone: whether no other process may be at work in the folder.
+            alone: whether no other job may be at work in the folder.
 
         Raises:
             UserError: the folder is of another configuration (the differing keys are named), is no
                 run folder, cannot be written, or another process is at work in it.
         """
+        self.shared = not alone
+
+        def check() -> None:
+            if self.path.exists() and not self.path.is_dir():
+                raise UserError(f"--out {self.path}: a file, not a folder; choose another --out.")
+            with self.turn("open"):
+                self._open(config, set(may_differ), defaults or {}, alone)
+
+        processes.first(check)
+
+    @contextlib.contextmanager
+    def turn(self, name: str) -> Iterator[None]:
+        """Wait until no other job makes `name` in a folder that is shared, and keep them off it."""
+        with contextlib.ExitStack() as stack:
+            if self.shared:
+                processes.first(lambda: stack.enter_context(claims.turn(self.path, name)))
+            yield
+
+    def taken(self, name: str) -> bool:
+        """Whether another job makes `name` just now."""
+        return self.shared and claims.claimed(self.path, name)
+
+    def _open(
+        self, config: Mapping[str, Any], free: set[str], defaults: Mapping[str, Any], alone: bool
+    ) -> None:
         file = self.path / "run.yaml"
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"--out {self.path}: a file, not a folder; choose another --out.")
-        beside = [e for e in self.path.glob("*") if ".partial-" not in e.name and e.name != FILE]
+        beside = [e for e in self.path.glob("*") if ".partial-" not in e.name]
+        beside = [entry for entry in beside if entry.name not in (FILE, claims.FOLDER)]
         if beside and not file.is_file():
             raise UserError(
                 f"--out {self.path}: not empty and not a run folder; choose another --out."
@@ -120,8 +148,7 @@ class RunFolder:
             for name in EMPTY:
                 (self.path / name).unlink(missing_ok=True)
         if file.is_file():
-            known = flatten(defaults or {}) | flatten(settings(self.path))
-            free = set(may_differ)
+            known = flatten(defaults) | flatten(settings(self.path))
             differing = [
                 f"  {key}: {old!r} there, {new!r} now"
                 for key, old, new in differences(known, config)
@@ -153,7 +180,7 @@ class RunFolder:
 
         Args:
             name: of the file, without its ending.
-            make: makes the result.
+            make: makes the result; of several processes all call it, and the first one's counts.
             of: a hash of what the result is of, kept with it as `of`: one of something else is
                 made anew. Empty, or a file of an older version, which does not say: it is read.
             older: the same hash as an older version wrote it.
@@ -165,12 +192,25 @@ class RunFolder:
         Raises:
             UserError: the file is damaged; it is named.
         """
-        kept = self.kept(name)
-        same = kept is not None and (not of or kept.get("of", of) in (of, older))
-        if kept is not None and same and not stale(kept):
+
+        def there() -> dict[str, Any] | None:
+            kept = self.kept(name)
+            same = kept is not None and (not of or kept.get("of", of) in (of, older))
+            return kept if kept is not None and same and not stale(kept) else None
+
+        kept = processes.first(there)
+        if kept is not None:
             return kept
-        self.keep(name, make() | ({"of": of} if of else {}))
-        return self.kept(name) or {}
+        with self.turn(name):
+            if self.shared and (kept := processes.first(there)) is not None:
+                return kept
+            made = make() | ({"of": of} if of else {})
+
+            def read() -> dict[str, Any]:
+                self.keep(name, made)
+                return self.kept(name) or {}
+
+            return processes.first(read)
 
     def keep(self, name: str, result: Mapping[str, Any]) -> None:
         """Keep a JSON result as `name`.json, with a seal of it and of its name."""

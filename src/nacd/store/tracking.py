@@ -16,6 +16,7 @@ from typing import Any
 
 from nacd.errors import UserError
 from nacd.store.extras import require
+from nacd.store.processes import writes
 
 TRACKERS = ("trackio", "tensorboard", "wandb")
 PROJECT = "nacd"
@@ -64,7 +65,7 @@ def tracking(name: str, folder: Path, config: Mapping[str, Any]) -> Iterator[Log
         UserError: an unknown tracker, or one that is not installed.
     """
     check_tracker(name)
-    if not name:
+    if not name or not writes():
         yield silent
         return
     place = (folder / "tracking").resolve()
