@@ -126,11 +126,10 @@ class Distiller:
         table = self.model.table
         self.allowed = choosable(self.model.tokenizer, len(table)).to(table.device)
         projection, step_size = make_projection(self.model, seeds.pseudo, self.config, self.allowed)
-        begun = projection.parameters.cpu(), getattr(projection, "candidates", None)
-        parameters, guesses = first(lambda: begun)  # a GPU may guess otherwise in each process
+        begun = projection.parameters.cpu(), projection.kept()
+        parameters, kept = first(lambda: begun)  # a GPU may guess otherwise in each process
         projection.parameters = parameters.to(self.model.device)
-        if isinstance(projection, Simplex):
-            projection.candidates = guesses
+        projection.restore(kept)
         self.outer = OuterLoop(
             seeds.pseudo,
             projection,
