@@ -21,7 +21,7 @@ from nacd.config import DistillConfig, decided
 from nacd.config.compare import one_cell
 from nacd.costs.forecasts import announce, distillation, measured
 from nacd.data import Splits, hub_license
-from nacd.distillation.learn import Learned, Seeds
+from nacd.distillation.learn import Learned, Starts
 from nacd.distillation.run import Outcome, learn_text
 from nacd.distillation.text import TextRow
 from nacd.export import (
@@ -95,11 +95,11 @@ def distill(
         announce(distillation(config, prepared, speed, folder.path), progress)
 
     outcome = learn_text(config, splits=splits, progress=progress, before=forecast)
-    folder, prepared, seeds = outcome.folder, outcome.prepared, outcome.seeds
+    folder, prepared, starts = outcome.folder, outcome.prepared, outcome.starts
     learned, text = outcome.learned, outcome.text
     card = _card(config, outcome)
     write_splits(folder.path, prepared, config.data)
-    rows = export(folder, prepared, seeds, text, learned, card)
+    rows = export(folder, prepared, starts, text, learned, card)
     write_trainers(
         folder.path / "dataset",
         rows,
@@ -111,12 +111,12 @@ def distill(
     for line in chain.from_iterable(read_otherwise(rows).values()):
         progress.say(line)
     write_records(
-        folder.path, prepared, seeds, learned, text, outcome.distiller.allowed, config.outer.metric
+        folder.path, prepared, starts, learned, text, outcome.distiller.allowed, config.outer.metric
     )
     found, faults = _table(config, outcome, progress) if config.compare else ([], [])
     table, held = [*map(_plain, found)], differences(found)
     if table:
-        export(folder, prepared, seeds, text, learned, replace(card, results=_shown(table)))
+        export(folder, prepared, starts, text, learned, replace(card, results=_shown(table)))
     verdict = judge(found, outcome.changed, learned.best_step)
     if table and (few := few_test_rows(len(prepared.report))):
         verdict = f"{verdict} {few}"
@@ -136,7 +136,7 @@ def distill(
         folder.path,
         folder.path / "dataset",
         report,
-        len(seeds.rows),
+        len(starts.rows),
         outcome.changed,
         table,
         verdict,
@@ -215,14 +215,14 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
 def export(
     folder: RunFolder,
     prepared: Prepared,
-    seeds: Seeds,
+    starts: Starts,
     text: Sequence[TextRow],
     learned: Learned,
     card: Card,
 ) -> list[DatasetRow]:
     """Write `dataset/` and `soft_prompts.safetensors`; returns the rows."""
     rows = []
-    for row, seed in zip(text, seeds.examples, strict=True):
+    for row, seed in zip(text, starts.examples, strict=True):
         written = prepared.template.row(row.example)
         rows.append(
             DatasetRow(
@@ -237,8 +237,8 @@ def export(
     write_soft_prompts(
         folder.path / "soft_prompts.safetensors",
         learned.soft,
-        seeds.pseudo.slots,
-        [seed.digest for seed in seeds.examples],
+        starts.pseudo.slots,
+        [seed.digest for seed in starts.examples],
         {
             "model": card.model,
             "template": json.dumps(dict(card.template)),
