@@ -23,7 +23,7 @@ import torch
 from stage import opened, parser
 
 import nacd
-from nacd.distillation.learn import Distiller, draw, make_seeds
+from nacd.distillation.learn import Distiller, draw, make_starts
 from nacd.distillation.outer import Segment
 from nacd.meta import make_engine, meta_gradient
 from nacd.terminal.progress import Progress
@@ -68,7 +68,7 @@ def main() -> None:
     options = flags.parse_args()
     progress = Progress()
     config, prepared = opened(options, progress)
-    seeds = make_seeds(prepared, draw(prepared.train, config.size, 0), config.outer.learn)
+    seeds = make_starts(prepared, draw(prepared.train, config.size, 0), config.outer.learn)
     engine = make_engine("one-sided", config.outer.fd_eps)
     options.out.mkdir(parents=True, exist_ok=True)
     print(f"{'recipe':<32}{'cosine':>8}{'lowest':>8}{'to mean':>9}{'norm':>8}{'seconds':>9}")

@@ -27,7 +27,7 @@ from stage import opened, parser
 from torch import Tensor
 
 import nacd
-from nacd.distillation.learn import Distiller, draw, make_seeds
+from nacd.distillation.learn import Distiller, draw, make_starts
 from nacd.distillation.outer import Segment
 from nacd.distillation.text import slot_ids
 from nacd.meta import make_engine, meta_gradient
@@ -45,7 +45,7 @@ class Overfitting:
     def __init__(self, distiller: Distiller):
         self.distiller = distiller
         self.segment: Segment = distiller.segments(0, 0)
-        self.pseudo = distiller.seeds.pseudo
+        self.pseudo = distiller.starts.pseudo
         self.rate = distiller.outer.log_rate.float()
 
     def nll(self, vectors: Tensor) -> dict[str, float]:
@@ -149,7 +149,7 @@ def main() -> None:
     options = flags.parse_args()
     progress = Progress()
     config, prepared = opened(options, progress, outer_steps=options.outer_steps)
-    seeds = make_seeds(prepared, draw(prepared.train, config.size, 0), config.outer.learn)
+    seeds = make_starts(prepared, draw(prepared.train, config.size, 0), config.outer.learn)
     engine = make_engine("one-sided", config.outer.fd_eps)
     folder = RunFolder(options.out)
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from stage import opened, parser
 
 import nacd
-from nacd.distillation.learn import Distiller, draw, make_seeds
+from nacd.distillation.learn import Distiller, draw, make_starts
 from nacd.distillation.stages import recorded_experts
 from nacd.meta import make_engine
 from nacd.store.run import RunFolder
@@ -45,7 +45,7 @@ def main() -> None:
     expert = replace(config.expert, expert_steps=steps, snapshot_every=steps)
     recipe = nacd.Recipe(batch_size=8, epochs=options.epochs, learning_rate=5e-4)
     config = replace(config, outer=outer, expert=expert, recipe=recipe)
-    seeds = make_seeds(prepared, draw(prepared.train, config.size, 0), outer.learn)
+    seeds = make_starts(prepared, draw(prepared.train, config.size, 0), outer.learn)
     experts = recorded_experts(config, prepared, RunFolder(options.out), progress)
     engine = make_engine("one-sided", outer.fd_eps)
     own = seeds.pseudo.ids

@@ -19,7 +19,7 @@ from typing import Any
 from stage import opened, parser
 
 import nacd
-from nacd.distillation.learn import Distiller, draw, make_seeds
+from nacd.distillation.learn import Distiller, draw, make_starts
 from nacd.meta import make_engine
 from nacd.store.run import RunFolder
 from nacd.terminal.progress import Progress
@@ -44,7 +44,7 @@ def main() -> None:
         options, progress, outer_steps=steps, check_every=steps, check_trainings=2
     )
     model, folder = prepared.model, RunFolder(options.out)
-    seeds = make_seeds(prepared, draw(prepared.train, config.size, 0), config.outer.learn)
+    seeds = make_starts(prepared, draw(prepared.train, config.size, 0), config.outer.learn)
     engine = make_engine("one-sided", config.outer.fd_eps)
 
     def sgd_rate() -> dict[str, Any]:

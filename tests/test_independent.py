@@ -81,7 +81,7 @@ def test_rows_train_on_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyP
         recipe=r,
         text=texts(text),
         changed=0.5,
-        seeds=SimpleNamespace(examples=examples(seeds), pseudo=learnable),
+        starts=SimpleNamespace(examples=examples(seeds), pseudo=learnable),
         folder=SimpleNamespace(path=tmp_path),
         clock=SimpleNamespace(stages=[]),
         config=DistillConfig(outer=OuterLoopConfig(learn="prefix:1")),

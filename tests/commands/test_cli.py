@@ -189,7 +189,7 @@ def test_wrong_data_is_named(
             ["--target-rows", "0", "--objective", "target-loss"],
             "--objective target-loss needs target rows",
         ),
-        (["--budget", "100%"], "--objective train-loss looks at training rows that are not seeds"),
+        (["--budget", "100%"], "looks at training rows that are not starting rows"),
         (["--config", "nowhere.yaml"], "--config nowhere.yaml: no such file"),
     ],
 )

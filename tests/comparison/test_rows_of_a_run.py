@@ -56,7 +56,7 @@ def test_learned_rows_and_their_seeds_alone_keep_an_order(
     example = SimpleNamespace(prompt="a")
     outcome.text[:] = [SimpleNamespace(encoded=r, example=example) for r in ROWS.rows]
     outcome.changed = 0.1
-    outcome.seeds = SimpleNamespace(examples=(example,) * 4, pseudo=ROWS, rows=ROWS.rows)
+    outcome.starts = SimpleNamespace(examples=(example,) * 4, pseudo=ROWS, rows=ROWS.rows)
     outcome.learned.soft, outcome.learned.soft_learning_rate = torch.zeros(0, 2), 5e-4
     outcome.learned.learning_rate = 5e-4
     monkeypatch.setattr("nacd.comparison.distilled._learning_flops", lambda _: 0.0)

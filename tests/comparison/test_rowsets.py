@@ -58,7 +58,7 @@ def outcome(source: Prepared, folder: Path, number: int, chosen_by: str = "bm25"
     ]
     return SimpleNamespace(
         folder=SimpleNamespace(path=folder),
-        seeds=SimpleNamespace(examples=tuple(seeds), rows=rows, pseudo=f"pseudo {number}"),
+        starts=SimpleNamespace(examples=tuple(seeds), rows=rows, pseudo=f"pseudo {number}"),
         text=text,
         changed=0.1 * (1 + number),
         learned=SimpleNamespace(
@@ -146,7 +146,7 @@ def test_the_operations_of_learning(
     prepared = replace(source, **parts, development=Part((), (row,) * 6))
     found = outcome(source, tmp_path / "run", 0)
     found.prepared, found.engine = prepared, "first-order"
-    found.seeds.rows = (row,) * 4
+    found.starts.rows = (row,) * 4
     found.recipe = Recipe(batch_size=2, epochs=3)
     outer = OuterLoopConfig(objective=objective, segments=2, objective_rows=7, check_trainings=5)
     expert = ExpertConfig(experts=2, expert_batch=8, expert_epochs=1)

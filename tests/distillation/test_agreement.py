@@ -18,7 +18,7 @@ from nacd.config import DataConfig, DistillConfig, OuterLoopConfig
 from nacd.config.recipe import Recipe
 from nacd.data import Example, Message, Splits
 from nacd.distillation.agreement import Agreement, advice, loops_for, measure, to_the_mean
-from nacd.distillation.learn import Distiller, make_seeds
+from nacd.distillation.learn import Distiller, make_starts
 from nacd.meta import Exact, meta_gradient
 from nacd.model.lora import ModelConfig
 from nacd.model.prepare import prepare
@@ -96,10 +96,10 @@ def test_the_loops_compared_are_those_that_learning_begins_with(
         outer=OuterLoopConfig(objective="target-loss", segments=3),
     )
     prepared = prepare(config.model, config.data, splits=splits)
-    seeds = make_seeds(prepared, range(5), "prompt")
+    starts = make_starts(prepared, range(5), "prompt")
     recipe = Recipe(batch_size=2, epochs=2, learning_rate=5e-3)
     quiet = Progress(quiet=True)
-    distiller = Distiller(config, prepared, seeds, recipe, Exact(), [], tmp_path, quiet)
+    distiller = Distiller(config, prepared, starts, recipe, Exact(), [], tmp_path, quiet)
     found = measure(distiller, 5)
     gradients = []
     for part in range(3):
@@ -108,7 +108,7 @@ def test_the_loops_compared_are_those_that_learning_begins_with(
         swept = meta_gradient(
             segment.loop,
             segment.start,
-            [seeds.pseudo.batch(batch) for batch in segment.order],
+            [starts.pseudo.batch(batch) for batch in segment.order],
             distiller.outer.log_rate.to(torch.float32),
             distiller.outer.vectors(),
             segment.objective,

@@ -16,7 +16,7 @@ import torch
 from nacd.config import DataConfig, DistillConfig, OuterLoopConfig
 from nacd.data import Example, Message, Splits
 from nacd.distillation.candidates import make_projection
-from nacd.distillation.learn import Distiller, make_seeds
+from nacd.distillation.learn import Distiller, make_starts
 from nacd.errors import UserError
 from nacd.meta import make_engine
 from nacd.model.lora import ModelConfig
@@ -63,8 +63,8 @@ def make(folder: Path, soft: list[float], text: list[float], steps: int) -> Dist
     distiller.progress, distiller.pool = Progress(quiet=True), None
     distiller.config = OuterLoopConfig(objective="trajectory", outer_steps=steps, check_every=2)
     distiller.segments = lambda *_: None  # pyright: ignore[reportAttributeAccessIssue]
-    seeds: Any = SimpleNamespace(pseudo=SimpleNamespace(ids=torch.tensor([0])))
-    distiller.seeds = seeds
+    starts: Any = SimpleNamespace(pseudo=SimpleNamespace(ids=torch.tensor([0])))
+    distiller.starts = starts
 
     def check(_: torch.Tensor) -> tuple[dict[str, float], torch.Tensor]:
         at = math.ceil(outer.done / 2)
@@ -148,7 +148,7 @@ def test_looks_that_are_no_number_are_null_and_never_best(tmp_path: Path) -> Non
 
 
 def test_a_look_at_the_start_is_one_at_the_seeds(tmp_path: Path) -> None:
-    """Whatever the projection reads out there: the seeds are what every text is held against."""
+    """Whatever the projection reads out: the starting rows are what a text is held against."""
     distiller = make(tmp_path, [3.0, 3.0], [3.0, 3.0], 0)
     seen: list[list[int]] = []
     check = distiller.check
@@ -185,11 +185,11 @@ def test_learning_starts_at_the_seeds_whatever_they_are_made_of(
     model = ModelConfig(model=str(tiny_folder("llama")), lora_rank=1)
     splits = Splits(rows, rows[:1], rows[:1], rows[:1])
     prepared = prepare(model, DataConfig(data="rows", template="qa"), splits=splits)
-    seeds = make_seeds(prepared, [0, 1, 2], "prompt")
+    starts = make_starts(prepared, [0, 1, 2], "prompt")
     config = DistillConfig(outer=OuterLoopConfig(objective="target-loss", projection=projection))
     quiet = Progress(quiet=True)
     engine = make_engine("exact", 1e-3)
-    distiller = Distiller(config, prepared, seeds, config.recipe, engine, [], tmp_path, quiet)
-    assert not bool(distiller.allowed[seeds.pseudo.ids].all())
-    assert torch.equal(distiller.outer.projection.tokens(), seeds.pseudo.ids)
-    assert torch.equal(distiller.outer.vectors(), prepared.model.embed(seeds.pseudo.ids).float())
+    distiller = Distiller(config, prepared, starts, config.recipe, engine, [], tmp_path, quiet)
+    assert not bool(distiller.allowed[starts.pseudo.ids].all())
+    assert torch.equal(distiller.outer.projection.tokens(), starts.pseudo.ids)
+    assert torch.equal(distiller.outer.vectors(), prepared.model.embed(starts.pseudo.ids).float())

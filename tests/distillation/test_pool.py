@@ -19,7 +19,7 @@ from nacd.config import DataConfig, DistillConfig, OuterLoopConfig
 from nacd.config.recipe import Recipe
 from nacd.data import Encoded, Example, Message, Splits, training_order
 from nacd.data.rows import Rows, learnable_rows
-from nacd.distillation.learn import Distiller, make_seeds
+from nacd.distillation.learn import Distiller, make_starts
 from nacd.distillation.outer import OuterLoop
 from nacd.distillation.pool import Pool, students, window_of
 from nacd.distillation.segments import segment_maker
@@ -127,11 +127,11 @@ def test_a_run_through_late_windows_goes_on_with_the_same_rows(
         outer=outer,
     )
     prepared = prepare(config.model, config.data, splits=splits)
-    seeds = make_seeds(prepared, range(5), "prompt")
+    starts = make_starts(prepared, range(5), "prompt")
 
     def distiller(folder: str) -> Distiller:
         quiet = Progress(quiet=True)
-        return Distiller(config, prepared, seeds, RECIPE, Exact(), [], tmp_path / folder, quiet)
+        return Distiller(config, prepared, starts, RECIPE, Exact(), [], tmp_path / folder, quiet)
 
     whole = distiller("whole").run()
     step, file = OuterLoop.step, "state.safetensors"

@@ -16,7 +16,7 @@ from nacd.config import DataConfig, DistillConfig, OuterLoopConfig
 from nacd.config.recipe import Recipe
 from nacd.data import Example, Message, make_template
 from nacd.data.rows import learnable_rows
-from nacd.distillation.learn import Distiller, Seeds, make_seeds
+from nacd.distillation.learn import Distiller, Starts, make_starts
 from nacd.distillation.neighbours import nearest, regulariser
 from nacd.distillation.text import TextRow
 from nacd.meta import make_engine
@@ -74,8 +74,8 @@ def test_what_stands_around_the_learnable_span_is_kept() -> None:
     assert around("", []) == []
 
 
-def seeds_and_text(learn: str, change: dict[int, str]) -> tuple[object, Seeds, list[TextRow]]:
-    """Two seeds; tokens of the first one's learnable span are replaced by others' text."""
+def starts_and_text(learn: str, change: dict[int, str]) -> tuple[object, Starts, list[TextRow]]:
+    """Two starting rows; tokens of the first one's learnable span are replaced by others' text."""
     tokenizer = tiny_tokenizer("llama")
     tokenizer.pad_token_id = 0
     examples = (example("the fox?"), example("the dog", source="rows.jsonl:2"))
@@ -101,13 +101,13 @@ def seeds_and_text(learn: str, change: dict[int, str]) -> tuple[object, Seeds, l
                 0,
             )
         )
-    return tokenizer, Seeds(examples, rows, pseudo), text
+    return tokenizer, Starts(examples, rows, pseudo), text
 
 
 def test_a_changed_token_is_marked_in_both_texts() -> None:
-    tokenizer, seeds, text = seeds_and_text("prompt", {0: "z"})
-    distances = torch.arange(seeds.pseudo.size, dtype=torch.float32)
-    first, second = row_records(tokenizer, seeds, text, distances)
+    tokenizer, starts, text = starts_and_text("prompt", {0: "z"})
+    distances = torch.arange(starts.pseudo.size, dtype=torch.float32)
+    first, second = row_records(tokenizer, starts, text, distances)
     assert joined(first["seed"]) == "the fox?"
     assert first["distilled"][0] == ("z", True)
     assert joined(first["distilled"]) == text[0].example.prompt
@@ -123,8 +123,8 @@ def test_a_changed_token_is_marked_in_both_texts() -> None:
 
 
 def test_an_added_prefix_is_marked_as_a_whole() -> None:
-    tokenizer, seeds, text = seeds_and_text("prefix:2", {})
-    record = row_records(tokenizer, seeds, text, torch.zeros(seeds.pseudo.size))[0]
+    tokenizer, starts, text = starts_and_text("prefix:2", {})
+    record = row_records(tokenizer, starts, text, torch.zeros(starts.pseudo.size))[0]
     assert record["seed"] == [("the fox?", False)]
     (added, marked), (rest, unmarked) = record["distilled"]
     assert (marked, unmarked) == (True, False)
@@ -133,9 +133,9 @@ def test_an_added_prefix_is_marked_as_a_whole() -> None:
 
 
 def test_a_row_that_went_back_to_its_seed_has_no_mark() -> None:
-    tokenizer, seeds, text = seeds_and_text("prefix:2", {})
-    text[0] = TextRow(seeds.examples[0], seeds.rows[0], 0.0, 0)
-    record = row_records(tokenizer, seeds, text, torch.zeros(seeds.pseudo.size))[0]
+    tokenizer, starts, text = starts_and_text("prefix:2", {})
+    text[0] = TextRow(starts.examples[0], starts.rows[0], 0.0, 0)
+    record = row_records(tokenizer, starts, text, torch.zeros(starts.pseudo.size))[0]
     assert record["seed"] == record["distilled"] == [("the fox?", False)]
 
 
@@ -201,7 +201,7 @@ def test_a_damaged_stage_file_is_begun_anew(tmp_path: Path) -> None:
 
 
 def test_a_learned_run_is_recorded(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
-    """From seeds by two outer steps to the records, each held to what the run itself says."""
+    """From starting rows by two outer steps to the records, held to what the run itself says."""
     data = tmp_path / "rows.jsonl"
     rows = [{"instruction": f"Name the thing number {i}", "output": f"name {i}"} for i in range(40)]
     data.write_text("".join(json.dumps(r) + "\n" for r in rows))
@@ -218,21 +218,21 @@ def test_a_learned_run_is_recorded(tiny_folder: Callable[[str], Path], tmp_path:
         ),
     )
     prepared = prepare(config.model, config.data)
-    seeds = make_seeds(prepared, [0, 1, 2], "prompt")
+    starts = make_starts(prepared, [0, 1, 2], "prompt")
     engine = make_engine("exact", 1e-3)
     quiet = Progress(quiet=True)
     distiller = Distiller(
-        config, prepared, seeds, config.recipe, engine, [], tmp_path / "distill", quiet
+        config, prepared, starts, config.recipe, engine, [], tmp_path / "distill", quiet
     )
     learned = distiller.run()
     text = distiller.text(learned.last_ids)
     assert any(row.changed for row in text)
-    write_records(tmp_path, prepared, seeds, learned, text, distiller.allowed, "euclidean")
+    write_records(tmp_path, prepared, starts, learned, text, distiller.allowed, "euclidean")
 
     lines = (tmp_path / "distill" / "rows.jsonl").read_text().splitlines()
     found = [json.loads(line) for line in lines]
     assert [joined(f["distilled"]) for f in found] == [row.example.prompt for row in text]
-    assert [joined(f["seed"]) for f in found] == [e.prompt for e in seeds.examples]
+    assert [joined(f["seed"]) for f in found] == [e.prompt for e in starts.examples]
     assert [any(mark for _, mark in f["distilled"]) for f in found] == [
         row.changed > 0 for row in text
     ]

@@ -21,7 +21,7 @@ from nacd.config import DistillConfig, decided
 from nacd.config.compare import one_cell
 from nacd.costs.forecasts import announce, distillation, measured
 from nacd.data import Splits, hub_license
-from nacd.distillation.learn import Learned, Seeds
+from nacd.distillation.learn import Learned, Starts
 from nacd.distillation.run import Outcome, learn_text
 from nacd.distillation.text import TextRow
 from nacd.export import (
@@ -103,10 +103,10 @@ def distill(
 
 def _export_all(config: DistillConfig, outcome: Outcome, progress: Progress) -> None:
     """Write the data set, its files for trainers, and what is known of every row."""
-    folder, prepared, seeds = outcome.folder, outcome.prepared, outcome.seeds
+    folder, prepared, starts = outcome.folder, outcome.prepared, outcome.starts
     learned, text = outcome.learned, outcome.text
     write_splits(folder.path, prepared, config.data)
-    rows = export(folder, prepared, seeds, text, learned, _card(config, outcome))
+    rows = export(folder, prepared, starts, text, learned, _card(config, outcome))
     write_trainers(
         folder.path / "dataset",
         rows,
@@ -118,7 +118,7 @@ def _export_all(config: DistillConfig, outcome: Outcome, progress: Progress) -> 
     for line in chain.from_iterable(read_otherwise(rows).values()):
         progress.say(line)
     write_records(
-        folder.path, prepared, seeds, learned, text, outcome.distiller.allowed, config.outer.metric
+        folder.path, prepared, starts, learned, text, outcome.distiller.allowed, config.outer.metric
     )
 
 
@@ -126,12 +126,12 @@ def _told(
     config: DistillConfig, outcome: Outcome, found: Sequence[dict[str, Any]], faults: list[Path]
 ) -> Distilled:
     """Write table, verdict and page."""
-    folder, prepared, seeds = outcome.folder, outcome.prepared, outcome.seeds
+    folder, prepared, starts = outcome.folder, outcome.prepared, outcome.starts
     learned, text = outcome.learned, outcome.text
     table, held = [*map(_plain, found)], differences(found)
     if table:
         card = replace(_card(config, outcome), results=_shown(table))
-        export(folder, prepared, seeds, text, learned, card)
+        export(folder, prepared, starts, text, learned, card)
     verdict = judge(found, outcome.changed, learned.best_step)
     if table and (few := few_test_rows(len(prepared.report))):
         verdict = f"{verdict} {few}"
@@ -151,7 +151,7 @@ def _told(
         folder.path,
         folder.path / "dataset",
         report,
-        len(seeds.rows),
+        len(starts.rows),
         outcome.changed,
         table,
         verdict,
@@ -230,14 +230,14 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
 def export(
     folder: RunFolder,
     prepared: Prepared,
-    seeds: Seeds,
+    starts: Starts,
     text: Sequence[TextRow],
     learned: Learned,
     card: Card,
 ) -> list[DatasetRow]:
     """Write `dataset/` and `soft_prompts.safetensors`; returns the rows."""
     rows = []
-    for row, seed in zip(text, seeds.examples, strict=True):
+    for row, seed in zip(text, starts.examples, strict=True):
         written = prepared.template.row(row.example)
         rows.append(
             DatasetRow(
@@ -252,8 +252,8 @@ def export(
     write_soft_prompts(
         folder.path / "soft_prompts.safetensors",
         learned.soft,
-        seeds.pseudo.slots,
-        [seed.digest for seed in seeds.examples],
+        starts.pseudo.slots,
+        [seed.digest for seed in starts.examples],
         {
             "model": card.model,
             "template": json.dumps(dict(card.template)),

@@ -14,7 +14,7 @@ from nacd.config import DistillConfig, decided
 from nacd.costs.estimate import Estimate, estimate
 from nacd.costs.forecasts import distillation, measured
 from nacd.distillation.agreement import Agreement, measure
-from nacd.distillation.learn import Distiller, draw, make_seeds, refuse_without_rows
+from nacd.distillation.learn import Distiller, draw, make_starts, refuse_without_rows
 from nacd.distillation.pool import students, window_of
 from nacd.distillation.stages import check_trainings, open_run, recorded_experts
 from nacd.experts import Expert
@@ -67,10 +67,12 @@ def doctor(config: DistillConfig, *, progress: Progress | None = None) -> Examin
     progress.say(f"reading {config.data.data} and loading {config.model.model} ...")
     prepared = prepare(config.model, config.data, progress.say)
     check_trainings(config, prepared)
-    seeds = make_seeds(prepared, draw(prepared.train, config.size, config.seed), config.outer.learn)
-    refuse_without_rows(config, prepared, seeds)
+    starts = make_starts(
+        prepared, draw(prepared.train, config.size, config.seed), config.outer.learn
+    )
+    refuse_without_rows(config, prepared, starts)
     speed = measured(prepared, config.recipe, progress)
-    batches = seeds.pseudo.batches(config.recipe.batch_size, 2, seed=1)
+    batches = starts.pseudo.batches(config.recipe.batch_size, 2, seed=1)
     comparing = speed.step * COMPARING * sum(batch.tokens for batch in batches) / 2
     progress.expect(comparing)
     progress.say(f"comparing the engines on two batches: about {duration(comparing)} ...")
@@ -79,7 +81,7 @@ def doctor(config: DistillConfig, *, progress: Progress | None = None) -> Examin
             prepared.model,
             config.recipe,
             batches,
-            prepared.model.embed(seeds.pseudo.ids).to(torch.float32),
+            prepared.model.embed(starts.pseudo.ids).to(torch.float32),
             thorough=True,
             tick=lambda done: tick(done, math.nan),
         )
@@ -93,16 +95,16 @@ def doctor(config: DistillConfig, *, progress: Progress | None = None) -> Examin
     judged = len(prepared.target)
     if config.outer.objective == "train-loss":
         judged = config.outer.objective_rows
-    ahead, window = window_of(config.outer, config.recipe, len(seeds.rows))
+    ahead, window = window_of(config.outer, config.recipe, len(starts.rows))
     planned = estimate(
         prepared.model,
         config.recipe,
         max(
-            seeds.pseudo.batches(config.recipe.batch_size, 4, seed=1),
+            starts.pseudo.batches(config.recipe.batch_size, 4, seed=1),
             key=lambda b: b.ids.numel(),
         ),
-        prepared.model.embed(seeds.pseudo.ids).to(torch.float32),
-        rows=len(seeds.rows),
+        prepared.model.embed(starts.pseudo.ids).to(torch.float32),
+        rows=len(starts.rows),
         outer_steps=config.outer.outer_steps,
         engine=diagnosis.verdict.engine,
         eps=diagnosis.verdict.eps or config.outer.fd_eps,
@@ -119,7 +121,7 @@ def doctor(config: DistillConfig, *, progress: Progress | None = None) -> Examin
         engine = make_engine(diagnosis.verdict.engine, diagnosis.verdict.eps or config.outer.fd_eps)
         with TemporaryDirectory() as folder:
             distiller = Distiller(
-                config, prepared, seeds, config.recipe, engine, [], Path(folder), progress
+                config, prepared, starts, config.recipe, engine, [], Path(folder), progress
             )
-            agreed = measure(distiller, len(seeds.rows))
+            agreed = measure(distiller, len(starts.rows))
     return Examined(diagnosis, planned, agreed)

@@ -162,7 +162,7 @@ def runs_text(config: RunsConfig) -> str:
 
 
 def _figures(entry: dict[str, Any]) -> str:
-    """NLL, difference from the seeds and tokens changed, in 31 characters."""
+    """NLL, difference from the starting rows and tokens changed, in 31 characters."""
     nll, against, changed = "", "", ""
     if entry.get("report_nll") is not None:
         nll = f"{entry['report_nll']:.3f}"

@@ -46,7 +46,7 @@ def of_distillation(
         outcome = outcomes[seed % len(outcomes)]
         if method == "soft":
             return Training(
-                outcome.seeds.pseudo,
+                outcome.starts.pseudo,
                 in_order=True,
                 vectors=outcome.learned.soft.to(target.model.device),
                 learning_rate=outcome.learned.soft_learning_rate,
@@ -83,7 +83,7 @@ def _text(outcome: Outcome, method: str, target: Prepared, source: Prepared) -> 
     rows, changed, rate = outcome.text, outcome.changed, learned.learning_rate
     if method == "text-last":
         rows, rate = outcome.distiller.text(learned.last_ids), learned.last_learning_rate
-        changed = share_changed(outcome.seeds.pseudo, rows)
+        changed = share_changed(outcome.starts.pseudo, rows)
     examples = [row.example for row in rows]
     prompts = [example.prompt for example in examples]
     return Training(
@@ -97,7 +97,7 @@ def _text(outcome: Outcome, method: str, target: Prepared, source: Prepared) -> 
 
 def _starting(outcome: Outcome, method: str, target: Prepared, seed: int) -> Training:
     """The starting rows: untouched, or under other prompts."""
-    rows = outcome.seeds.examples
+    rows = outcome.starts.examples
     if method == "random-prompts":
         model, learn = target.model, outcome.config.outer.learn
         data = encoded(rows, target)
@@ -140,7 +140,7 @@ def _chosen(outcome: Outcome) -> dict[str, Any]:
 
 def _learning_flops(outcome: Outcome) -> float:
     """Operations of a distillation: its experts, its outer steps, its looks at validation rows."""
-    prepared, config, rows = outcome.prepared, outcome.config, outcome.seeds.rows
+    prepared, config, rows = outcome.prepared, outcome.config, outcome.starts.rows
     metrics = outcome.learned.metrics
     done = metrics[-1]["outer_step"] if metrics else 0
     looks = sum("development_text" in row for row in metrics)

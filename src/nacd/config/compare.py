@@ -20,7 +20,7 @@ from nacd.store.renamed import old_names_too
 LEARNED = ("soft", "text", "text-last", "text-shuffled")
 """Rows of the table that a distillation learned."""
 DISTILLED = ("seeds", "seeds-shuffled", "random-prompts", "other-prompts", *LEARNED)
-"""Rows of the table that come from a distillation, or from its seeds."""
+"""Rows of the table that come from a distillation, or from its starting rows."""
 ROWS = (
     "zero-shot",
     "random",
@@ -65,7 +65,7 @@ class CompareConfig(TableConfig):
     distillations: int = 1
     """Distillations, each from starting rows of its own; the trainings take them in turn."""
     runs: tuple[str, ...] = ()
-    """Run folders of `nacd distill` to take seeds and text from, instead of distilling anew."""
+    """Run folders of `nacd distill` to take the rows from, instead of distilling anew."""
     accuracy: tuple[str, ...] = ()
     """Rows whose trained models also answer the test questions (lm-eval, multiple choice)."""
     elsewhere: str = ""

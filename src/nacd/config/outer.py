@@ -19,7 +19,7 @@ class OuterLoopConfig:
     """Loss after training on target rows, or on other training rows; or the paper's `trajectory`.
     `auto`: on target rows where --target names them, else on training rows."""
     objective_rows: int = 64
-    """`train-loss`: rows of it, other training rows (never seeds) at every outer step."""
+    """`train-loss`: rows of it, other training rows (never starting rows) at every outer step."""
     outer_steps: int = 40
     """Updates of the prompts; each runs a training, or its end, and sweeps back."""
     learn: str = "prompt"

@@ -41,11 +41,11 @@ def simplex_candidates(
     model: LoraModel, data: Rows, count: int, allowed: Tensor, table: Tensor
 ) -> Tensor:
     """Candidates (Q, count): the seed's token, then neighbours and the model's guesses in turn."""
-    seeds = data.ids
-    near = candidates(table[seeds].float(), table, count, allowed).cpu()
+    starts = data.ids
+    near = candidates(table[starts].float(), table, count, allowed).cpu()
     guessed = expected_tokens(model, data, count, allowed)
     rows = []
-    for q, seed in enumerate(seeds.tolist()):
+    for q, seed in enumerate(starts.tolist()):
         row = [seed]
         for pair in zip(near[q].tolist(), guessed[q].tolist(), strict=True):
             row += [t for t in dict.fromkeys(pair) if t not in row]

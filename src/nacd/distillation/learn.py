@@ -1,4 +1,4 @@
-"""The main job: seeds, experts if the objective needs them, the outer loop, and what comes out.
+"""The main job: starting rows, experts where they are needed, the outer loop, what comes out.
 
 This module knows files and the order of things; the mathematics is in `nacd.meta` and
 `nacd.distillation`. Everything in it goes on where it stopped.
@@ -50,8 +50,8 @@ ALTERNATIVES = 6
 
 
 @dataclass(frozen=True)
-class Seeds:
-    """The seed samples of a run."""
+class Starts:
+    """The starting rows of a run."""
 
     examples: tuple[Example, ...]
     rows: tuple[Encoded, ...]
@@ -70,12 +70,12 @@ def draw(train: Part, budget: Budget, seed: int) -> list[int]:
     return budget.rows(train.rows, random_order(len(train), seed))
 
 
-def make_seeds(prepared: Prepared, indices: Sequence[int], learn: str) -> Seeds:
-    """Seed samples with their learnable slots."""
+def make_starts(prepared: Prepared, indices: Sequence[int], learn: str) -> Starts:
+    """Starting rows with their learnable slots."""
     examples = tuple(prepared.train.examples[i] for i in indices)
     rows = tuple(prepared.template.as_exported(example) for example in examples)
     pseudo = learnable_rows(rows, learn, prepared.model.tokenizer.pad_token_id)
-    return Seeds(examples, rows, pseudo)
+    return Starts(examples, rows, pseudo)
 
 
 @dataclass
@@ -111,7 +111,7 @@ class Distiller:
         self,
         config: DistillConfig,
         prepared: Prepared,
-        seeds: Seeds,
+        starts: Starts,
         recipe: Recipe,
         engine: Engine,
         experts: Sequence[Expert],
@@ -120,18 +120,20 @@ class Distiller:
         log: Log = silent,
     ):
         self.log = log
-        self.config, self.prepared, self.seeds = config.outer, prepared, seeds
+        self.config, self.prepared, self.starts = config.outer, prepared, starts
         self.recipe, self.folder, self.progress = recipe, folder, progress
         self.model = prepared.model
         table = self.model.table
         self.allowed = choosable(self.model.tokenizer, len(table)).to(table.device)
-        projection, step_size = make_projection(self.model, seeds.pseudo, self.config, self.allowed)
+        projection, step_size = make_projection(
+            self.model, starts.pseudo, self.config, self.allowed
+        )
         begun = projection.parameters.cpu(), projection.kept()
         parameters, kept = first(lambda: begun)  # a GPU may guess otherwise in each process
         projection.parameters = parameters.to(self.model.device)
         projection.restore(kept)
         self.outer = OuterLoop(
-            seeds.pseudo,
+            starts.pseudo,
             projection,
             engine,
             OuterConfig(
@@ -148,17 +150,17 @@ class Distiller:
             self.config.outer_steps,
         )
         self.segments = segment_maker(
-            prepared, recipe, self.config, len(seeds.rows), experts, pool_of(prepared, seeds)
+            prepared, recipe, self.config, len(starts.rows), experts, pool_of(prepared, starts)
         )
-        ahead, _ = window_of(self.config, recipe, len(seeds.rows))
+        ahead, _ = window_of(self.config, recipe, len(starts.rows))
         self.pool = None
         if ahead:
-            loop = InnerLoop(self.model, recipe, recipe.total_steps(len(seeds.rows)))
-            self.pool = Pool(loop, len(seeds.rows), ahead, self.config, folder / "pool")
+            loop = InnerLoop(self.model, recipe, recipe.total_steps(len(starts.rows)))
+            self.pool = Pool(loop, len(starts.rows), ahead, self.config, folder / "pool")
         template = prepared.template
         self.trips = [
             RoundTrip(template, self.model.tokenizer, example, row)
-            for example, row in zip(seeds.examples, seeds.pseudo.rows, strict=True)
+            for example, row in zip(starts.examples, starts.pseudo.rows, strict=True)
         ]
         fixed = sum(not trip.reversible for trip in self.trips)
         if fixed:
@@ -187,11 +189,13 @@ class Distiller:
         def alternatives(slot: int) -> list[int]:
             return self.outer.projection.alternatives(slot, ALTERNATIVES)
 
-        return to_text(self.seeds.pseudo, ids.cpu(), self.seeds.examples, self.trips, alternatives)
+        return to_text(
+            self.starts.pseudo, ids.cpu(), self.starts.examples, self.trips, alternatives
+        )
 
     def settled(self, rows: Sequence[TextRow]) -> Rows:
         """Text rows as training data: exactly what a tokenizer makes of the exported text."""
-        return Rows.of([row.encoded for row in rows], self.seeds.pseudo.pad_id)
+        return Rows.of([row.encoded for row in rows], self.starts.pseudo.pad_id)
 
     # --- development ------------------------------------------------------------------------
 
@@ -214,16 +218,16 @@ class Distiller:
         rows = self.text(ids)
         data = self.settled(rows)
         key = (self.outer.learning_rate, *(row.ids for row in data.rows))
-        sets = [(self.seeds.pseudo, self.outer.vectors()), (data, None)]
+        sets = [(self.starts.pseudo, self.outer.vectors()), (data, None)]
         soft, *anew = self._nll(*sets[: 1 if key in self._scores else 2])
         text = self._scores[key] = anew[0] if anew else self._scores[key]
         return {
             "development_soft": soft,
             "development_text": text,
             "soft_to_text_gap": text - soft,
-            "tokens_changed": share_changed(self.seeds.pseudo, rows),
+            "tokens_changed": share_changed(self.starts.pseudo, rows),
             "tokens_repaired": float(sum(row.repaired for row in rows)),
-        }, slot_ids(self.seeds.pseudo, rows)
+        }, slot_ids(self.starts.pseudo, rows)
 
     # --- state ------------------------------------------------------------------------------
 
@@ -234,7 +238,7 @@ class Distiller:
             self.folder / "state.safetensors",
             self.outer.state()
             | {f"best.{name}": tensor for name, tensor in best.items()}
-            | {"start": self.seeds.pseudo.ids},
+            | {"start": self.starts.pseudo.ids},
         )
 
     def restore(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]] | None:
@@ -248,8 +252,8 @@ class Distiller:
         if not file.is_file():
             return None
         state, _ = read_tensors(file)
-        start = state.pop("start", self.seeds.pseudo.ids)
-        if not torch.equal(start, self.seeds.pseudo.ids):
+        start = state.pop("start", self.starts.pseudo.ids)
+        if not torch.equal(start, self.starts.pseudo.ids):
             raise UserError(
                 f"{file}: of other starting rows than this run's; bring its own back, or delete "
                 f"{self.folder} and run the same command again to learn anew."
@@ -289,7 +293,7 @@ class Distiller:
         restored = self.restore()
         if restored is None:
             began = time.perf_counter()
-            first, _ = self.check(self.seeds.pseudo.ids)
+            first, _ = self.check(self.starts.pseudo.ids)
             if not math.isfinite(first["development_text"]):
                 raise UserError(
                     f"training on the untouched starting rows diverges at --learning-rate "
@@ -301,8 +305,8 @@ class Distiller:
             best = {
                 "text": torch.tensor([first["development_text"], 0.0], dtype=torch.float64),
                 "soft": torch.tensor([first["development_soft"], 0.0], dtype=torch.float64),
-                "ids": self.seeds.pseudo.ids,
-                "last_ids": self.seeds.pseudo.ids,
+                "ids": self.starts.pseudo.ids,
+                "last_ids": self.starts.pseudo.ids,
                 "vectors": outer.vectors().cpu(),
                 "log_rate": outer.log_rate,
                 "soft_log_rate": outer.log_rate,
@@ -367,25 +371,25 @@ def _below(nll: float, best: Tensor) -> bool:
     return math.isfinite(nll) and not nll >= float(best[0])
 
 
-def pool_of(prepared: Prepared, seeds: Seeds) -> list[Encoded]:
-    """The training rows that are no seeds."""
-    own = {example.digest for example in seeds.examples}
+def pool_of(prepared: Prepared, starts: Starts) -> list[Encoded]:
+    """The training rows that are no starting rows."""
+    own = {example.digest for example in starts.examples}
     train = zip(prepared.train.examples, prepared.train.rows, strict=True)
     return [row for example, row in train if example.digest not in own]
 
 
-def refuse_without_rows(config: DistillConfig, prepared: Prepared, seeds: Seeds) -> None:
+def refuse_without_rows(config: DistillConfig, prepared: Prepared, starts: Starts) -> None:
     """Refuse an objective that has no rows to look at.
 
     Raises:
-        UserError: `target-loss` without target rows, or `train-loss` where all rows are seeds.
+        UserError: `target-loss` without target rows, or `train-loss` where all rows start.
     """
     if config.outer.objective == "target-loss" and not len(prepared.target):
         raise UserError(
             "--objective target-loss needs target rows: raise --target-rows, or name --target."
         )
-    if config.outer.objective == "train-loss" and not pool_of(prepared, seeds):
+    if config.outer.objective == "train-loss" and not pool_of(prepared, starts):
         raise UserError(
-            "--objective train-loss looks at training rows that are not seeds, and there are none: "
-            "give a smaller --budget, or --objective target-loss."
+            "--objective train-loss looks at training rows that are not starting rows, and there "
+            "are none: give a smaller --budget, or --objective target-loss."
         )

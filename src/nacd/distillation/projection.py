@@ -169,9 +169,9 @@ class Simplex:
         self.candidates = kept.get("candidates", self.candidates)
 
 
-def simplex_logits(candidates: Tensor, seeds: Tensor, share: float) -> Tensor:
+def simplex_logits(candidates: Tensor, starts: Tensor, share: float) -> Tensor:
     """Logits (Q, C) that give each seed id (Q,), column 0 of `candidates`, probability `share`."""
-    if not torch.equal(candidates[:, 0], seeds.to(candidates.device)):
+    if not torch.equal(candidates[:, 0], starts.to(candidates.device)):
         raise ValueError("the first candidate of every position must be its seed")
     logits = torch.zeros(candidates.shape)
     logits[:, 0] = math.log(share / (1 - share) * (candidates.shape[1] - 1))

@@ -9,7 +9,7 @@ from nacd.config import DistillConfig, decided
 from nacd.config.recipe import Recipe
 from nacd.config.settings import to_dict
 from nacd.data import Splits
-from nacd.distillation.learn import Distiller, Learned, Seeds, make_seeds, refuse_without_rows
+from nacd.distillation.learn import Distiller, Learned, Starts, make_starts, refuse_without_rows
 from nacd.distillation.stages import (
     ask_agreement,
     check_trainings,
@@ -37,7 +37,7 @@ class Outcome:
     config: DistillConfig
     folder: RunFolder
     prepared: Prepared
-    seeds: Seeds
+    starts: Starts
     recipe: Recipe
     """What the table's rows are trained with."""
     found_by: str
@@ -94,25 +94,33 @@ def learn_text(
         before(prepared, folder, clock)
     with clock.stage("choosing starting rows"):
         indices = chosen_rows(config, prepared, folder, progress)
-    seeds = make_seeds(prepared, indices, config.outer.learn)
-    config.recipe.check_rows(len(seeds.rows))
-    refuse_without_rows(config, prepared, seeds)
-    tokens = sum(len(row) for row in seeds.rows)
+    starts = make_starts(prepared, indices, config.outer.learn)
+    config.recipe.check_rows(len(starts.rows))
+    refuse_without_rows(config, prepared, starts)
+    tokens = sum(len(row) for row in starts.rows)
     progress.say(
-        f"{len(prepared.train)} training rows; {len(seeds.rows)} starting rows, {tokens} tokens, "
-        f"{seeds.pseudo.size} of them learnable"
+        f"{len(prepared.train)} training rows; {len(starts.rows)} starting rows, {tokens} tokens, "
+        f"{starts.pseudo.size} of them learnable"
     )
     with clock.stage("tuning the recipe"):
-        recipe, found_by = tuned_recipe(config, prepared, seeds, folder, progress)
+        recipe, found_by = tuned_recipe(config, prepared, starts, folder, progress)
     with clock.stage("checking the meta-gradient"):
-        engine = checked_engine(config, prepared, seeds, recipe, folder, progress)
+        engine = checked_engine(config, prepared, starts, recipe, folder, progress)
     experts: list[Expert] = []
     if config.outer.objective == "trajectory":
         with clock.stage("recording experts"):
             experts = recorded_experts(config, prepared, folder, progress)
     with tracking(config.track, folder.path, to_dict(config)) as log:
         distiller = Distiller(
-            config, prepared, seeds, recipe, engine, experts, folder.path / "distill", progress, log
+            config,
+            prepared,
+            starts,
+            recipe,
+            engine,
+            experts,
+            folder.path / "distill",
+            progress,
+            log,
         )
         with clock.stage("comparing meta-gradients"):
             ask_agreement(distiller, folder, progress)
@@ -121,12 +129,12 @@ def learn_text(
     if learned.stopped:
         progress.say(f"Learning stopped early: {learned.stopped}")
     text = distiller.text(learned.ids)
-    changed = share_changed(seeds.pseudo, text)
+    changed = share_changed(starts.pseudo, text)
     return Outcome(
         config,
         folder,
         prepared,
-        seeds,
+        starts,
         recipe,
         found_by,
         learned,

@@ -21,7 +21,7 @@ from nacd.data import Encoded, Example, Splits
 from nacd.data.rows import Rows
 from nacd.data.stored import digests
 from nacd.distillation.agreement import measure
-from nacd.distillation.learn import Distiller, Seeds, draw
+from nacd.distillation.learn import Distiller, Starts, draw
 from nacd.distillation.pool import window_of
 from nacd.errors import UserError
 from nacd.experts import Expert, import_checkpoints, plan_experts, record_expert
@@ -106,7 +106,7 @@ def check_trainings(config: DistillConfig, prepared: Prepared) -> None:
     """Refuse trainings of a run that their warm-up would keep at a learning rate of 0.
 
     Raises:
-        UserError: on the seeds, on the full data of the table, or an expert's; the flags are named.
+        UserError: on the starting rows, on the table's full data, or an expert's; flags are named.
     """
     rows = len(prepared.train)
     config.recipe.check_rows(len(draw(prepared.train, config.size, config.seed)))
@@ -198,15 +198,15 @@ def found_recipe(
 
 
 def tuned_recipe(
-    config: DistillConfig, prepared: Prepared, seeds: Seeds, folder: RunFolder, progress: Progress
+    config: DistillConfig, prepared: Prepared, starts: Starts, folder: RunFolder, progress: Progress
 ) -> tuple[Recipe, str]:
     """The recipe, tuned on the starting rows where that is asked for, and how it was found."""
     if config.tune:
-        return found_recipe(config.recipe, prepared, [seeds.rows], folder, progress)
+        return found_recipe(config.recipe, prepared, [starts.rows], folder, progress)
     if not config.tune_rates:
         return config.recipe, "as given"
     progress.say(OLD_RATES)
-    found = tuned(config.recipe, config.tune_rates, prepared, seeds.untouched, folder)
+    found = tuned(config.recipe, config.tune_rates, prepared, starts.untouched, folder)
     tried = ", ".join(
         f"{rate:g}: {'diverges' if nll is None else f'{nll:.3f}'}" for rate, nll in found["nll"]
     )
@@ -221,7 +221,7 @@ def tuned_recipe(
 def checked_engine(
     config: DistillConfig,
     prepared: Prepared,
-    seeds: Seeds,
+    starts: Starts,
     recipe: Recipe,
     folder: RunFolder,
     progress: Progress,
@@ -236,8 +236,8 @@ def checked_engine(
         diagnosis = diagnose(
             prepared.model,
             recipe,
-            seeds.pseudo.batches(min(recipe.batch_size, CHECKED), 2, seed=1),
-            prepared.model.embed(seeds.pseudo.ids).to(torch.float32),
+            starts.pseudo.batches(min(recipe.batch_size, CHECKED), 2, seed=1),
+            prepared.model.embed(starts.pseudo.ids).to(torch.float32),
             thorough=False,
             asked=(asked, eps) if asked and eps else None,
         )
@@ -261,7 +261,7 @@ def ask_agreement(distiller: Distiller, folder: RunFolder, progress: Progress) -
     begun = (distiller.folder / "state.safetensors").is_file()
     if not config.agreement or not config.outer_steps or begun:
         return
-    rows = len(distiller.seeds.rows)
+    rows = len(distiller.starts.rows)
     found = folder.once("agreement", lambda: measure(distiller, rows).to_dict())
     progress.say(found["said"])
 

@@ -132,7 +132,7 @@ class RoundTrip:
 def to_text(
     pseudo: Rows,
     ids: Tensor,
-    seeds: Sequence[Example],
+    starts: Sequence[Example],
     trips: Sequence[RoundTrip],
     alternatives: Callable[[int], Sequence[int]],
 ) -> list[TextRow]:
@@ -144,14 +144,14 @@ def to_text(
     Args:
         pseudo: the pseudo-data that learning starts from.
         ids: chosen token ids.
-        seeds: the seed examples.
+        starts: the starting rows.
         trips: each row's round trip.
         alternatives: other ids for a slot, best first.
     """
     wanted = pseudo.with_ids(ids)
     rows = []
     for row, original, slots, seed, trip in zip(
-        wanted.rows, pseudo.rows, pseudo.slots, seeds, trips, strict=True
+        wanted.rows, pseudo.rows, pseudo.slots, starts, trips, strict=True
     ):
         if not trip.reversible:
             rows.append(TextRow(seed, trip.untouched, 0.0, 0))

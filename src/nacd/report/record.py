@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nacd.data import Example
 from nacd.data.overlap import WORDS, overlapping, row_text
-from nacd.distillation.learn import Learned, Seeds
+from nacd.distillation.learn import Learned, Starts
 from nacd.distillation.neighbours import Metric, nearest
 from nacd.distillation.text import TextRow
 from nacd.model.prepare import Prepared
@@ -35,7 +35,7 @@ SHOWN_PAIRS = 20
 def write_records(
     folder: Path,
     prepared: Prepared,
-    seeds: Seeds,
+    starts: Starts,
     learned: Learned,
     text: Sequence[TextRow],
     allowed: Tensor,
@@ -46,15 +46,15 @@ def write_records(
     Args:
         folder: the run folder.
         prepared: model, training rows and test rows.
-        seeds: the starting rows.
+        starts: the starting rows.
         learned: what the outer loop left.
         text: the exported rows.
         allowed: (V,) bool, tokens that may be chosen.
         metric: of the neighbour distance.
     """
-    own = seeds.pseudo.ids
+    own = starts.pseudo.ids
     distances = neighbour_distances(learned.soft, prepared.model.table, allowed, metric, own)
-    rows = row_records(prepared.model.tokenizer, seeds, text, distances)
+    rows = row_records(prepared.model.tokenizer, starts, text, distances)
     write_json_lines(folder / "distill" / "rows.jsonl", rows)
     write_json(folder / "distill" / "learned.json", learned_record(learned))
     exported = [row.example for row in text]
@@ -86,20 +86,20 @@ def neighbour_distances(
 
 
 def row_records(
-    tokenizer: Any, seeds: Seeds, text: Sequence[TextRow], distances: Tensor
+    tokenizer: Any, starts: Starts, text: Sequence[TextRow], distances: Tensor
 ) -> list[dict[str, Any]]:
     """One record a distilled row, beside its seed.
 
     Args:
         tokenizer: of the source model.
-        seeds: the starting rows and their learnable slots.
+        starts: the starting rows and their learnable slots.
         text: the exported rows, in the starting rows' order.
         distances: (Q,) of every learnable slot.
     """
     records = []
-    slices = seeds.pseudo.row_slices()
-    for number, (example, row) in enumerate(zip(seeds.examples, text, strict=True)):
-        before, after = _marked(tokenizer, seeds, number, row)
+    slices = starts.pseudo.row_slices()
+    for number, (example, row) in enumerate(zip(starts.examples, text, strict=True)):
+        before, after = _marked(tokenizer, starts, number, row)
         own = distances[slices[number]]
         records.append(
             {
@@ -118,13 +118,13 @@ def row_records(
     return records
 
 
-def _marked(tokenizer: Any, seeds: Seeds, number: int, row: TextRow) -> tuple[Pieces, Pieces]:
+def _marked(tokenizer: Any, starts: Starts, number: int, row: TextRow) -> tuple[Pieces, Pieces]:
     """The seed's prompt and the distilled one, tokens that differ marked in both.
 
     Tokens of a learned prefix have no counterpart in the seed: all of them are marked.
     """
-    example, plain = seeds.examples[number], seeds.rows[number]
-    pseudo, final = seeds.pseudo.rows[number], row.encoded
+    example, plain = starts.examples[number], starts.rows[number]
+    pseudo, final = starts.pseudo.rows[number], row.encoded
     if len(final) != len(pseudo):  # a row that went back to its seed, without the prefix
         return [(example.prompt, False)], [(row.example.prompt, False)]
     added = len(pseudo) - len(plain)

@@ -36,7 +36,7 @@ class Run:
     dataset: list[dict[str, Any]]
     """The exported rows."""
     rows: list[dict[str, Any]]
-    """The exported rows beside their seeds (`distill/rows.jsonl`); empty in older folders."""
+    """Exported rows beside their starting rows (`distill/rows.jsonl`); empty in older folders."""
     learned: Mapping[str, Any] | None
     overlap: Mapping[str, Any] | None
     stages: Mapping[str, Any] | None
