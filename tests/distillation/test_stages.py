@@ -17,7 +17,7 @@ from nacd.config import DataConfig, DistillConfig, ExpertConfig, SelectionConfig
 from nacd.config.budget import parse_budget
 from nacd.config.recipe import Recipe
 from nacd.data import Example, Message, Splits
-from nacd.distillation.learn import make_seeds
+from nacd.distillation.learn import make_starts
 from nacd.distillation.stages import checked_engine, open_run, recorded_experts
 from nacd.errors import UserError
 from nacd.meta import Exact
@@ -137,7 +137,7 @@ def test_sixteen_bits_take_the_double_backward_and_say_so(
     data = DataConfig(data="rows", template="qa")
     config = DistillConfig(budget="4", recipe=RECIPE, model=model, data=data)
     low = prepare(model, data, splits=SPLITS)
-    seeds = make_seeds(low, [0, 1, 2, 3], config.outer.learn)
+    seeds = make_starts(low, [0, 1, 2, 3], config.outer.learn)
     engine = checked_engine(config, low, seeds, RECIPE, RunFolder(tmp_path), Progress())
     assert engine == Exact()
     shown = capsys.readouterr().err.splitlines()
