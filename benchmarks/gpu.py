@@ -25,6 +25,7 @@ import json
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -312,7 +313,9 @@ def measured(config: Config, name: str, piece: str) -> dict[str, Any]:
                 gc.collect()
                 rig, fields = Rig(config, name, case), case.fields
             device, memory = rig.model.device, PeakMemory(rig.model.device)
-            with tf32(case.how == "tf32"):
+            with tf32(case.how == "tf32"), warnings.catch_warnings():
+                # a compiler looks at a tensor that has no gradient of its own
+                warnings.filterwarnings("ignore", r"The \.grad attribute", UserWarning)
                 run = rig.run(case)
                 found = run().float().flatten().cpu()
                 seconds = timed(device, run, config.repeats) / config.steps
@@ -388,7 +391,8 @@ def table(setting: dict[str, Any], rate: dict[str, float], rows: list[dict[str, 
     """At 80 columns."""
     said = ", ".join(f"{name} {each / 1e12:.3g}" for name, each in rate.items())
     lines = [
-        f"{setting['card']}; torch {setting['torch']}; a large matrix product, TFLOP/s: {said}",
+        f"{setting['card']}, torch {setting['torch']}",
+        f"a large matrix product, TFLOP/s: {said}",
         f"batches of {ROWS} x {setting['tokens']} tokens, median of {setting['repeats']}",
     ]
     place = None
