@@ -88,9 +88,15 @@ class Grid:
                 tick(done, math.nan if nll is None else nll)
 
             cells = spread(work, lambda one: self._cell(*one, made), told)
+            others = 0
             for rowset in sets:
                 row = [next(cells) for _ in range(rowset.trainings)]
+                others += sum("taken" in cell for cell in row)
                 keep([cell for cell in row if "taken" not in cell])
+        if others:
+            progress.say(
+                f"{name}: {others} trainings are being made by other jobs; the last to end has all"
+            )
 
     def _cell(self, rowset: RowSet, seed: int, made: dict[str, dict[str, Any]]) -> dict[str, Any]:
         method = rowset.method

@@ -69,14 +69,10 @@ def claim(folder: Path, name: str) -> Claim | None:
             return None
         number = 0 if latest is None else _number(latest) + 1
         file = place / f"{_plain(name)}-{number}"
-        partial = place / f"{_plain(name)}.partial-{socket.gethostname()}-{os.getpid()}"
-        partial.write_text(json.dumps(_myself()), encoding="utf-8")
-        try:
-            os.link(partial, file)  # whole, or not at all
-        except FileExistsError:
-            return None
-        finally:
-            partial.unlink()
+        with file.open("x", encoding="utf-8") as made:
+            made.write(json.dumps(_myself()))
+    except FileExistsError:  # another was faster
+        return None
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
@@ -129,10 +125,13 @@ def _latest(place: Path, name: str) -> Path | None:
 
 def _stale(file: Path) -> bool:
     try:
-        holder = json.loads(file.read_text(encoding="utf-8"))
+        said = file.read_text(encoding="utf-8")
         touched = file.stat().st_mtime
     except FileNotFoundError:  # released just now
         return True
+    holder = {"machine": ""}
+    with contextlib.suppress(ValueError):  # its holder is just writing it
+        holder = json.loads(said)
     if holder["machine"] == socket.gethostname():
         with contextlib.suppress(psutil.Error):
             return abs(psutil.Process(holder["process"]).create_time() - holder["began"]) > 1
