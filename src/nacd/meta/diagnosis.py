@@ -38,7 +38,7 @@ from nacd.meta import (
     make_engine,
     meta_gradient,
 )
-from nacd.meta.diagnosed import COSINE, ERROR, Diagnosis, Row, Verdict
+from nacd.meta.diagnosed import COSINE, ERROR, LOW_COSINE, Diagnosis, Row, Verdict
 from nacd.model.lora import DOUBLE, LoraModel
 from nacd.model.microbatch import part_bytes
 from nacd.model.upcast import in_float32
@@ -191,7 +191,7 @@ def diagnose(
     lengths = EPS if thorough else SHORT_EPS[: 1 if exact else 2]
     if low:
         truth, reference = _float32_truth(trial)
-        done = exact and _right(_compare("exact", None, exact[0], truth, 0.0), True)
+        done = exact and _right(_compare("exact", None, exact[0], truth, 0.0), True, low)
         lengths = EPS if thorough or not done else ()
     central = []
     for number, eps in enumerate(lengths, 1):
@@ -258,8 +258,10 @@ def _self_consistent(
     return rows
 
 
-def _right(row: Row, true: bool) -> bool:
+def _right(row: Row, true: bool, low: bool) -> bool:
     """Whether a row is near enough; against a true reference its length counts too."""
+    if low and row.engine == "exact":
+        return row.agreement >= LOW_COSINE
     return row.agreement >= COSINE and (not true or row.error <= ERROR)
 
 
@@ -275,7 +277,7 @@ def _judge(
     low = model.config.low
     order = ("exact", "first-order", "one-sided")
     for engine in order if low else (*order[1:], order[0]):
-        own = [row for row in rows if row.engine == engine and _right(row, true)]
+        own = [row for row in rows if row.engine == engine and _right(row, true, low)]
         if not own:
             continue
         # a pair's two errors differ by their yardstick alone: of equals, the shorter eps is first
