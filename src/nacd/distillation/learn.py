@@ -125,7 +125,8 @@ class Distiller:
         table = self.model.table
         self.allowed = choosable(self.model.tokenizer, len(table)).to(table.device)
         projection, step_size = make_projection(self.model, seeds.pseudo, self.config, self.allowed)
-        begun = projection.parameters.cpu(), getattr(projection, "candidates", None)
+        guessed = projection.candidates if isinstance(projection, Simplex) else torch.empty(0)
+        begun = projection.parameters.cpu(), guessed
         parameters, guesses = first(lambda: begun)  # a GPU may guess otherwise in each process
         projection.parameters = parameters.to(self.model.device)
         if isinstance(projection, Simplex):
