@@ -52,7 +52,7 @@ def test_a_claim_is_stale_when_nobody_touches_it(tmp_path: Path) -> None:
     assert [*(tmp_path / FOLDER).iterdir()] == [mine.file]
 
 
-@pytest.mark.parametrize("process", [os.getpid(), 2**22 + 1])
+@pytest.mark.parametrize("process", [os.getpid(), 2**22 + 1], ids=["another", "none"])
 def test_a_claim_is_stale_at_once_when_its_process_is_gone(process: int, tmp_path: Path) -> None:
     # the number may be another process's by now: this one began later
     held(tmp_path, "a", machine=socket.gethostname(), process=process)

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -129,7 +130,7 @@ def _stale(file: Path) -> bool:
         touched = file.stat().st_mtime
     except FileNotFoundError:  # released just now
         return True
-    holder = {"machine": ""}
+    holder: dict[str, Any] = {"machine": ""}
     with contextlib.suppress(ValueError):  # its holder is just writing it
         holder = json.loads(said)
     if holder["machine"] == socket.gethostname():
