@@ -138,7 +138,7 @@ def test_a_finished_run_is_compared_without_distilling_anew(
     tiny_folder: Folder, rows: Path, tmp_path: Path
 ) -> None:
     config = grid(tiny_folder("llama"), rows, tmp_path / "grid", methods=("seeds", "text"))
-    distilled = replace(config.distillation("4", 3), out=tmp_path / "run")
+    distilled = replace(config.distillation(config.sizes[0], 3), out=tmp_path / "run")
     made = nacd.distill(distilled, progress=QUIET)
     learned = [
         tmp_path / "run" / "distill" / name for name in ("state.safetensors", "metrics.jsonl")
@@ -203,7 +203,8 @@ def test_every_model_is_tuned_for_its_budget_and_all_methods_use_that(
         assert all(row in labelled for own in sets for row in own)
     assert len({str(own) for own in searched[0][1]}) > 1, "several random draws"
 
-    run = replace(config.distillation("4", 0), out=tmp_path / "run", tune=True, compare=())
+    run = config.distillation(config.sizes[0], 0)
+    run = replace(run, out=tmp_path / "run", tune=True, compare=())
     nacd.distill(run, progress=QUIET)  # three epochs
     taken = replace(config, target_models=(), methods=("text",), runs=(str(run.out),))
     (row,) = compare(replace(taken, out=tmp_path / "taken"), progress=QUIET).table
@@ -556,7 +557,8 @@ def test_the_command(
 def test_learning_looks_at_development_rows_alone(
     tiny_folder: Callable[[str], Path], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = grid(tiny_folder("llama"), rows, tmp_path / "g").distillation("4", 0)
+    small = grid(tiny_folder("llama"), rows, tmp_path / "g")
+    config = small.distillation(small.sizes[0], 0)
     development = prepare(config.model, config.data).development.rows
     seen: list[list[Any]] = []
     for module in (learn_module, stages_module):

@@ -192,8 +192,7 @@ def test_random_draws_are_those_of_distill(
         clock=SimpleNamespace(stage=lambda _: QUIET.stage("", 1)),
         folder=folder,
     )
-    one = replace(config.distillation("4", 0), compare=("random",))
+    one = replace(config.distillation(config.sizes[0], 0), compare=("random",))
     distilling._table(one, stub, QUIET)
-    assert [
-        {row.ids for row in taken[0].training(source, seed).data.rows} for seed in range(3)
-    ] == rows
+    again = [taken[0].training(source, seed).data for seed in range(3)]
+    assert [{row.ids for row in data.rows} for data in again if data is not None] == rows

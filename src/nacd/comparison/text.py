@@ -112,6 +112,6 @@ def _each(
     labels: Mapping[str, str] | None = None,
 ) -> str:
     """One figure of every row that has it, with the row's name."""
-    named = [((labels or {}).get(row["method"], row["method"]), row) for row in rows]
+    named = [(str((labels or {}).get(row["method"], row["method"])), row) for row in rows]
     parts = [f"{name} {form(row[key])}" for name, row in named if row.get(key) is not None]
     return ("; " if any("," in name for name, _ in named) else ", ").join(parts)
