@@ -41,7 +41,9 @@ def test_every_import_is_declared() -> None:
         for name, inside in imports(ast.parse(file.read_text(encoding="utf-8"))):
             if name in sys.stdlib_module_names or name == "nacd":
                 continue
-            if name in EXTRAS:  # finetune.py alone is a room of trl's, and is itself imported late
+            if name == "bitsandbytes":  # built for few machines: installed by its own name
+                assert inside
+            elif name in EXTRAS:  # finetune.py alone is trl's, and is itself imported late
                 assert inside or (file.name, name) == ("finetune.py", "trl"), (file, name)
             else:
                 assert {plain(owner) for owner in known[name]} & core, (file, name)

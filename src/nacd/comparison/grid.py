@@ -24,6 +24,7 @@ from nacd.config import Budget
 from nacd.config.compare import CompareConfig
 from nacd.config.recipe import Recipe
 from nacd.data import Encoded
+from nacd.errors import UserError
 from nacd.model.prepare import Prepared
 from nacd.store.processes import spread
 from nacd.store.run import RunFolder
@@ -124,6 +125,8 @@ class Grid:
                 cell = cell | {name: measure(theta) for name, measure in missing.items()}
                 self.folder.keep(name, cell)
         except Exception as error:  # kept, shown, and tried again next time
+            if self.alone and isinstance(error, (UserError, OSError)):
+                raise  # a short run ends with what is to be mended, and goes on from there
             return keep_failure(folder, key, failure(error))
         forget_failure(folder)
         if content := cell.get("content"):  # an older version's table has none

@@ -352,7 +352,9 @@ class LoraModel:
             labels: what the sum is divided by, where `batch` is a part; None: its own labels.
         """
         if self.config.gradient_checkpointing or self.config.shard:
-            raise RuntimeError("the functional view must not run under checkpointing or shards")
+            raise RuntimeError(
+                "the functional view must not run under gradient checkpointing or shards"
+            )
         named = self.named_theta(theta)
         parts = batch.parts(self.micro, packed=self.packs)
         total = torch.stack([self._token_nll(part, vectors, named).sum() for part in parts]).sum()
