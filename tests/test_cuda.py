@@ -13,6 +13,7 @@ import torch
 
 import nacd
 from nacd.config import DataConfig, ExpertConfig, OuterLoopConfig, SelectionConfig
+from nacd.config.budget import parse_budget
 from nacd.config.compare import ROWS, CompareConfig
 from nacd.config.recipe import Recipe
 from nacd.model.lora import ModelConfig
@@ -52,21 +53,21 @@ def test_every_row_of_a_comparison(config: CompareConfig) -> None:
 @pytest.mark.parametrize("projection", ["nearest", "straight-through", "simplex"])
 def test_every_engine_and_projection(engine: str, projection: str, config: CompareConfig) -> None:
     outer = replace(config.outer, engine=engine, projection=projection, beta=0.1)
-    run = replace(config.distillation("4", 0), outer=outer, out=config.out / "run")
+    run = replace(config.distillation(parse_budget("4"), 0), outer=outer, out=config.out / "run")
     assert nacd.distill(run, progress=QUIET).rows == 4
 
 
 @pytest.mark.parametrize("objective", ["train-loss", "trajectory"])
 def test_every_objective(objective: str, config: CompareConfig) -> None:
     outer = replace(config.outer, objective=objective, objective_rows=8, rate_step_size=0.01)
-    run = replace(config.distillation("4", 0), outer=outer, out=config.out / "run")
+    run = replace(config.distillation(parse_budget("4"), 0), outer=outer, out=config.out / "run")
     assert nacd.distill(run, progress=QUIET).rows == 4
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_sixteen_bits_are_checked(dtype: str, config: CompareConfig) -> None:
     model = replace(config.model, dtype=dtype)
-    run = replace(config.distillation("4", 0), model=model, out=config.out / "run")
+    run = replace(config.distillation(parse_budget("4"), 0), model=model, out=config.out / "run")
     with contextlib.suppress(nacd.UserError):  # refused by the check, which has then run
         nacd.distill(run, progress=QUIET)
     assert (config.out / "run" / "doctor.json").is_file()

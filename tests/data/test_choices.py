@@ -28,7 +28,7 @@ def questions(places: Sequence[int], answers: Sequence[Any], choices: Any = COLO
 
 def read(
     folder: Path, rows: Sequence[Any], answers: Answers = "auto", **options: Any
-) -> list[Example]:
+) -> Sequence[Example]:
     path = folder / "mine.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return read_examples(path, answers=answers, **options)

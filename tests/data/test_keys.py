@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 TEXTS = {"texts": {"prompt": "Sky?", "completion": "Blue"}}
 
 
-def read(folder: Path, *rows: Mapping[str, Any], **options: Any) -> list[Example]:
+def read(folder: Path, *rows: Mapping[str, Any], **options: Any) -> Sequence[Example]:
     path = folder / "mine.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return read_examples(path, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def write(path: Path, content: Any) -> Path:
     return path
 
 
-def texts(examples: list[Example]) -> list[tuple[str, str]]:
+def texts(examples: Sequence[Example]) -> list[tuple[str, str]]:
     return [(example.prompt, example.response) for example in examples]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from nacd.errors import UserError
 
 def convert(
     *rows: Any, form: ChoiceForm = "cloze", columns: Mapping[str, str] | None = None
-) -> list[Example]:
+) -> Sequence[Example]:
     schema = recognise("mine.jsonl:1", rows[0], columns=columns)
     placed = [(f"mine.jsonl:{number}", row) for number, row in enumerate(rows, start=1)]
     return schema.examples(placed, choice_form=form)

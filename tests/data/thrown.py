@@ -18,6 +18,7 @@ import io
 import json
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -242,7 +243,7 @@ def check_names(error: UserError, path: Path) -> None:
 
 def catch(
     folder: Path, what: Thrown, name: str, made: str, turns: Any, choice_form: Any
-) -> tuple[str, list[Example]]:
+) -> tuple[str, Sequence[Example]]:
     """Read what was thrown and render it; how it went, and its rows.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +29,7 @@ FILES = ("", "train.jsonl", "train.parquet")
 MESSAGES = ("train_with/messages.jsonl", "train_with/messages.parquet")
 
 
-def exported(examples: list[Example], template: Template, folder: Path) -> None:
+def exported(examples: Sequence[Example], template: Template, folder: Path) -> None:
     """Write rows as a run does."""
     rows = []
     for example in examples:
@@ -39,14 +40,14 @@ def exported(examples: list[Example], template: Template, folder: Path) -> None:
 
 
 def labels(
-    examples: list[Example], template: Template, turns: Literal["all", "last"] = "all"
+    examples: Sequence[Example], template: Template, turns: Literal["all", "last"] = "all"
 ) -> list[list[tuple[int, bool]]]:
     """Every token of the rows, and whether it is a label; of the last turn's alone, as exported."""
     rows = [template.encode(example, turns) for example in examples]
     return [[*zip(row.ids, row.response, strict=True)] for row in rows]
 
 
-def conversations(file: Path, spelt: list[str], texts: list[str]) -> list[Example]:
+def conversations(file: Path, spelt: list[str], texts: list[str]) -> Sequence[Example]:
     """Rows of the turns that the letters name, every text in every place."""
     rows = [
         [

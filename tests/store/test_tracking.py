@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from nacd.cli import main
 from nacd.config import DataConfig, DistillConfig
+from nacd.config.budget import parse_budget
 from nacd.config.compare import CompareConfig
 from nacd.errors import UserError
 from nacd.store.tracking import TRACKERS, check_tracker, tracking
@@ -140,7 +141,7 @@ def test_distill_tracks_every_outer_step(
 
 def test_compare_tracks_its_distillations() -> None:
     config = CompareConfig(track="trackio", data=DataConfig(data="mine.jsonl"))
-    assert config.distillation("5%", 0).track == "trackio"
+    assert config.distillation(parse_budget("5%"), 0).track == "trackio"
     with pytest.raises(UserError, match="--track mlflow: unknown"):
         replace(config, track="mlflow").check()
 
