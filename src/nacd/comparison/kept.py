@@ -18,7 +18,7 @@ from nacd.comparison.failures import TRACEBACK
 from nacd.comparison.grid import cell_folder
 from nacd.comparison.table import summarise, write_parquet
 from nacd.errors import UserError
-from nacd.model.pretrained import said
+from nacd.model.files import said
 from nacd.store.claims import turn
 from nacd.store.files import read_json, write_json
 from nacd.store.processes import writes

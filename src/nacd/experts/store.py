@@ -24,8 +24,8 @@ import torch
 from nacd.config.recipe import Recipe
 from nacd.data import Encoded
 from nacd.errors import UserError
+from nacd.model.files import inside
 from nacd.model.lora import LoraModel
-from nacd.model.pretrained import inside
 from nacd.store.files import read_tensors, write_json, write_tensors, write_text
 from nacd.training.inner import Start
 

@@ -24,7 +24,7 @@ from peft import LoraConfig, PeftModel
 from safetensors import safe_open
 
 from nacd.errors import UserError
-from nacd.model.pretrained import PICKLES, check_safetensors, said, shape
+from nacd.model.files import PICKLES, check_safetensors, said, shape
 
 WEIGHTS = "adapter_model.safetensors"
 OPTIONS = "adapter_config.json"

@@ -20,7 +20,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nacd.errors import UserError
-from nacd.model.pretrained import require_whole, said
+from nacd.model.files import said
+from nacd.model.pretrained import require_whole
 from nacd.store.extras import install, installed, require
 from nacd.store.files import sha256_of, write_json
 from nacd.store.processes import apart

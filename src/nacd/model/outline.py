@@ -15,10 +15,11 @@ from torch import Tensor
 from nacd.config import ModelConfig
 from nacd.errors import UserError
 from nacd.model import checkpoints
+from nacd.model.files import said
 from nacd.model.functional import DTYPES, MICRO_TOKENS, MICRO_TOKENS_DEVICE
 from nacd.model.inject import add_lora
 from nacd.model.microbatch import needed_bytes
-from nacd.model.pretrained import read_config, said
+from nacd.model.pretrained import read_config
 from nacd.model.quantized import stored_bytes
 
 

@@ -10,22 +10,19 @@ code. All of that is refused here.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path, PurePath
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from nacd.errors import UserError
-
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+from nacd.model.files import check_files, check_sizes, listed, more, refuse_pointer, said, shape
 
 
 def read_config(folder: str, model: str) -> Any:
@@ -132,7 +129,7 @@ def load_tokenizer(folder: str, model: str) -> Any:
                 "it there with tokenizer.save_pretrained."
             )
         for path in there:
-            _refuse_pointer(path)
+            refuse_pointer(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
@@ -182,8 +179,8 @@ def load_weights(
             not finite, or an attention implementation that the model lacks.
     """
     if not getattr(settings, "transformers_weights", None):
-        _check_files(Path(folder), model)
-    _check_sizes(Path(folder), settings.get_text_config(), model)
+        check_files(Path(folder), model)
+    check_sizes(Path(folder), settings.get_text_config(), model)
     for part in (settings, settings.get_text_config()):
         for key in [k for k in part.to_dict() if "drop" in k]:
             if isinstance(getattr(part, key, None), float):
@@ -253,7 +250,7 @@ def require_whole(
         name, there, here = wrong[0]
         raise UserError(
             f"{source}: {name} is {shape(there)} in the checkpoint, and {shape(here)} by "
-            f"{stated}{_more(wrong)}; {mend}."
+            f"{stated}{more(wrong)}; {mend}."
         )
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     names = {*hf.state_dict()}
@@ -277,13 +274,13 @@ def require_whole(
     if missing:
         instead = f" It has {', '.join(unexpected[:2])} instead." if unexpected else ""
         raise UserError(
-            f"{source}: the checkpoint lacks weights of {kind} ({_listed(missing)}), which "
+            f"{source}: the checkpoint lacks weights of {kind} ({listed(missing)}), which "
             f"transformers would draw at random.{instead} Give the whole checkpoint of a {kind}."
         )
     if unexpected:
         return [
             f"{source}: {kind} has no place for some weights of the checkpoint, which are left out "
-            f"({_listed(unexpected)})"
+            f"({listed(unexpected)})"
         ]
     return []
 
@@ -319,100 +316,12 @@ def check_vocabulary(tokenizer: Any, hf: Any, model: str) -> int:
     if needed:
         raise UserError(
             f"--model {model}: its tokenizer has ids up to {max(beyond)}, but the model has "
-            f"embeddings for {rows} (ids 0 to {rows - 1}): {_listed(needed)} would be read past "
+            f"embeddings for {rows} (ids 0 to {rows - 1}): {listed(needed)} would be read past "
             "their end. If tokens were added on purpose, give the model that was resized for them "
             f"(model.resize_token_embeddings({max(beyond) + 1})) and trained; else put the model's "
             "own tokenizer back into its folder."
         )
     return rows
-
-
-def check_safetensors(path: Path) -> None:
-    """Refuse a safetensors file that is not whole.
-
-    Raises:
-        UserError: it is a Git LFS pointer, or damaged.
-    """
-    _refuse_pointer(path)
-    try:
-        with safe_open(path, framework="pt"):
-            pass
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged ({error}); download or copy it again.") from error
-
-
-def said(error: BaseException) -> str:
-    """What an error says, on one line of at most 300 characters, without its full stop."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return (text if len(text) <= 300 else text[:297] + "...").rstrip(".")
-
-
-def shape(size: Iterable[int]) -> str:
-    """A tensor's shape, as in `49154 x 576`."""
-    return " x ".join(map(str, size))
-
-
-def _check_files(place: Path, model: str) -> None:
-    """Refuse a folder without safetensors, or with some that are missing or damaged."""
-    if not place.is_dir():
-        return
-    index = place / "model.safetensors.index.json"
-    shards = [place / "model.safetensors"]
-    if not shards[0].is_file() and index.is_file():
-        try:
-            held = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-            shards = [place / inside(name) for name in sorted(set(held))]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{index}: damaged ({said(error)}); download it again.") from error
-        if lost := [shard.name for shard in shards if not shard.is_file()]:
-            raise UserError(
-                f"--model {model}: {index.name} names {len(shards)} files, and {_listed(lost)} "
-                f"{'is' if len(lost) == 1 else 'are'} not there; download or copy the rest."
-            )
-    elif not shards[0].is_file():
-        pickles = sorted(path.name for path in place.iterdir() if path.suffix in PICKLES)
-        if any(name.startswith("pytorch_model") for name in pickles):
-            raise UserError(
-                f"--model {model}: its weights are pickled ({pickles[0]}), and a pickle can run "
-                "any code, so none is read; if you trust it, convert it once:\n  python -c "
-                '"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
-                f"M.from_pretrained('{place}').save_pretrained('NEW'); "
-                f"T.from_pretrained('{place}').save_pretrained('NEW')\"\n"
-                "and give --model NEW."
-            )
-        raise UserError(
-            f"--model {model}: the folder has no weights (model.safetensors, or "
-            f"{index.name} and its files); download or copy them too."
-        )
-    for shard in shards:
-        check_safetensors(shard)
-
-
-def inside(name: str) -> str:
-    """A file's name that another file gives, which may not lead out of its folder.
-
-    Raises:
-        ValueError: it does.
-    """
-    path = PurePath(name)
-    if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"{name!r} leads out of the folder")
-    return name
-
-
-def _check_sizes(place: Path, text: Any, model: str) -> None:
-    """Refuse a configuration of far more numbers than there are weights, before they get memory."""
-    stored = sum(file.stat().st_size for file in place.glob("*.safetensors"))
-    names = ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size")
-    found = {name: getattr(text, name, None) for name in names}
-    sizes = {name: value for name, value in found.items() if isinstance(value, int)}
-    rows, width, layers, middle = (sizes.get(name, 0) for name in names)
-    if stored and width * (rows + layers * max(width, middle)) > 8 * stored:
-        said = ", ".join(f"{name} {value}" for name, value in sizes.items())
-        raise UserError(
-            f"--model {model}: config.json says {said}, which is far more than the {stored:,} "
-            "bytes of weights beside it hold; bring back the config.json that belongs to them."
-        )
 
 
 def _require_finite(hf: Any, model: str, dtype: torch.dtype) -> None:
@@ -424,15 +333,6 @@ def _require_finite(hf: Any, model: str, dtype: torch.dtype) -> None:
                 else "the checkpoint is damaged, or its training diverged: give another"
             )
             raise UserError(f"--model {model}: {name} holds numbers that are not finite; {mend}.")
-
-
-def _refuse_pointer(path: Path) -> None:
-    with path.open("rb") as file:
-        if file.read(64).startswith(b"version https://git-lfs.github.com/spec/"):
-            raise UserError(
-                f"{path}: a Git LFS pointer, not the file itself; run `git lfs pull` where it was "
-                "cloned."
-            )
 
 
 def _hint(folder: str) -> str:
@@ -449,11 +349,3 @@ def _layer(name: str) -> str:
     """`model.layers.2` of `model.layers.2.mlp.up_proj.weight`; empty where there is no number."""
     found = re.match(r"(.*?\.\d+)\.", name)
     return found[1] if found else ""
-
-
-def _more(found: Collection[Any]) -> str:
-    return f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-
-
-def _listed(names: Collection[str]) -> str:
-    return ", ".join([*names][:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
