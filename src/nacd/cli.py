@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 import textwrap
@@ -67,6 +68,8 @@ def _quiet_libraries() -> None:
         os.environ.setdefault(key, value)
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # the GGUF reader's own bar
+    # where it is installed, it says on every import which kernels the CPU could have
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|transformers|peft)\b.*")
     if "transformers" in sys.modules:  # else it reads the variables when it is loaded
