@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
+
 from nacd.checking.said import print_checked
 from nacd.commands.check import Checked, check
 from nacd.commands.distill import Distilled, distill, print_result
@@ -33,10 +35,13 @@ def demo(config: DemoConfig, progress: Progress | None = None) -> tuple[Checked,
     progress.say(f"\n2 of 2: nacd distill. {config.budget} rows learned by the same recipe.")
     distilled = distill(distill_config(config, checked.recipe), splits=splits, progress=progress)
     print_result(distilled, progress)
-    progress.say(
-        f"\nSo much for {config.budget} rows: a small run, which shows how the tool works. What to "
+    progress.say("")
+    last = (
+        f"So much for {config.budget} rows: a small run, which shows how the tool works. What to "
         f"do with these rows, by the check: {checked.verdict}"
     )
+    for line in wrap(last, 80):
+        progress.say(line)
     if checked.dataset is not None:
         progress.say(f"Those rows and their recipe: {checked.dataset}")
     return checked, distilled
