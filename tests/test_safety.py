@@ -84,7 +84,7 @@ def test_nothing_is_unpickled_and_no_code_of_a_checkpoint_is_run() -> None:
         for call in re.findall(r"torch\.load\((.*)\)", code):
             assert "weights_only=True" in call or (between and "io.BytesIO(packed)" in call), file
         for call in re.findall(r"pickle\.(\w+)", code):
-            assert call == "UnpicklingError" or (between and call in ("loads", "dumps")), file
+            assert call == "UnpicklingError", file
         assert "allow_pickle" not in code, file
         assert not re.search(r"trust_remote_code\s*=\s*(?!False)", code), file
         assert not re.search(r"(?<![.\w])(eval|exec)\(|os\.system|shell=True", code), file

@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import pickle
 import signal
 import threading
 import time
@@ -372,7 +371,7 @@ def _tried(do: Callable[[], R], launch: Launch) -> tuple[R | None, Exception | N
             return do(), None
     except Exception as error:
         with contextlib.suppress(Exception):
-            if type(pickle.loads(pickle.dumps(error))) is type(error):
+            if type(_unpacked(_packed(error))) is type(error):
                 if not isinstance(error, UserError):
                     error.add_note(f"In process {launch.rank}:\n{traceback.format_exc()}")
                 return None, error
