@@ -20,8 +20,9 @@ from nacd.meta.diagnosis import diagnose
 from nacd.meta.engines import Slopes
 from nacd.meta.losses import EmbeddingLoss
 from nacd.model import microbatch
-from nacd.model.lora import DOUBLE, MICRO_TOKENS, LoraModel, ModelConfig, load_model
+from nacd.model.lora import LoraModel, ModelConfig, load_model
 from nacd.model.microbatch import SHARE, fitting, part_bytes, settle
+from nacd.model.parts import DOUBLE, MICRO_TOKENS
 from nacd.model.per_row import row_gradients
 from nacd.selection.hidden import last_hidden
 from nacd.store import memory

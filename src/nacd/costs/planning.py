@@ -38,9 +38,10 @@ from nacd.distillation.stages import CHECKED
 from nacd.errors import UserError
 from nacd.meta import likely
 from nacd.meta.shelf import SHARE
-from nacd.model.lora import DOUBLE, DTYPES
+from nacd.model.lora import DTYPES
 from nacd.model.microbatch import fitting
 from nacd.model.outline import Outline
+from nacd.model.parts import DOUBLE
 from nacd.model.prepare import Part, Prepared
 from nacd.selection.method import forward_flops
 from nacd.store.memory import free_memory

@@ -39,8 +39,9 @@ from nacd.meta import (
     meta_gradient,
 )
 from nacd.meta.diagnosed import COSINE, ERROR, LOW_COSINE, Diagnosis, Row, Verdict
-from nacd.model.lora import DOUBLE, LoraModel
+from nacd.model.lora import LoraModel
 from nacd.model.microbatch import part_bytes
+from nacd.model.parts import DOUBLE
 from nacd.model.upcast import in_float32
 from nacd.store.memory import OutOfMemory, free_memory
 from nacd.training.inner import InnerLoop, Start

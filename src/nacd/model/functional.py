@@ -18,7 +18,6 @@ no more than `micro_tokens` positions at once: loss and gradient are summed over
 from __future__ import annotations
 
 import contextlib
-import gc
 import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -36,10 +35,11 @@ from nacd.data.batches import Batch
 from nacd.errors import UserError
 from nacd.model import adapters
 from nacd.model.inject import add_lora, untrained_experts
+from nacd.model.mixed import keep_sums, short_products
+from nacd.model.parts import MICRO_TOKENS, MICRO_TOKENS_DEVICE, in_parts
 from nacd.model.pretrained import check_vocabulary
 from nacd.model.probe import require_causal, resolve_device, tells_rows_apart
 from nacd.model.sharding import shard
-from nacd.store.memory import OutOfMemory, is_out_of_memory
 
 T = TypeVar("T")
 DTYPES = {
@@ -48,13 +48,6 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-MICRO_TOKENS = 384
-"""Positions that go through a model on the CPU at once: enough for its cores, and rows packed into
-one sequence cost the square of its length in attention."""
-MICRO_TOKENS_DEVICE = 2048
-"""The same elsewhere: fewer leave an accelerator idle."""
-DOUBLE = 4
-"""Memory of a double backward, in ordinary passes over the same rows (measured: 3.6 to 4.2)."""
 
 
 class LoraModel:
@@ -70,6 +63,7 @@ class LoraModel:
         notes: lines for the user on what was loaded and what is trained.
         packs: whether rows pass through the model in one sequence, without padding.
         micro: most positions that pass through the model at once.
+        short: the 16-bit format that matrices are multiplied in, or None; see `nacd.model.mixed`.
         on_less: called with `micro` whenever memory has run out and it was lowered.
     """
 
@@ -109,6 +103,9 @@ class LoraModel:
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
         self._pack()
+        self.short = DTYPES[config.dtype] if config.low else None
+        if self.short is not None:
+            keep_sums(self.peft)
         if config.gradient_checkpointing and adapter is None:
             self.hf.train()
             self.hf.activation_checkpointing_enable({"use_reentrant": False})
@@ -197,6 +194,8 @@ class LoraModel:
     def inputs(self, batch: Batch, vectors: Tensor | None) -> Tensor:
         """`inputs_embeds` (B, T, d): token embeddings, `vectors` (Q, d) in the batch's slots."""
         embeds = self.embed(batch.ids)
+        if self.short is not None:
+            embeds = embeds.float()
         if vectors is None:
             return embeds
         slots = batch.slots.to(self.device)
@@ -204,6 +203,10 @@ class LoraModel:
         return embeds.index_put((where,), vectors[slots[where]].to(embeds.dtype))
 
     # --- loss -------------------------------------------------------------------------------
+
+    def products(self) -> contextlib.AbstractContextManager[None]:
+        """The context of every pass of `inputs` through `hf`."""
+        return short_products(self.device, self.short)
 
     def lay_out(self, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
         """The batch as it passes through the model, and how the model tells its rows apart.
@@ -219,41 +222,8 @@ class LoraModel:
         return batch, {"attention_mask": batch.attention}
 
     def in_parts(self, batch: Batch, run: Callable[[list[Batch]], T], *, backward: int = 1) -> T:
-        """What `run` makes of a batch's parts, which have at most `micro` positions each.
-
-        Where memory runs out, `micro` is halved and `run` called again, with smaller parts.
-
-        Args:
-            batch: rows.
-            run: takes the parts, in the rows' order; goes through them one at a time.
-            backward: 0: `run` has no backward pass; 1: it has; 2: a double one, which needs more
-                memory, so that its parts are smaller.
-
-        Raises:
-            OutOfMemory: a row alone does not fit.
-        """
-        share = DOUBLE if backward == 2 else 1
-        while True:
-            parts = batch.parts(max(1, self.micro // share), packed=self.packs)
-            try:
-                return run(parts)
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-            several = [part for part in parts if len(part.ids) > 1]
-            if not several:
-                others = ["", ", or --gradient-checkpointing", ", or --engine first-order"]
-                other = "" if self.config.gradient_checkpointing else others[backward]
-                raise OutOfMemory(
-                    f"memory ran out on a row of {batch.ids.shape[1]} tokens: give a smaller "
-                    f"--max-tokens{other}."
-                )
-            gc.collect()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-            largest = max(p.tokens if self.packs else p.ids.numel() for p in several)
-            self.micro = max(1, min(self.micro, share * largest) // 2)
-            self.on_less(self.micro)
+        """What `run` makes of a batch's parts; see `nacd.model.parts.in_parts`."""
+        return in_parts(self, batch, run, backward)
 
     def _token_nll(
         self, batch: Batch, vectors: Tensor | None, overrides: dict[str, Tensor] | None = None
@@ -266,10 +236,11 @@ class LoraModel:
         kwargs = {"inputs_embeds": self.inputs(batch, vectors), "use_cache": False, **told}
         self._keep = predicts
         try:
-            if overrides is None:
-                logits = self.hf(**kwargs).logits
-            else:
-                logits = functional_call(self.hf, overrides, (), kwargs).logits
+            with self.products():
+                if overrides is None:
+                    logits = self.hf(**kwargs).logits
+                else:
+                    logits = functional_call(self.hf, overrides, (), kwargs).logits
         finally:
             self._keep = None
         if logits.dtype in (torch.bfloat16, torch.float16):

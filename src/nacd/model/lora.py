@@ -13,14 +13,7 @@ from nacd.data.example import Encoded, Example
 from nacd.data.stored import largest_ids
 from nacd.errors import UserError
 from nacd.model import adapters, checkpoints, quantized
-from nacd.model.functional import (
-    DOUBLE,
-    DTYPES,
-    MICRO_TOKENS,
-    MICRO_TOKENS_DEVICE,
-    LoraModel,
-    twice_differentiable,
-)
+from nacd.model.functional import DTYPES, LoraModel, twice_differentiable
 from nacd.model.pretrained import load_tokenizer, load_weights, read_config
 from nacd.model.probe import resolve_device
 
@@ -101,10 +94,7 @@ def adapter_folder(model: LoraModel, theta: Tensor, folder: Path) -> None:
 
 
 __all__ = [
-    "DOUBLE",
     "DTYPES",
-    "MICRO_TOKENS",
-    "MICRO_TOKENS_DEVICE",
     "LoraModel",
     "ModelConfig",
     "adapter_folder",

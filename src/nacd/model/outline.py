@@ -16,9 +16,10 @@ from nacd.config import ModelConfig
 from nacd.errors import UserError
 from nacd.model import checkpoints
 from nacd.model.files import said
-from nacd.model.functional import DTYPES, MICRO_TOKENS, MICRO_TOKENS_DEVICE
+from nacd.model.functional import DTYPES
 from nacd.model.inject import add_lora
 from nacd.model.microbatch import needed_bytes
+from nacd.model.parts import MICRO_TOKENS, MICRO_TOKENS_DEVICE
 from nacd.model.pretrained import read_config
 from nacd.model.quantized import stored_bytes
 

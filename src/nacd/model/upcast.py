@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from nacd.model.functional import LoraModel
+from nacd.model.mixed import SHORT
 from nacd.model.precision import full_precision
 from nacd.model.products import is_quantized, multiplied_in
-
-_SHORT = (torch.bfloat16, torch.float16)
 
 
 @contextlib.contextmanager
@@ -27,18 +26,20 @@ def in_float32(model: LoraModel) -> Iterator[None]:
         if model.hf.config._attn_implementation == "flash_attention_2":  # it has no float32
             after.callback(model.hf.set_attn_implementation, "flash_attention_2")
             model.hf.set_attn_implementation("sdpa")
+        after.callback(setattr, model, "short", model.short)
+        model.short = None
         apart: set[int] = set()
         for module in model.hf.modules():
             if _is_matrix(module):
                 apart.add(id(module.weight))
                 after.callback(_restore, module, module.__dict__.get("forward"))
                 module.forward = multiplied_in(module, torch.float32)
-            elif isinstance(module, nn.Embedding) and module.weight.dtype in _SHORT:
+            elif isinstance(module, nn.Embedding) and module.weight.dtype in SHORT:
                 apart.add(id(module.weight))
                 hook = module.register_forward_hook(lambda _, args, output: output.float())
                 after.callback(hook.remove)
         for parameter in model.hf.parameters():
-            if parameter.dtype in _SHORT and id(parameter) not in apart:
+            if parameter.dtype in SHORT and id(parameter) not in apart:
                 after.callback(_turn, parameter, parameter.dtype)
                 _turn(parameter, torch.float32)
         yield
@@ -47,7 +48,7 @@ def in_float32(model: LoraModel) -> Iterator[None]:
 def _is_matrix(module: nn.Module) -> bool:
     from transformers.pytorch_utils import Conv1D
 
-    short = type(module) in (nn.Linear, Conv1D) and module.weight.dtype in _SHORT
+    short = type(module) in (nn.Linear, Conv1D) and module.weight.dtype in SHORT
     return short or is_quantized(module)
 
 

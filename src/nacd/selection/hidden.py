@@ -46,9 +46,10 @@ def last_hidden(model: LoraModel, batch: Batch) -> Tensor:
         for part in parts:
             laid, told = model.lay_out(part)
             inputs = model.inputs(laid, None)
-            hidden = model.hf.base_model(
-                inputs_embeds=inputs, use_cache=False, **told
-            ).last_hidden_state
+            with model.products():
+                hidden = model.hf.base_model(
+                    inputs_embeds=inputs, use_cache=False, **told
+                ).last_hidden_state
             where = part.attention.bool().to(hidden.device)
             tokens = hidden[0] if "position_ids" in told else hidden[where]
             rows += tokens.split(where.sum(1).tolist())
