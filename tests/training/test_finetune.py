@@ -295,6 +295,19 @@ def test_plain_peft_reports_the_nll_of_what_train_saved(
         assert nll == pytest.approx(expected, rel=1e-5 if dtype == "float32" else 1e-2)
 
 
+def test_a_16_bit_model_adds_in_float32_here_too(tiny_folder: Any) -> None:
+    config = ModelConfig(str(tiny_folder("llama")), "bfloat16", device="cpu", lora_rank=2)
+    model = load_model(config)
+    rows, _, _ = encode_all(make_template("qa", model.tokenizer, examples()), examples(), 256)
+    recipe = Recipe(batch_size=4, steps=2, learning_rate=1e-3)
+    seen: set[torch.dtype] = set()
+    model.hf.model.layers[1].register_forward_pre_hook(lambda _, args: seen.add(args[0].dtype))
+    found = fit(model, rows, recipe)
+    assert seen == {torch.float32}
+    wide = fit(load_model(replace(config, dtype="float32")), rows, recipe)
+    assert found.losses == pytest.approx(wide.losses, rel=1e-2)
+
+
 def test_turns_that_are_no_labels_may_lose_their_reasoning(
     tiny_folder: Any, tmp_path: Path
 ) -> None:

@@ -32,7 +32,7 @@ def keep_sums(peft: nn.Module) -> None:
         if isinstance(module, Linear):
             module.base_layer.register_forward_hook(hook)
         elif isinstance(module, nn.LayerNorm):
-            module.forward = partial(_normalised, module)
+            module.forward = partial(_normalised, module)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _normalised(module: nn.LayerNorm, x: Tensor) -> Tensor:

@@ -272,6 +272,7 @@ def _harness_model(
                 backend="causal",
                 tokenizer=model.tokenizer,
                 batch_size=batch_size,
+                mixed_precision_dtype=model.short,
                 # A chat template writes its BOS itself, or wants none.
                 add_bos_token=False if template.text is None else None,
             )

@@ -318,6 +318,11 @@ class _Trainer(SFTTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self._order
 
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """As everywhere: a 16-bit model adds in float32."""
+        with self._lora.products():
+            return super().compute_loss(*args, **kwargs)
+
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """One optimiser step's loss, its gradient accumulated over the parts of the batch."""
         ids, labels = inputs["input_ids"], inputs["labels"]
