@@ -4,14 +4,12 @@
         [--expert-epochs 2] [--rates 5e-4 1e-3] [--weights 0.5 1] [--top 64] [--trainings 3]
         [--out runs/soft-labels]
 
-An expert trains on every training row. For each response position of a set of rows it gives the
-log-probabilities of its `--top` likeliest tokens; a student then trains on the cross entropy with
-them, weighed by w, and with the label itself, by 1 - w (Hinton et al., arXiv 1503.02531; the
-probability outside the top tokens is left out, and the rest scaled to sum to 1). Rate and w are
-taken on validation rows, after a training on a random draw that the table does not have; so is the
-rate of hard labels. The table is of test rows: random draws, and rows that runs of `nacd select`
-have chosen, each with hard and with soft labels; the k-th training of every row of it has the same
-initial values and, on the same rows, the same order.
+An expert trains on every training row. Students then train on sets of rows with its soft labels
+(`nacd label`, `nacd train --soft-labels`) at weight w. Rate and w are taken on validation rows,
+after a training on a random draw that the table does not have; so is the rate of hard labels. The
+table is of test rows: random draws, and rows that runs of `nacd select` have chosen, each with hard
+and with soft labels; the k-th training of every row of it has the same initial values and, on the
+same rows, the same order.
 """
 
 from __future__ import annotations
@@ -24,73 +22,19 @@ import numpy as np
 import torch
 from stage import opened, parser
 from torch import Tensor
-from torch.nn import functional as F
 from whole_rows import DRAWS, chosen
 
 import nacd
-from nacd.data.batches import Batch
-from nacd.data.example import Encoded
 from nacd.data.rows import Rows
+from nacd.data.soft_labels import SoftLabels
 from nacd.distillation.learn import draw
-from nacd.model.lora import LoraModel
+from nacd.model.teacher import expectations
 from nacd.statistics.intervals import difference_interval, question_bootstrap
 from nacd.store.run import RunFolder
 from nacd.terminal.progress import Progress
 from nacd.training.evaluation import response_nll
+from nacd.training.finetune import fit
 from nacd.training.student import EXPERT_SEED, TUNING_SEED, mean_nll, train_student
-
-Soft = dict[tuple[int, ...], tuple[Tensor, Tensor]]
-"""Of every row, by its token ids: its likeliest tokens (n, k) and their probabilities (n, k)."""
-
-
-def logits(model: LoraModel, batch: Batch, vectors: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Logits (n, V) and labels (n,) of all response tokens, row after row, at the held LoRA."""
-    packed, told = model.lay_out(batch)
-    predicts = torch.zeros_like(packed.response)
-    predicts[:, :-1] = packed.response[:, 1:]
-    model._keep = predicts
-    try:
-        found = model.hf(inputs_embeds=model.inputs(packed, vectors), use_cache=False, **told)
-    finally:
-        model._keep = None
-    return found.logits, packed.ids[:, 1:][packed.response[:, 1:]]
-
-
-def soft_labels(model: LoraModel, theta: Tensor, rows: list[Encoded], top: int) -> Soft:
-    """What the model at theta says of every response token of the rows."""
-    model.write(theta)
-    found: Soft = {}
-    with torch.no_grad():
-        for row in rows:
-            batch = Rows.of([row], model.tokenizer.pad_token_id).batch([0])
-            likely = logits(model, batch)[0].log_softmax(-1).topk(top)
-            found[row.ids] = likely.indices, likely.values.softmax(-1)
-    return found
-
-
-class SoftStudent:
-    """While entered, the model's loss is the weighed one; a row without soft labels is an error."""
-
-    def __init__(self, model: LoraModel, soft: Soft, weight: float):
-        self.model, self.soft, self.weight = model, soft, weight
-
-    def __enter__(self) -> None:
-        self.model._token_nll = self.loss  # type: ignore[method-assign]
-
-    def __exit__(self, *_: object) -> None:
-        del self.model._token_nll
-
-    def loss(self, batch: Batch, vectors: Tensor | None, overrides: Any = None) -> Tensor:
-        """As `LoraModel._token_nll`, (n,)."""
-        scores, labels = logits(self.model, batch, vectors)
-        rows = [
-            self.soft[tuple(ids[: int(n)].tolist())]
-            for ids, n in zip(batch.ids, batch.attention.sum(1), strict=True)
-        ]
-        ids, shares = (torch.cat(parts) for parts in zip(*rows, strict=True))
-        logs = scores.log_softmax(-1)
-        soft = -(shares * logs.gather(1, ids)).sum(1)
-        return self.weight * soft + (1 - self.weight) * F.nll_loss(logs, labels, reduction="none")
 
 
 def main() -> None:
@@ -131,9 +75,9 @@ def main() -> None:
     def theta(rows: list[int], seed: int, rate: float, weight: float) -> Tensor:
         made = nacd.Recipe(epochs=options.epochs, learning_rate=rate, shuffle=True)
         found = [train.rows[i] for i in rows]
-        soft = soft_labels(model, expert, found, options.top)
-        with SoftStudent(model, soft, weight):
-            return train_student(model, made, Rows.of(found, pad), seed)
+        model.write(expert)
+        soft = SoftLabels([r.ids for r in found], expectations(model, found, options.top))
+        return fit(model, found, made, seed=seed, soft=soft, weight=weight).theta
 
     def tried(rate: float, weight: float) -> float:
         """Loss on validation rows after a training on a draw of its own."""

@@ -3,6 +3,7 @@ from .commands.check import check
 from .commands.compare import Compared, compare
 from .commands.distill import Distilled, distill
 from .commands.doctor import doctor, record_experts
+from .commands.label import Labelled, label
 from .commands.select import Selected, select
 from .commands.target import evaluate, fine_tune
 from .config import (
@@ -16,6 +17,7 @@ from .config import (
 from .config.check import CheckConfig
 from .config.commands import (
     EvaluateConfig,
+    LabelConfig,
     PlanConfig,
     PushConfig,
     ReportConfig,
@@ -39,6 +41,8 @@ __all__ = [
     "Distilled",
     "EvaluateConfig",
     "ExpertConfig",
+    "LabelConfig",
+    "Labelled",
     "ModelConfig",
     "OuterLoopConfig",
     "PlanConfig",
@@ -56,6 +60,7 @@ __all__ = [
     "doctor",
     "evaluate",
     "fine_tune",
+    "label",
     "plan",
     "push",
     "record_experts",

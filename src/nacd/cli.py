@@ -33,6 +33,7 @@ USAGE = """usage: nacd COMMAND [flags]      (nacd COMMAND --help shows the usual
   show       figures and rows of one run: distilled, chosen or recommended
   audit      copies of other rows, addresses and keys in a run's data set
   train      fine-tune a model on a data set (TRL's SFTTrainer, LoRA)
+  label      soft labels of a teacher for some rows, to train students on
   push       upload a run's data set to the hub (a dry run without --yes)
   evaluate   held-out response NLL, and multiple-choice accuracy (lm-eval)
 
@@ -45,7 +46,7 @@ USAGE = """usage: nacd COMMAND [flags]      (nacd COMMAND --help shows the usual
   nacd distill --model smollm2 --data mine.jsonl --budget 5% --out runs/mine"""
 
 
-ANEW = ("doctor", "plan", "evaluate", "train", "push", "report", "runs", "show", "audit")
+ANEW = ("doctor", "plan", "evaluate", "train", "label", "push", "report", "runs", "show", "audit")
 """Commands that keep nothing of a call that was stopped."""
 GOES_ON = "What is done is kept; the same command goes on from there."
 ASKING = ("check", "distill", "select", "compare", "doctor", "train")

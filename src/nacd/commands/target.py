@@ -42,6 +42,12 @@ def fine_tune(config: TrainConfig, progress: Progress | None = None) -> TrainRes
     config.recipe.check()
     check_seed(config.seed)
     check_tracker(config.track)
+    if not 0 <= config.soft_weight <= 1:
+        raise UserError(f"--soft-weight {config.soft_weight:g}: a share, from 0 to 1.")
+    if config.soft_labels is not None and not config.soft_labels.is_file():
+        raise UserError(
+            f"--soft-labels {config.soft_labels}: no such file; `nacd label` writes one."
+        )
     require("trl", "fine-tuning")
     from nacd.training.finetune import train
 
@@ -50,7 +56,7 @@ def fine_tune(config: TrainConfig, progress: Progress | None = None) -> TrainRes
             f"--out {config.out}: holds an adapter already; choose another --out, or give "
             "--overwrite to replace it."
         )
-    examples = _read(config.data)
+    examples = read(config.data)
     config.recipe.check_rows(len(examples))
     if config.recipe.shuffle and made_in_order(Path(config.data.data)):
         progress.say(
@@ -81,6 +87,8 @@ def fine_tune(config: TrainConfig, progress: Progress | None = None) -> TrainRes
             seed=config.seed,
             out=config.out,
             max_tokens=config.data.max_tokens,
+            soft_labels=config.soft_labels,
+            soft_weight=config.soft_weight,
             progress=report,
             say=progress.say,
             before=before,
@@ -106,7 +114,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
         raise UserError(f"--shots {config.shots}: must be at least 0.")
     if config.tasks:
         require("lm_eval", f"--tasks {' '.join(config.tasks)}")
-    examples = _read(config.data) if config.data.data else []
+    examples = read(config.data) if config.data.data else []
     scored = installed("lm_eval")
     if examples and all(example.choices for example in examples) and not scored:
         progress.say(
@@ -159,7 +167,12 @@ def _without_answers(accuracy: Accuracy) -> dict[str, Any]:
     return {k: v for k, v in asdict(accuracy).items() if k not in ("correct", "template")}
 
 
-def _read(data: ReadConfig) -> Sequence[Example]:
+def read(data: ReadConfig) -> Sequence[Example]:
+    """The rows of --data.
+
+    Raises:
+        UserError: none is named, or they cannot be read.
+    """
     if not data.data:
         raise UserError("--data is missing: give a JSONL, JSON, CSV or Parquet file, or a hub id.")
     return read_examples(

@@ -185,6 +185,18 @@ def _evaluate(config: Any, progress: Progress) -> Said:
     return Said(found, as_text(found))
 
 
+def _label(config: Any, progress: Progress) -> Said:
+    from nacd.commands.label import label
+
+    found = label(config, progress)
+    progress.say(
+        f"{found.rows} rows, of whose {found.response_tokens} response tokens the teacher expects "
+        f"{found.nll:.3f} nats each: {found.file}"
+    )
+    progress.end()
+    return Said(found)
+
+
 def _push(config: Any, progress: Progress) -> Said:
     from nacd.export.push import push
 
@@ -255,9 +267,15 @@ VERBS: dict[str, Verb] = {
     "train": Verb(
         _train,
         "commands.TrainConfig",
-        f"model data out max_tokens {_TRAINING} shuffle lora_rank gradient_checkpointing "
-        "device seed",
+        f"model data out max_tokens {_TRAINING} shuffle soft_labels lora_rank "
+        "gradient_checkpointing device seed",
         "train --model smollm2 --data runs/mine/dataset/train.jsonl --no-shuffle",
+    ),
+    "label": Verb(
+        _label,
+        "commands.LabelConfig",
+        "model adapter data out top template columns max_tokens dtype device",
+        "label --adapter runs/all/adapter --data runs/mine/dataset/train.jsonl",
     ),
     "push": Verb(_push, "commands.PushConfig"),
     "evaluate": Verb(

@@ -71,13 +71,37 @@ class TrainConfig:
     """Send losses to a tracker too: `trackio`, `tensorboard` or `wandb`, offline; empty: none."""
     overwrite: bool = False
     """Replace an adapter that --out holds already."""
+    soft_labels: OtherFolder = NONE
+    """File of `nacd label`: a teacher's labels of these rows, for students of its tokenizer."""
+    soft_weight: float = 1.0
+    """Weight of --soft-labels in the loss; the rows' own tokens have the rest."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: ReadConfig = field(default_factory=ReadConfig)
     recipe: Recipe = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
-        """Keep a path, however it was given."""
-        convert(self, out=Path)
+        """Keep paths, however they were given."""
+        convert(self, out=Path, soft_labels=Path)
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """`nacd label`: what a teacher expects at every token of some rows, for
+    `nacd train --soft-labels`."""
+
+    adapter: OtherFolder = NONE
+    """Folder of a LoRA adapter on --model: the teacher, trained on all rows by `nacd train`, say;
+    without it, the model as it is."""
+    top: int = 64
+    """Likeliest tokens that are kept at each place."""
+    out: Folder = Folder(Path("runs/labels"))
+    """Folder that gets `soft_labels.parquet`."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: ReadConfig = field(default_factory=ReadConfig)
+
+    def __post_init__(self) -> None:
+        """Keep paths, however they were given."""
+        convert(self, adapter=Path, out=Path)
 
 
 @dataclass(frozen=True)

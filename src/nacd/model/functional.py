@@ -35,7 +35,7 @@ from nacd.data.batches import Batch
 from nacd.errors import UserError
 from nacd.model import adapters
 from nacd.model.inject import add_lora, untrained_experts
-from nacd.model.mixed import keep_sums, short_products
+from nacd.model.mixed import SHORT, keep_sums, short_products
 from nacd.model.parts import MICRO_TOKENS, MICRO_TOKENS_DEVICE, in_parts
 from nacd.model.pretrained import check_vocabulary
 from nacd.model.probe import require_causal, resolve_device, tells_rows_apart
@@ -225,10 +225,13 @@ class LoraModel:
         """What `run` makes of a batch's parts; see `nacd.model.parts.in_parts`."""
         return in_parts(self, batch, run, backward)
 
-    def _token_nll(
-        self, batch: Batch, vectors: Tensor | None, overrides: dict[str, Tensor] | None = None
-    ) -> Tensor:
-        """Negative log likelihood of every response token, (n,), row after row."""
+    def response_logits(
+        self,
+        batch: Batch,
+        vectors: Tensor | None = None,
+        overrides: dict[str, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (n, V) and labels (n,) of every response token, row after row."""
         batch, told = self.lay_out(batch)
         predicts = torch.zeros_like(batch.response)
         predicts[:, :-1] = batch.response[:, 1:]
@@ -243,9 +246,13 @@ class LoraModel:
                     logits = functional_call(self.hf, overrides, (), kwargs).logits
         finally:
             self._keep = None
-        if logits.dtype in (torch.bfloat16, torch.float16):
-            logits = logits.float()
-        return F.cross_entropy(logits, labels, reduction="none")
+        return logits.float() if logits.dtype in SHORT else logits, labels
+
+    def _token_nll(
+        self, batch: Batch, vectors: Tensor | None, overrides: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """Negative log likelihood of every response token, (n,), row after row."""
+        return F.cross_entropy(*self.response_logits(batch, vectors, overrides), reduction="none")
 
     def value_and_grad(
         self,

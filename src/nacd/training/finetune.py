@@ -26,26 +26,24 @@ from typing import Any, Literal
 import torch
 from datasets import Dataset
 from torch import Tensor
-from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback
 from trl.trainer.sft_config import SFTConfig
-from trl.trainer.sft_trainer import SFTTrainer
 
 from nacd.config.recipe import Recipe
 from nacd.data import (
-    Batch,
     Encoded,
     Example,
     encode_all,
-    epoch_order,
     make_template,
     training_order,
 )
+from nacd.data.soft_labels import SoftLabels, read_soft_labels
 from nacd.errors import UserError
 from nacd.model.lora import LoraModel, ModelConfig, adapter_folder, check_ids, load_model
 from nacd.model.microbatch import settle
 from nacd.store.files import write_json
 from nacd.training.optimiser import own_optimizer, trainable
+from nacd.training.trainer import Order, Trainer
 
 Progress = Callable[[int, int, float], None]
 """Called after every step with the steps done, the steps in all, and the step's loss."""
@@ -83,6 +81,8 @@ def train(
     turns: Literal["all", "last"] = "all",
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda line: None,
+    soft_labels: Path | None = None,
+    soft_weight: float = 1.0,
     before: Callable[[LoraModel, Sequence[Encoded]], None] = lambda model, rows: None,
 ) -> TrainResult:
     """Load a model, fine-tune it on examples, and save the adapter and its metrics.
@@ -99,6 +99,8 @@ def train(
             `prompt`/`completion` row.
         progress: called after every step.
         say: takes lines for the user: rows that were dropped, how much fits in the memory.
+        soft_labels: file of a teacher's labels of these rows; None: there is none.
+        soft_weight: of them in the loss, 0 to 1; the rows' own tokens have the rest.
         before: called with the loaded model and the encoded rows, just before the first step.
 
     Raises:
@@ -120,9 +122,12 @@ def train(
         note(line)
     if dropped.message:
         note(dropped.message)
+    soft = None if soft_labels is None else read_soft_labels(soft_labels, model.tokenizer)
+    if soft is not None:
+        soft.check(rows, kept)
     settle(model, max(len(row) for row in rows), say=note)
     before(model, rows)
-    result = fit(model, rows, recipe, seed=seed, progress=progress)
+    result = fit(model, rows, recipe, seed=seed, progress=progress, soft=soft, weight=soft_weight)
     adapter = save_adapter(model, result.theta, out / "adapter")
     write_json(
         out / "train.json",
@@ -134,6 +139,8 @@ def train(
             "micro_tokens": model.micro,
             "recipe": asdict(recipe),
             "seed": seed,
+            "soft_labels": None if soft_labels is None else str(soft_labels),
+            "soft_weight": 0.0 if soft_labels is None else soft_weight,
             "rows": len(rows),
             "dropped": dropped.count,
             "steps": len(result.losses),
@@ -155,6 +162,8 @@ def fit(
     seed: int = 0,
     theta: Tensor | None = None,
     progress: Progress | None = None,
+    soft: SoftLabels | None = None,
+    weight: float = 1.0,
 ) -> TrainResult:
     """Fine-tune a loaded model on encoded rows by SFTTrainer.
 
@@ -165,6 +174,8 @@ def fit(
         seed: of LoRA's first values (unless `theta` is given) and of the shuffles.
         theta: LoRA to start from, (P,).
         progress: called after every step.
+        soft: a teacher's labels of these rows; None: the rows' own tokens alone are labels.
+        weight: of the soft labels in the loss, 0 to 1; the rows' own tokens have the rest.
 
     Raises:
         UserError: no row, a recipe out of range or too short, or a loss that is no longer finite.
@@ -190,14 +201,16 @@ def fit(
         )
         _ = config.device  # sets the number of GPUs, of which one is used: the model's
         config._n_gpu = min(config._n_gpu, 1)
-        trainer = _Trainer(
+        trainer = Trainer(
             lora=model,
             model=model.peft,
             args=config,
             train_dataset=table,
             processing_class=model.tokenizer,
             optimizers=(own_optimizer(model, recipe), None),
-            order=_Order(len(rows), recipe.batch_size, recipe.order_seed(seed)),
+            order=Order(len(rows), recipe.batch_size, recipe.order_seed(seed)),
+            soft=soft,
+            weight=weight,
             callbacks=[_Report(progress)],
         )
         trainer.remove_callback(PrinterCallback)
@@ -286,61 +299,6 @@ def save_adapter(model: LoraModel, theta: Tensor, folder: Path) -> Path:
 def read_losses(out: Path) -> list[float]:
     """The loss of every step of a finished `train` into `out`."""
     return json.loads((out / "train.json").read_text(encoding="utf-8"))["losses"]
-
-
-class _Order(Sampler[int]):
-    """The rows in the order of `epoch_order`, epoch after epoch."""
-
-    def __init__(self, rows: int, batch_size: int, seed: int | None):
-        self.rows, self.batch_size, self.seed, self.epoch = rows, batch_size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer before every epoch."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        for batch in epoch_order(self.rows, self.batch_size, self.seed, self.epoch):
-            yield from batch
-
-    def __len__(self) -> int:
-        return self.rows
-
-
-class _Trainer(SFTTrainer):
-    """SFTTrainer that visits the rows in a given order, and takes a batch in parts."""
-
-    loss_is_scaled_for_ga = True  # by the whole batch's label tokens
-
-    def __init__(self, *, lora: LoraModel, order: _Order, **options: Any):
-        self._lora, self._order = lora, order
-        super().__init__(**options)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return self._order
-
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """As everywhere: a 16-bit model adds in float32."""
-        with self._lora.products():
-            return super().compute_loss(*args, **kwargs)
-
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """One optimiser step's loss, its gradient accumulated over the parts of the batch."""
-        ids, labels = inputs["input_ids"], inputs["labels"]
-        batch = Batch(ids, inputs["attention_mask"], labels != -100, torch.full_like(ids, -1))
-        whole = batch.response[:, 1:].sum().to(self._lora.device)
-        one = super().training_step
-
-        def run(parts: list[Batch]) -> Tensor:
-            model.zero_grad()  # of a try for which memory did not suffice
-            self.current_gradient_accumulation_steps = len(parts)
-            losses = []
-            for part in parts:
-                laid, told = self._lora.lay_out(part)
-                own = laid.ids.where(laid.response, -100)
-                losses.append(one(model, {"input_ids": laid.ids, "labels": own, **told}, whole))
-            return torch.stack(losses).sum()
-
-        return self._lora.in_parts(batch, run)
 
 
 class _Report(TrainerCallback):
