@@ -2,6 +2,7 @@
 
     python benchmarks/plan.py                          # SmolLM2, the CPU, about a minute
     python benchmarks/plan.py --engine exact --rows 4
+    python benchmarks/plan.py --engine exact --dtype bfloat16
 
 The measurement is the peak resident set of a process that loads the model and computes one
 meta-gradient through N inner steps, less what the process held before it loaded the model: Python
@@ -14,7 +15,7 @@ import gc
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 from metagradient import Config as Settings
@@ -46,6 +47,8 @@ class Config:
     """Rows a batch."""
     tokens: int = 48
     """Tokens a row."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the frozen weights."""
     gradient_checkpointing: bool = False
     out: Path = Path("runs/plan")
     """Folder for the start and the figures."""
@@ -60,7 +63,9 @@ def planned(config: Config) -> Plan:
             max_tokens=config.tokens,
             budget=str(config.rows * config.steps),
             model=ModelConfig(
-                model=config.model, gradient_checkpointing=config.gradient_checkpointing
+                model=config.model,
+                dtype=config.dtype,
+                gradient_checkpointing=config.gradient_checkpointing,
             ),
             recipe=Recipe(batch_size=config.rows, epochs=1),
             outer=OuterLoopConfig(engine=config.engine, pool=0, outer_steps=1),
@@ -72,7 +77,7 @@ def measured(config: Config) -> int:
     """Bytes of the model and one meta-gradient, at the peak."""
     cuda = resolve_device("auto").type == "cuda"
     before = resident()
-    own = ("model", "rows", "tokens", "gradient_checkpointing", "out")
+    own = ("model", "rows", "tokens", "dtype", "gradient_checkpointing", "out")
     settings = Settings(**{name: getattr(config, name) for name in own}, pool=config.steps)
     config.out.mkdir(parents=True, exist_ok=True)
     setting = Setting(settings, config.out, config.gradient_checkpointing)

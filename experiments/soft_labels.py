@@ -1,8 +1,8 @@
 """Do an expert's soft labels make a small set of rows worth more to students of the same tokenizer?
 
     python experiments/soft_labels.py --data FOLDER [--of runs/swaps] [--model smollm2]
-        [--expert-epochs 2] [--rates 5e-4 1e-3] [--weights 0.5 1] [--top 64] [--trainings 3]
-        [--out runs/soft-labels]
+        [--expert-epochs 2] [--rates 5e-4 1e-3] [--soft-rates 1e-3 2e-3 4e-3] [--weights 0.5 1]
+        [--top 64] [--trainings 3] [--out runs/soft-labels]
 
 An expert trains on every training row. Students then train on sets of rows with its soft labels
 (`nacd label`, `nacd train --soft-labels`) at weight w. Rate and w are taken on validation rows,
@@ -44,6 +44,7 @@ def main() -> None:
     flags.add_argument("--expert-epochs", type=float, default=2.0)
     flags.add_argument("--epochs", type=float, default=4.0)
     flags.add_argument("--rates", type=float, nargs="+", default=[5e-4, 1e-3])
+    flags.add_argument("--soft-rates", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3, 4e-3])
     flags.add_argument("--weights", type=float, nargs="+", default=[0.5, 1.0])
     flags.add_argument("--top", type=int, default=64)
     flags.add_argument("--trainings", type=int, default=3)
@@ -92,7 +93,7 @@ def main() -> None:
         return nll
 
     hard = min(options.rates, key=lambda rate: tried(rate, 0.0))
-    pairs = [(rate, weight) for rate in options.rates for weight in options.weights]
+    pairs = [(rate, weight) for rate in options.soft_rates for weight in options.weights]
     soft = min(pairs, key=lambda pair: tried(*pair))
     sets = {}
     for run in options.of:

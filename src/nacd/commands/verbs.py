@@ -190,8 +190,9 @@ def _label(config: Any, progress: Progress) -> Said:
 
     found = label(config, progress)
     progress.say(
-        f"{found.rows} rows, of whose {found.response_tokens} response tokens the teacher expects "
-        f"{found.nll:.3f} nats each: {found.file}"
+        f"{found.rows} rows: the teacher's own loss on their {found.response_tokens} response "
+        f"tokens is {found.nll:.3f} nats each, and the {config.top} tokens kept hold "
+        f"{found.kept:.1%} of its probability. Train on them with --soft-labels {found.file}"
     )
     progress.end()
     return Said(found)

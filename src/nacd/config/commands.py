@@ -86,8 +86,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class LabelConfig:
-    """`nacd label`: what a teacher expects at every token of some rows, for
-    `nacd train --soft-labels`."""
+    """`nacd label`: a teacher's soft labels of some rows, for `nacd train --soft-labels`."""
 
     adapter: OtherFolder = NONE
     """Folder of a LoRA adapter on --model: the teacher, trained on all rows by `nacd train`, say;
