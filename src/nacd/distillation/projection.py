@@ -18,14 +18,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from nacd.distillation.neighbours import Metric, candidates, nearest
-
-ProjectionName = Literal["nearest", "straight-through", "simplex"]
 
 
 class Learner(Protocol):
