@@ -24,7 +24,7 @@ LABELS = {method: entry.name for method, entry in METHODS.items() if entry.name}
     "other-prompts": "others' prompts",
     "soft": "NACD soft",
     "text": "NACD text",
-    "text-last": "NACD text, last look",
+    "text-last": "NACD text, last check",
     "text-shuffled": "NACD text, shuffled",
     "full-equal-steps": "full, equal steps",
 }

@@ -168,9 +168,9 @@ class Simplex:
 
 
 def simplex_logits(candidates: Tensor, starts: Tensor, share: float) -> Tensor:
-    """Logits (Q, C) that give each seed id (Q,), column 0 of `candidates`, probability `share`."""
+    """Logits (Q, C) that give the own ids (Q,), column 0 of `candidates`, probability `share`."""
     if not torch.equal(candidates[:, 0], starts.to(candidates.device)):
-        raise ValueError("the first candidate of every position must be its seed")
+        raise ValueError("the first candidate of every position must be its own token")
     logits = torch.zeros(candidates.shape)
     logits[:, 0] = math.log(share / (1 - share) * (candidates.shape[1] - 1))
     return logits
