@@ -39,7 +39,7 @@ from nacd.data import Encoded, Example, Message, collate, make_template, mmlu_ex
 from nacd.errors import UserError
 from nacd.model.lora import LoraModel, ModelConfig, load_model
 from nacd.model.prepare import Part, Prepared
-from nacd.selection.features import AdamDirection, FeatureSet, claim, extract
+from nacd.selection.features import AdamDirection, FeatureSet, extract
 from nacd.selection.less import gradient_features, similarity, warm_up
 from nacd.selection.method import Task
 from nacd.selection.projection import Projection
@@ -156,7 +156,7 @@ def speed(config: Config, scratch: Path) -> dict[str, Any]:
 
     def features() -> None:
         shutil.rmtree(scratch, ignore_errors=True)
-        into = FeatureSet(scratch, claim(scratch, {"benchmark": "less"}), config.block)
+        into = FeatureSet(scratch, {"benchmark": "less"}, config.block)
         extract(model, at, direction, projection, rows, into, config.batch_size)
 
     features()

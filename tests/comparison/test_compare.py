@@ -1,4 +1,4 @@
-"""The grid on tiny models of two architectures: every row, resuming, failing cells, intervals."""
+"""The grid on tiny models of two architectures: every row, resuming, its table, wrong input."""
 
 from __future__ import annotations
 
@@ -21,22 +21,16 @@ from nacd.cli import main
 from nacd.commands.compare import compare
 from nacd.commands.runs import ShowConfig, show_text
 from nacd.comparison.grid import Grid, folder_name
-from nacd.comparison.rowset import Training, encoded, of_training
 from nacd.comparison.text import lines
-from nacd.comparison.transfer import other_prompts, surviving_boundaries
-from nacd.config import DataConfig, OuterLoopConfig
+from nacd.config import OuterLoopConfig
 from nacd.config.compare import ROWS
 from nacd.config.recipe import Recipe
-from nacd.data import Example, Message, make_template, read_examples
-from nacd.distillation import learn as learn_module
 from nacd.distillation import stages as stages_module
 from nacd.errors import UserError
-from nacd.model.lora import ModelConfig
 from nacd.model.prepare import prepare
 from nacd.terminal.progress import Progress
 from nacd.training.halving import Tried
 from nacd.training.tuning import TunedRecipe
-from tiny import tiny_tokenizer
 
 Folder = Callable[[str], Path]
 QUIET = Progress(quiet=True)
@@ -234,232 +228,6 @@ def test_every_row_of_the_table(tiny_folder: Folder, rows: Path, tmp_path: Path)
     assert found["random"]["choosing_flops"] == 0
 
 
-def test_what_is_asked_for_later_may_fail_for_one_cell_alone(
-    tiny_folder: Folder, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = tmp_path / "other.jsonl"
-    other.write_text(rows.read_text())
-    config = grid(tiny_folder("llama"), rows, tmp_path / "grid", methods=("zero-shot", "random"))
-    config = replace(config, trainings=1, elsewhere=str(other))
-    first = {row["method"]: row["elsewhere_nll"] for row in compare(config, progress=QUIET).table}
-    other.write_text(rows.read_text().replace("colour", "kind of food"))
-    second = {row["method"]: row["elsewhere_nll"] for row in compare(config, progress=QUIET).table}
-    assert all(first[method] != second[method] for method in first), "the file is another one"
-
-    def breaks(self: Grid, theta: Any) -> dict[str, Any]:
-        if theta.any():
-            raise RuntimeError("too long a question")
-        return {"acc": 0.5, "lm_eval": "0", "shots": 0, "n": 4}
-
-    monkeypatch.setattr(Grid, "_accuracy", breaks)
-    asked = replace(config, accuracy=("zero-shot", "random"))
-    found = {row["method"]: row for row in compare(asked, progress=QUIET).table}
-    assert found["zero-shot"]["accuracy"] == 0.5
-    assert "too long a question" in found["random"]["why"]
-
-
-def test_small_sets_are_labelled_as_they_are_exported(tiny_folder: Folder, rows: Path) -> None:
-    prepared = prepare(
-        ModelConfig(model=str(tiny_folder("llama"))), DataConfig(data=str(rows)), QUIET.say
-    )
-    turns = [("user", "a fox"), ("assistant", "red"), ("user", "a sun"), ("assistant", "brown")]
-    example = Example(tuple(Message(role, text) for role, text in turns), "chat.jsonl:1")
-    chat = replace(prepared, template=make_template("chat", prepared.model.tokenizer, [example]))
-    (row,) = encoded([example], chat).rows
-    assert row == chat.template.encode(example, turns="last")
-    assert row.response != chat.template.encode(example).response
-
-
-def test_only_rows_of_a_distillation_keep_their_order() -> None:
-    recipe = Recipe(shuffle=False)
-    assert of_training(recipe, Training(None)).shuffle
-    assert of_training(recipe, Training(None, epochs=2.0)).shuffle
-    assert not of_training(recipe, Training(None, in_order=True)).shuffle
-    assert of_training(Recipe(), Training(None, in_order=True)).shuffle
-
-
-def test_a_failing_row_is_shown_and_the_others_go_on(
-    tiny_folder: Folder, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import nacd.comparison.rowsets as module
-
-    def breaks(*_: object, **__: object) -> None:
-        raise RuntimeError("the matrix fell over")
-
-    real = module.choose_once
-    monkeypatch.setattr(module, "choose_once", breaks)
-    config = grid(
-        tiny_folder("llama"), rows, tmp_path / "grid", methods=("zero-shot", "longest", "random")
-    )
-    result = compare(config, progress=QUIET)
-    found = {row["method"]: row for row in result.table}
-    assert found["longest"]["failed"] == 2
-    assert "RuntimeError: the matrix fell over (a fault" in found["longest"]["why"]
-    assert np.isfinite(found["random"]["report_nll"])
-    assert any("failed: RuntimeError" in line for line in lines(result.table))
-    (first,) = config.out.glob("cells/*/4/longest/0/failed.json")
-    assert "the matrix fell over" in json.loads(first.read_text())["failed"]
-    assert result.faults[0] == first.with_name("traceback.txt")
-    assert len(result.faults) == 2
-    assert "in breaks\n" in result.faults[0].read_text(), "where it happened"
-
-    monkeypatch.setattr(module, "choose_once", real)
-    again = compare(config, progress=QUIET)
-    assert not again.faults
-    assert "failed" not in {row["method"]: row for row in again.table}["longest"]
-    assert not [*config.out.glob("cells/**/failed.json"), *config.out.glob("cells/**/traceback.*")]
-
-
-@pytest.mark.parametrize(
-    ("error", "why", "fault"),
-    [
-        (UserError("--budget 9: too many."), "--budget 9: too many.", False),
-        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory (OutOfMemoryError); ", False),
-        (MemoryError(), "out of memory (MemoryError); give a smaller --batch-size", False),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory", False),
-        (ConnectionError("no route"), "ConnectionError: no route", False),
-        (KeyError("rows"), "KeyError: 'rows' (a fault of this program)", True),
-        (AssertionError(), "AssertionError (a fault of this program)", True),
-    ],
-)
-def test_only_what_nobody_expects_is_a_fault(
-    error: Exception,
-    why: str,
-    fault: bool,
-    tiny_folder: Folder,
-    rows: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    measure = Grid._measure
-
-    def breaks(self: Grid, training: Training, seed: int, *rest: Any) -> dict[str, Any]:
-        if training.data is not None:
-            raise error
-        return measure(self, training, seed, *rest)
-
-    monkeypatch.setattr(Grid, "_measure", breaks)
-    file = tmp_path / "grid.yaml"
-    file.write_text(
-        "methods: [random, zero-shot]\nbudgets: ['4']\nseeds: 1\n"
-        f"data: {{data: {rows}, target_rows: 6}}\nrecipe: {{batch_size: 2}}\n"
-    )
-    out = tmp_path / "grid"
-    flags = f"--config {file} --model {tiny_folder('gpt2')} --out {out} --json"
-    assert main(["compare", *flags.split()]) == (1 if fault else 0)
-    printed, said = capsys.readouterr()
-    table = {row["method"]: row for row in json.loads(printed)["table"]}
-    assert table["random"]["why"].startswith(why)
-    assert np.isfinite(table["zero-shot"]["report_nll"]), "the others go on"
-    assert ("1 trainings failed by a fault of this program; its traceback: " in said) == fault
-    traces = [file.read_text() for file in out.glob("cells/*/4/random/0/traceback.txt")]
-    assert len(traces) == fault
-    assert all("in breaks\n" in text for text in traces)
-
-
-def test_a_training_that_diverges_is_a_failed_one(
-    tiny_folder: Folder, rows: Path, tmp_path: Path
-) -> None:
-    config = grid(tiny_folder("llama"), rows, tmp_path / "grid", methods=("zero-shot", "random"))
-    wild = replace(config.recipe, optimizer="sgd", learning_rate=1e30, clip=0.0)
-    result = compare(replace(config, recipe=wild), progress=QUIET)
-    found = {row["method"]: row for row in result.table}
-    assert found["random"]["failed"] == 2
-    assert re.search(
-        r"test rows is nan after 4 steps: .* --learning-rate 1e\+30; give a smaller",
-        found["random"]["why"],
-    )
-    assert not result.faults
-    json.loads(
-        (config.out / "results.json").read_text(), parse_constant=lambda name: pytest.fail(name)
-    )
-
-
-def test_a_cell_whose_rows_are_others_now_is_made_anew(
-    tiny_folder: Folder, rows: Path, tmp_path: Path
-) -> None:
-    config = grid(tiny_folder("llama"), rows, tmp_path / "grid", methods=("random", "longest"))
-    before = {row["method"]: row["report_nll"] for row in compare(config, progress=QUIET).table}
-    shortest = replace(config, out=tmp_path / "other", methods=("kcenter",))
-    other = compare(shortest, progress=QUIET).table[0]["report_nll"]
-    kept = tmp_path / "grid" / "choosing" / "4" / "longest" / "chosen.json"
-    chosen = tmp_path / "other" / "choosing" / "4" / "kcenter" / "chosen.json"
-    other_rows = json.loads(chosen.read_text())
-    del other_rows["seal"]  # as a method of another version would have chosen
-    kept.write_text(json.dumps(other_rows))
-    times = {p: p.stat().st_mtime_ns for p in config.out.glob("cells/*/4/random/*/result.json")}
-    after = {row["method"]: row["report_nll"] for row in compare(config, progress=QUIET).table}
-    assert after == {"random": before["random"], "longest": other}
-    assert all(p.stat().st_mtime_ns == t for p, t in times.items())
-    beyond = [row + 1 for row in other_rows["rows"]]
-    kept.write_text(json.dumps(other_rows | {"rows": beyond}))
-    fresh = {row["method"]: row for row in compare(config, progress=QUIET).table}
-    assert fresh["longest"]["report_nll"] == other, "made of rows that cannot be had any more"
-
-
-@pytest.mark.slow
-def test_a_target_model_that_fails_is_shown_and_the_others_go_on(
-    tiny_folder: Folder, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    config = grid(
-        tiny_folder("llama"),
-        rows,
-        tmp_path / "grid",
-        methods=("zero-shot", "random", "soft"),
-        target_models=(str(broken), str(tiny_folder("opt"))),
-    )
-    table = compare(config, progress=Progress()).table
-    shown = capsys.readouterr().err
-    assert re.search(rf"target model {broken} cannot be used: .*\n(?s:.*)the grid: ", shown)
-    found = {(Path(row["target"]).name, row["method"]): row for row in table}
-    assert {method for name, method in found if name == "broken"} == {"zero-shot", "random"}
-    assert found["broken", "random"]["failed"] == 2
-    assert "no config.json" in found["broken", "random"]["why"]
-    others = [row for (name, _), row in found.items() if name != "broken"]
-    assert len(others) == 3 + 2
-    assert all(np.isfinite(row["report_nll"]) for row in others)
-    assert any(line.startswith("random           failed: ") for line in lines(table))
-    assert len([*config.out.glob("cells/broken*/4/*/*/failed.json")]) == 3
-
-    def figures(table: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
-        return {(r["target"], r["method"]): r["report_nll"] for r in table if "report_nll" in r}
-
-    shutil.copytree(tiny_folder("opt"), broken, dirs_exist_ok=True)
-    mended = compare(config, progress=QUIET).table
-    assert len(figures(mended)) == 3 + 2 + 2
-    (broken / "config.json").unlink()
-    assert figures(compare(config, progress=QUIET).table) == figures(mended), "what was made stays"
-
-
-def test_rows_shared_with_the_report_are_named(
-    tiny_folder: Folder, rows: Path, tmp_path: Path
-) -> None:
-    copies = tmp_path / "held.jsonl"
-    copies.write_text("".join(rows.read_text().splitlines(keepends=True)[:12]))
-    data = DataConfig(data=str(rows), heldout=str(copies), target_rows=6)
-    config = replace(
-        grid(tiny_folder("llama"), rows, tmp_path / "grid", methods=("zero-shot",)), data=data
-    )
-    result = compare(config, progress=QUIET)
-    assert result.overlap
-    assert all("rows.jsonl" in row["train"] and row["report"] for row in result.overlap)
-
-
-def test_text_equal_to_the_seeds_is_not_trained_twice(
-    tiny_folder: Folder, rows: Path, tmp_path: Path
-) -> None:
-    outer = OuterLoopConfig(outer_steps=0, engine="exact")
-    config = grid(
-        tiny_folder("llama"), rows, tmp_path / "grid", methods=("seeds", "text"), outer=outer
-    )
-    seeds, text = compare(config, progress=QUIET).table
-    assert text["report_nll"] == seeds["report_nll"]
-    assert text["training_seconds"] == seeds["training_seconds"], "taken over, not made again"
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -482,33 +250,6 @@ def test_wrong_input(tmp_path: Path, changes: dict[str, object], message: str) -
         grid(tmp_path, tmp_path / "rows.jsonl", tmp_path / "out", **changes).check()
     assert message in str(raised.value)
     assert not (tmp_path / "out").exists()
-
-
-def test_boundaries_that_survive() -> None:
-    class Letters:
-        def __call__(self, text: str, **_: object) -> dict[str, object]:
-            return {"offset_mapping": [(i, i + 1) for i in range(len(text))]}
-
-    class Words:
-        def __call__(self, text: str, **_: object) -> dict[str, object]:
-            ends = [i for i, letter in enumerate(text) if letter == " "] + [len(text)]
-            return {"offset_mapping": [*zip([0, *ends[:-1]], ends, strict=True)]}
-
-    text = ["the red fox"]
-    assert surviving_boundaries(text, Words(), Letters()) == 1.0
-    assert surviving_boundaries(text, Letters(), Words()) == pytest.approx(2 / 10)
-    assert surviving_boundaries(["a"], Letters(), Letters()) is None
-    real = tiny_tokenizer("opt")
-    assert surviving_boundaries(["a plant needs water"], real, real) == 1.0
-
-
-def test_every_response_gets_another_prompt(rows: Path) -> None:
-    examples = read_examples(rows)[:7]
-    mixed = other_prompts(examples, 0)
-    assert [e.response for e in mixed] == [e.response for e in examples]
-    assert sorted(e.prompt for e in mixed) == sorted(e.prompt for e in examples)
-    assert all(a.prompt != b.prompt for a, b in zip(mixed, examples, strict=True))
-    assert [e.prompt for e in other_prompts(examples, 1)] != [e.prompt for e in mixed]
 
 
 def test_the_command(
@@ -554,25 +295,6 @@ def test_the_command(
     assert json.loads(capsys.readouterr().out)["table"][0]["method"] == "zero-shot"
 
 
-def test_learning_looks_at_development_rows_alone(
-    tiny_folder: Callable[[str], Path], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small = grid(tiny_folder("llama"), rows, tmp_path / "g")
-    config = small.distillation(small.sizes[0], 0)
-    development = prepare(config.model, config.data).development.rows
-    seen: list[list[Any]] = []
-    for module in (learn_module, stages_module):
-        real = module.mean_nll
-        monkeypatch.setattr(
-            module, "mean_nll", lambda m, t, r, real=real: seen.append([*r]) or real(m, t, r)
-        )
-    nacd.distill(
-        replace(config, out=tmp_path / "r", tune_rates=(1e-3, 2e-3), compare=()), progress=QUIET
-    )
-    assert len(seen) > 2
-    assert all(r == [*development] for r in seen)
-
-
 def test_cells_are_their_own_trainings(
     tiny_folder: Callable[[str], Path], rows: Path, tmp_path: Path
 ) -> None:
@@ -599,32 +321,3 @@ def test_cells_are_their_own_trainings(
                 total -= float(log[i - 1, row.ids[i]])
                 n += 1
     assert nll["zero-shot", 0] == pytest.approx(total / n, rel=1e-5)
-
-
-def test_a_row_alone_has_no_others_prompt(tiny_folder: Folder, rows: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="one row has no other's prompt to take; raise --budgets"):
-        other_prompts(read_examples(rows)[:1], 0)
-    outer = OuterLoopConfig(outer_steps=0, engine="exact")
-    methods = ("seeds", "other-prompts")
-    config = grid(tiny_folder("llama"), rows, tmp_path / "g", methods=methods, outer=outer)
-    table = compare(replace(config, budgets=("1",)), progress=QUIET).table
-    assert "failed" not in table[0]
-    assert "one row has no other's prompt" in table[1]["why"]
-
-
-def test_other_data_is_read_without_what_is_to_be_ignored(
-    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = tmp_path / "other.jsonl"
-    other.write_text(json.dumps({"instruction": "a", "output": "b", "tools": "[1]"}))
-    config = replace(grid(tmp_path, rows, tmp_path / "grid"), elsewhere=str(other))
-    with pytest.raises(UserError, match=r"other\.jsonl:1 has `tools`"):
-        compare(config, progress=QUIET)
-
-    def read(_: DataConfig) -> None:
-        raise InterruptedError("the other data is read")
-
-    monkeypatch.setattr("nacd.commands.compare.read_splits", read)
-    config = replace(config, data=replace(config.data, ignore_columns=("tools",)))
-    with pytest.raises(InterruptedError):
-        compare(config, progress=QUIET)

@@ -33,7 +33,7 @@ QUIET = Progress(quiet=True)
 
 
 def stub(recipe: Recipe, folder: Path) -> Any:
-    """The outcome of a distillation whose text is of its last look."""
+    """The outcome of a distillation whose text is of its last check."""
     (folder / "seeds.json").write_text('{"method": "random", "flops": 0.0}')
     text = [SimpleNamespace(encoded=row) for row in ROWS.rows]
     return SimpleNamespace(

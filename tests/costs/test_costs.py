@@ -73,7 +73,7 @@ def test_a_distillation_is_told_stage_by_stage_and_less_what_is_done(
     assert names == [
         "checking the meta-gradient",
         "learning, 3 outer steps",
-        "its looks at validation rows",
+        "its checks on validation rows",
         "table, 18 trainings",
     ]
     assert whole.stages[1].memory is not None

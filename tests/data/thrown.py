@@ -25,11 +25,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
+from chats import CHATS, TOKENIZERS
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
 from pyarrow import parquet
-from test_labels import CHATS, TOKENIZERS
 
 from nacd.data import Example, make_template, read_examples
 from nacd.errors import UserError

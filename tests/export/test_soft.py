@@ -25,7 +25,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "soft_prompts.safetensors"
     with pytest.raises(ValueError, match="slots run from 0 to 3"):
         write_soft_prompts(path, torch.zeros(3, 4), [[0, 3]], ["a"])
-    with pytest.raises(ValueError, match="1 rows but 2 seeds"):
+    with pytest.raises(ValueError, match="1 rows but 2 starting rows"):
         write_soft_prompts(path, torch.zeros(3, 4), [[0]], ["a", "b"])
     with pytest.raises(UserError, match="no such file"):
         read_soft_prompts(path)

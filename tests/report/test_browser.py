@@ -95,14 +95,14 @@ def test_charts_are_drawn(opened: Page) -> None:
         " || p.querySelector('.main-svg').getBoundingClientRect().height < 100).map((p) => p.id)"
     )
     assert empty == []
-    names = "[...document.querySelectorAll('#chart-ladder .ytick text')].map((t) => t.textContent)"
+    names = "[...document.querySelectorAll('#chart-results .ytick text')].map((t) => t.textContent)"
     assert set(opened.ask(names)) >= {"row seeds", "row text"}
     titles = opened.ask("[...document.querySelectorAll('.ytitle')].map((t) => t.textContent)")
     assert titles.count("nats per token") >= 1
 
 
 def test_intervals_and_changed_tokens_are_to_be_seen(opened: Page) -> None:
-    width = "Math.max(...[...document.querySelectorAll('#chart-ladder .xerror')].map((e) => "
+    width = "Math.max(...[...document.querySelectorAll('#chart-results .xerror')].map((e) => "
     assert opened.ask(width + "e.getBoundingClientRect().width))") > 5
     marked = opened.ask(
         "[...document.querySelectorAll('#rows article ins')].map((e) => "
@@ -240,7 +240,7 @@ def test_a_table_scrolls_in_its_own_box(page: Page, tmp_path: Path) -> None:
     file = write_report(ReportConfig(make_run(tmp_path / "run")))
     page.size(390, 800, mobile=True)
     page.open(file, DRAWN)
-    box = "document.querySelector('#ladder .scroll')"
+    box = "document.querySelector('#results .scroll')"
     assert page.ask(f"{box}.scrollWidth > {box}.clientWidth")
     fits(page, 390)
     page.ask(f"{box}.scrollLeft = 999")
@@ -249,7 +249,7 @@ def test_a_table_scrolls_in_its_own_box(page: Page, tmp_path: Path) -> None:
 
 
 def test_charts_follow_the_window(opened: Page) -> None:
-    width = "document.querySelector('#chart-ladder .main-svg').getBoundingClientRect().width"
+    width = "document.querySelector('#chart-results .main-svg').getBoundingClientRect().width"
     before = opened.ask(width)
     opened.size(500, 800)
     opened.wait(f"{width} < 500")
@@ -258,7 +258,7 @@ def test_charts_follow_the_window(opened: Page) -> None:
 
 def test_charts_and_page_follow_the_colour_scheme(opened: Page) -> None:
     paper = "getComputedStyle(document.body).backgroundColor"
-    label = "getComputedStyle(document.querySelector('#chart-ladder .ytick text')).fill"
+    label = "getComputedStyle(document.querySelector('#chart-results .ytick text')).fill"
     light = opened.ask(paper), opened.ask(label)
     opened.scheme("dark")
     opened.wait(f"{label} !== {light[1]!r}")

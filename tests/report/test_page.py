@@ -78,7 +78,7 @@ def test_figures_survive_what_stands_in_them(tmp_path: Path) -> None:
     figures = json.loads(found, parse_constant=pytest.fail)
     assert hostile in json.dumps(figures, ensure_ascii=False)
     ids = [figure["id"] for figure in figures]
-    assert ids == ["ladder", "objective", "changed", "neighbour"], "no chart of a constant"
+    assert ids == ["results", "objective", "changed", "neighbour"], "no chart of a constant"
     assert all(f'id="chart-{i}"' in text for i in ids)
     objective = figures[1]["data"][0]
     assert objective["y"] == [2.9, 2.8, None, 2.6]  # the metrics hold a NaN

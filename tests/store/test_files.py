@@ -1,4 +1,4 @@
-"""JSON that every reader takes, and results that are kept for what they are of."""
+"""JSON that every reader takes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 
 from nacd.errors import UserError
 from nacd.store.files import read_json, read_json_lines, write_json, write_json_lines
-from nacd.store.run import RunFolder
 
 VALUE: dict[str, Any] = {"a": math.nan, "b": [math.inf, 1.5], "c": {"d": -math.inf, "e": "NaN"}}
 READ = {"a": None, "b": [None, 1.5], "c": {"d": None, "e": "NaN"}}
@@ -43,21 +42,3 @@ def test_older_files_and_broken_ones_are_read(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text('{"a"')
     with pytest.raises(UserError, match=r"b\.json: not JSON .*; delete it, and run the same"):
         read_json(tmp_path / "b.json")
-
-
-def test_a_result_reads_the_same_the_first_time_and_later(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    first = folder.once("tuning", lambda: {"nll": [(1e-3, math.nan)]})
-    assert first == {"nll": [[1e-3, None]]}
-    assert folder.once("tuning", lambda: {"nll": "made anew"}) == first
-
-
-def test_a_result_of_something_else_is_made_anew(tmp_path: Path) -> None:
-    folder, made = RunFolder(tmp_path), iter(range(9))
-
-    def make() -> dict[str, Any]:
-        return {"number": next(made)}
-
-    assert [folder.once("a", make, of=of)["number"] for of in "xxyyx"] == [0, 0, 1, 1, 2]
-    write_json(tmp_path / "b.json", {"number": "of an older version"})
-    assert folder.once("b", make, of="z")["number"] == "of an older version"

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from nacd.config.methods import METHODS
 from nacd.config.recipe import Recipe
 from nacd.statistics.intervals import mean_error
 
@@ -28,8 +29,11 @@ TRIES = 6
 """Random draws that `best-of` takes the best of, by validation rows."""
 FIRST, MORE, MANY = 3, 5, 10
 """Trainings of a set at first, of a choice and of random rows once there is time."""
-DEAR = ("less", "trajectory", "swaps", "winnow")
-"""Methods that cost many trainings: after all else, and never counted in the time advised."""
+
+
+def dear(kind: str) -> bool:
+    """Whether a set costs many trainings: it comes after all else, and not in the time advised."""
+    return kind in METHODS and METHODS[kind].dear
 
 
 Question = Literal["choices", "size"]
@@ -112,12 +116,12 @@ class Goal:
     @property
     def dear(self) -> bool:
         """Whether it is left out of the time advised."""
-        return self.kind in DEAR
+        return dear(self.kind)
 
 
 def goals(sizes: Sizes, methods: Sequence[str]) -> list[Goal]:
     """All that a check would do with time enough, the most telling first."""
-    cheap = [method for method in methods if method not in DEAR]
+    cheap = [method for method in methods if not dear(method)]
     smaller, larger = ([n] if n else [] for n in (sizes.smaller, sizes.larger))
 
     def choices(of: Sequence[str], trainings: int) -> list[Goal]:
@@ -134,7 +138,7 @@ def goals(sizes: Sizes, methods: Sequence[str]) -> list[Goal]:
         Goal("random", sizes.budget, MANY, whole=False),
         *choices(cheap, MORE),
         Goal("random", sizes.total, FIRST, whole=False),
-        *choices([method for method in methods if method in DEAR], FIRST),
+        *choices([method for method in methods if dear(method)], FIRST),
     ]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from nacd.checking.plan import DEAR, Job, State
+from nacd.checking.plan import Job, State, dear
 from nacd.checking.verdict import Measured
 from nacd.comparison.rowset import Trained, Training, of_training, train
 from nacd.config import SelectionConfig, with_judge
@@ -150,7 +150,7 @@ class Trainings:
         return [sum(row.response[1:]) for row in self.prepared.report.rows]
 
     def _chosen(self, method: str) -> str:
-        if method in DEAR:  # chosen by trainings: their recipe is part of the choice
+        if dear(method):  # chosen by trainings: their recipe is part of the choice
             rate, epochs = self.recipe.learning_rate, self.recipe.epochs
             return f"choosing/{method}-{rate:g}-{epochs:g}/chosen"
         return f"choosing/{method}/chosen"

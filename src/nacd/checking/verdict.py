@@ -32,6 +32,7 @@ from typing import Literal
 import numpy as np
 
 from nacd.checking.plan import Question
+from nacd.config.methods import METHODS
 from nacd.statistics.intervals import (
     FEW,
     FEW_TEST,
@@ -42,8 +43,6 @@ from nacd.statistics.intervals import (
 from nacd.statistics.verdict import Difference, span, turned
 
 LEVEL = 0.95
-NAMES = {"rds+": "RDS+", "bm25": "BM25", "less": "LESS", "kcenter": "k-center"}
-"""Methods by the names that people know."""
 
 Kind = Literal["none", "fewer", "all", "more", "choose", "random", "too few"]
 
@@ -341,7 +340,7 @@ def _lacking(d: Difference, target: float, question: Question = "choices") -> La
 
 def name_of(method: str) -> str:
     """A method by the name that people know."""
-    return NAMES.get(method, method)
+    return method if method not in METHODS else METHODS[method].name or method
 
 
 def half_of(own: Measured, base: Measured | None) -> float | None:

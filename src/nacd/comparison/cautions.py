@@ -62,7 +62,7 @@ def of_order(methods: Iterable[str], shuffle: bool) -> Iterator[Caution]:
 
 def of_model(*models: str) -> Iterator[Caution]:
     """The packaged model's weights."""
-    if PACKAGED in models:
+    if not PACKAGED.keys().isdisjoint(models):
         yield (
             "The packaged SmolLM2 is a 4-bit copy.",
             "Its weights come from a GGUF file, dequantised: the figures are not those of the "

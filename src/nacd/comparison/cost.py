@@ -28,7 +28,7 @@ from nacd.costs.done import Done
 from nacd.costs.forecasts import distillation
 from nacd.data import Encoded
 from nacd.model.prepare import Prepared
-from nacd.selection import METHODS, of_budget
+from nacd.selection import METHODS
 from nacd.terminal.units import duration
 
 
@@ -106,7 +106,7 @@ def forecast(
             if stage.seconds and not there.has(f"choosing/{budget}/{method}/chosen"):
                 if method in ranked:  # for an earlier budget
                     continue
-                ranked |= set() if of_budget(method) else {method}
+                ranked |= set() if METHODS[method].of_budget else {method}
                 before[f"{stage.name}, budget {budget}"] = stage.seconds
         if not config.runs and any(method in DISTILLED for method in config.methods):
             runs = [config.distillation(budget, n, recipe) for n in range(config.distillations)]

@@ -10,24 +10,21 @@ from typing import Any
 from nacd.comparison import cautions
 from nacd.comparison.table import STARTING, UNREAL, best_real
 from nacd.comparison.text import lines
+from nacd.config.methods import METHODS
 from nacd.statistics.verdict import Rival, beats, decide, read_difference
 
 Row = Mapping[str, Any]
-LABELS = {
+LABELS = {method: entry.name for method, entry in METHODS.items() if entry.name} | {
     "random": "random rows",
     "best-of": "best of draws",
     "longest": "longest responses",
-    "kcenter": "k-center",
-    "bm25": "BM25",
-    "rds+": "RDS+",
-    "less": "LESS",
     "seeds": "starting rows",
     "seeds-shuffled": "starting rows, shuffled",
     "random-prompts": "random prompts",
     "other-prompts": "others' prompts",
     "soft": "NACD soft",
     "text": "NACD text",
-    "text-last": "NACD text, last look",
+    "text-last": "NACD text, last check",
     "text-shuffled": "NACD text, shuffled",
     "full-equal-steps": "full, equal steps",
 }

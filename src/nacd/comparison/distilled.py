@@ -72,7 +72,7 @@ def of_distillation(
 
 
 def last_differs(outcome: Outcome) -> bool:
-    """Whether the text of the last look at validation rows is another than the exported one."""
+    """Whether the text of the last check on validation rows is another than the exported one."""
     last = outcome.distiller.text(outcome.learned.last_ids)
     return [row.encoded for row in last] != [row.encoded for row in outcome.text]
 
@@ -139,15 +139,15 @@ def _chosen(outcome: Outcome) -> dict[str, Any]:
 
 
 def _learning_flops(outcome: Outcome) -> float:
-    """Operations of a distillation: its experts, its outer steps, its looks at validation rows."""
+    """Operations of a distillation: its experts, its outer steps, its checks on validation rows."""
     prepared, config, rows = outcome.prepared, outcome.config, outcome.starts.rows
     metrics = outcome.learned.metrics
     done = metrics[-1]["outer_step"] if metrics else 0
-    looks = sum("development_text" in row for row in metrics)
+    checks = sum("development_text" in row for row in metrics)
     outer = replace(config.outer, engine=outcome.engine)  # in place of `auto`
     mean = tokens_of(rows) / len(rows)
     work = Work(prepared, outcome.recipe, len(rows), ONE_OF_TWO, mean)
-    passes = work.learning(outer, done) + work.looking(outer, looks)
+    passes = work.learning(outer, done) + work.checking(outer, checks)
     return 2 * forward_flops(prepared.model, work.recording(config.expert, outer) + passes)
 
 

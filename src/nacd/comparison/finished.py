@@ -17,8 +17,9 @@ from nacd.errors import UserError
 from nacd.model.prepare import Prepared
 from nacd.store.files import sha256_of
 from nacd.store.folder import read_run
+from nacd.store.key import differences
 from nacd.store.processes import count, spread
-from nacd.store.run import RunFolder, differences
+from nacd.store.run import RunFolder
 from nacd.terminal.progress import Progress
 
 

@@ -19,10 +19,10 @@ from nacd.comparison.grid import cell_folder
 from nacd.comparison.table import summarise, write_parquet
 from nacd.errors import UserError
 from nacd.model.files import said
+from nacd.store.cache import Cache
 from nacd.store.claims import turn
 from nacd.store.files import read_json, write_json
 from nacd.store.processes import writes
-from nacd.store.run import RunFolder
 
 Key = tuple[str, str, str, int]
 """Target model, budget, row, training seed."""
@@ -89,7 +89,7 @@ def earlier(folder: Path) -> dict[Key, dict[str, Any]]:
             )
         place = cell_folder(*key)
         failed = folder / place / "failed.json"
-        cell = RunFolder(folder).kept(f"{place}/result")
+        cell = Cache(folder).kept(f"{place}/result")
         if cell is None and failed.is_file():
             cell = read_json(failed)
         if cell is not None:

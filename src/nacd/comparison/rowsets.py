@@ -71,7 +71,7 @@ def beside(outcome: Outcome, methods: Sequence[str]) -> tuple[str, ...]:
     """The rows of the table of one distillation: those asked for, and what they are held against.
 
     Where the recipe does not shuffle, starting rows and text are shown shuffled too, so that nobody
-    takes a lucky order for a better text; the text of the last look is one where it is another.
+    takes a lucky order for a better text; the text of the last check is one where it is another.
     """
     found = set(methods)
     if not outcome.recipe.shuffle:

@@ -54,7 +54,7 @@ class CompareConfig(TableConfig):
     methods: tuple[str, ...] = ("zero-shot", "random", "less", "seeds", "text", "full")
     """Rows of the table: `zero-shot`, `full`, a method of `nacd select`; of a distillation `seeds`,
     `seeds-shuffled`, `random-prompts`, `other-prompts`, `soft`, `text`, `text-shuffled`, and
-    `text-last`, the text of its last look at validation rows."""
+    `text-last`, the text of its last check on validation rows."""
     budgets: BudgetTexts = BudgetTexts(("5%",))
     """Sizes of the small sets: rows (`112`), percentages (`5%`) or tokens (`20000t`)."""
     target_models: tuple[str, ...] = ()

@@ -19,6 +19,8 @@ class MethodEntry:
     """What it chooses, in a few words."""
     module: str
     """Where it lives; the function has the module's name."""
+    name: str = ""
+    """The name that people know, if it is not that of the flag."""
     needs_target: bool = False
     """Whether it looks at target rows."""
     package: str = ""
@@ -31,6 +33,10 @@ class MethodEntry:
     """Whether anything passes through the model; else its weights are not read."""
     anytime: bool = False
     """Whether it searches for --minutes, and goes on when it is given more."""
+    of_budget: bool = False
+    """Whether its ranking depends on the budget."""
+    dear: bool = False
+    """Whether it costs many trainings: `nacd check` leaves it for the end."""
 
 
 METHODS: dict[str, MethodEntry] = {
@@ -42,36 +48,55 @@ METHODS: dict[str, MethodEntry] = {
         "nacd.selection.best_of",
         orders=True,
         judged=True,
+        of_budget=True,
     ),
     "swaps": MethodEntry(
         "a random draw with rows swapped for worthier ones, as long as time allows",
         "nacd.selection.swaps",
         judged=True,
         anytime=True,
+        of_budget=True,
+        dear=True,
     ),
     "winnow": MethodEntry(
         "random sets trained on, the rows of the worse ones dropped, as long as time allows",
         "nacd.selection.winnow",
         judged=True,
         anytime=True,
+        of_budget=True,
+        dear=True,
     ),
     "longest": MethodEntry("the longest responses", "nacd.selection.longest", reads_model=False),
-    "kcenter": MethodEntry("rows spread over the hidden states", "nacd.selection.kcenter"),
+    "kcenter": MethodEntry(
+        "rows spread over the hidden states", "nacd.selection.kcenter", "k-center"
+    ),
     "bm25": MethodEntry(
         "rows that share rare words with the target rows",
         "nacd.selection.bm25",
+        "BM25",
         needs_target=True,
         package="bm25s",
         reads_model=False,
     ),
     "rds+": MethodEntry(
-        "rows with hidden states like the target rows'", "nacd.selection.rds", True
+        "rows with hidden states like the target rows'",
+        "nacd.selection.rds",
+        "RDS+",
+        needs_target=True,
     ),
     "less": MethodEntry(
-        "rows with gradients like the target rows' (LESS)", "nacd.selection.less", True
+        "rows with gradients like the target rows' (LESS)",
+        "nacd.selection.less",
+        "LESS",
+        needs_target=True,
+        dear=True,
     ),
     "trajectory": MethodEntry(
-        "rows whose weight in a training lowers the target loss", "nacd.selection.trajectory", True
+        "rows whose weight in a training lowers the target loss",
+        "nacd.selection.trajectory",
+        needs_target=True,
+        of_budget=True,
+        dear=True,
     ),
 }
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-PACKAGED = "smollm2"
-"""The model that is read out of a Python package."""
+PACKAGED = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+"""Models that are read out of Python packages, as 4-bit copies; by name, where the hub has them."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Which model is loaded, how, and the LoRA that is put on it."""
 
-    model: str = PACKAGED
+    model: str = "smollm2"
     """Hub id, folder, GGUF file, or `smollm2` (SmolLM2-135M-Instruct out of a Python package)."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     """Number format of the frozen weights; LoRA's are never below float32."""

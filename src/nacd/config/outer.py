@@ -59,7 +59,7 @@ class OuterLoopConfig:
     metric: Literal["euclidean", "cosine"] = "euclidean"
     """Distance of the neighbour regulariser and of the nearest rows."""
     candidates: int = 16
-    """`simplex`: candidate tokens a position: the seed's, neighbours, the model's guesses."""
+    """`simplex`: candidate tokens a position: the row's own, neighbours, the model's guesses."""
     start_share: float = 0.6
     """`simplex`: probability of the starting row's own token at the start."""
     cold: float = 0.15
@@ -67,7 +67,7 @@ class OuterLoopConfig:
     check_every: int = 10
     """Outer steps between two checks on the validation rows."""
     check_trainings: int = 3
-    """Trainings averaged in such a look."""
+    """Trainings averaged in such a check."""
 
 
 def decided(outer: OuterLoopConfig, data: DataConfig) -> OuterLoopConfig:

@@ -79,7 +79,7 @@ class DataConfig(ReadConfig):
     target: OtherData = NONE
     """File or hub id of target rows; without it, some rows of --data are set aside for them."""
     heldout: OtherData = NONE
-    """Held-out file or hub id (a third development, the rest report); else rows of --data."""
+    """Held-out file or hub id (a third for validation, the rest test rows); else rows of --data."""
     target_rows: int = 64
     """Most rows set aside as target rows."""
     group_column: str = ""

@@ -199,7 +199,7 @@ class Work:
         if row_tokens is not None:
             self.one *= row_tokens / self.mean
         """One training on the budget's rows."""
-        self.look = self.one + forward * tokens_of(prepared.development.rows)
+        self.check = self.one + forward * tokens_of(prepared.development.rows)
         """One training, and its loss on the validation rows."""
 
     def training(self, recipe: Recipe, rows: int, steps: int | None = None) -> float:
@@ -235,7 +235,7 @@ class Work:
         return PASSES_A_ROW * model.size / count(model.hf.parameters())
 
     def learning(self, outer: OuterLoopConfig, steps: int | None = None) -> float:
-        """The outer loop of one distillation (its objective named), without its looks.
+        """The outer loop of one distillation (its objective named), without its checks.
 
         Args:
             outer: its settings.
@@ -260,16 +260,16 @@ class Work:
         asked = min(students(outer, steps), steps * outer.segments)
         return loops * (inner + judged) + asked * ahead * step
 
-    def looking(self, outer: OuterLoopConfig, looks: int | None = None) -> float:
+    def checking(self, outer: OuterLoopConfig, checks: int | None = None) -> float:
         """All checks on the validation rows of one distillation, of vectors and of text.
 
         Args:
             outer: its settings.
-            looks: how many, if not as many as are set.
+            checks: how many, if not as many as are set.
         """
-        if looks is None:
-            looks = 1 + math.ceil(outer.outer_steps / outer.check_every)
-        return looks * 2 * outer.check_trainings * self.look
+        if checks is None:
+            checks = 1 + math.ceil(outer.outer_steps / outer.check_every)
+        return checks * 2 * outer.check_trainings * self.check
 
     def recording(self, expert: ExpertConfig, outer: OuterLoopConfig) -> float:
         """The experts of one distillation."""
@@ -316,7 +316,7 @@ def tuning_stage(
     """The search of a recipe, as --tune or --tune-rates ask for it; without them, nothing."""
     searched = SEARCHED if tune else len(rates)
     name = name or f"tuning the recipe, about {searched} trainings"
-    return Stage(name, speed.step * searched * work.look, speed.step_bytes)
+    return Stage(name, speed.step * searched * work.check, speed.step_bytes)
 
 
 def table_trainings(

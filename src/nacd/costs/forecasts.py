@@ -143,7 +143,7 @@ def distillation(
             swept,
             kept,
         ),
-        Stage("its looks at validation rows", speed.step * work.looking(loop), speed.step_bytes),
+        Stage("its checks on validation rows", speed.step * work.checking(loop), speed.step_bytes),
         *_table(config, work, speed, done),
     ]
     names = ("seeds", "tuning", "doctor")

@@ -1,8 +1,8 @@
 """Train, target, validation and test rows, decided by a hash of each row alone.
 
-Rows are ranked by SHA-256(salt, digest): the first go to report, the next to development, the next
-to target, the rest to train. So a split does not depend on the order of the file, and a row added
-or removed moves no more rows across a border than the change in the counts.
+Rows are ranked by SHA-256(salt, digest): the first are test rows, the next validation rows, the
+next target rows, the rest training rows. So a split does not depend on the order of the file, and a
+row added or removed moves no more rows across a border than the change in the counts.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ def split_by_hash(
         examples: the rows.
         target: most rows for target (never over a fifth of the file); 0: none, when a file is given
             for them.
-        development: a fraction of the distinct rows (at most 200 rows), or an exact number.
-        report: a fraction (at most 400 rows), or an exact number.
+        development: the validation rows: a fraction of the distinct rows (at most 200 rows), or an
+            exact number.
+        report: the test rows: a fraction (at most 400 rows), or an exact number.
 
     Raises:
         UserError: no row left to train on, or fewer than 8 distinct rows and no held-out file.

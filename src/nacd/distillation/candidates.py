@@ -40,13 +40,13 @@ def expected_tokens(model: LoraModel, data: Rows, count: int, allowed: Tensor) -
 def simplex_candidates(
     model: LoraModel, data: Rows, count: int, allowed: Tensor, table: Tensor
 ) -> Tensor:
-    """Candidates (Q, count): the seed's token, then neighbours and the model's guesses in turn."""
+    """Candidates (Q, count): the row's own token, neighbours and the model's guesses in turn."""
     starts = data.ids
     near = candidates(table[starts].float(), table, count, allowed).cpu()
     guessed = expected_tokens(model, data, count, allowed)
     rows = []
-    for q, seed in enumerate(starts.tolist()):
-        row = [seed]
+    for q, own in enumerate(starts.tolist()):
+        row = [own]
         for pair in zip(near[q].tolist(), guessed[q].tolist(), strict=True):
             row += [t for t in dict.fromkeys(pair) if t not in row]
         rows.append(row[:count])

@@ -87,7 +87,7 @@ class Learned:
     last_ids: Tensor
     """Token ids at the last check on the validation rows, (Q,)."""
     soft: Tensor
-    """The vectors with the best development loss, (Q, d)."""
+    """The vectors with the lowest loss on validation rows, (Q, d)."""
     learning_rate: float
     """The student's, at the outer step of the exported text."""
     soft_learning_rate: float
@@ -197,7 +197,7 @@ class Distiller:
         """Text rows as training data: exactly what a tokenizer makes of the exported text."""
         return Rows.of([row.encoded for row in rows], self.starts.pseudo.pad_id)
 
-    # --- development ------------------------------------------------------------------------
+    # --- validation -------------------------------------------------------------------------
 
     def _nll(self, *sets: tuple[Rows, Tensor | None]) -> list[float]:
         """The loss on validation rows of sets, each with its vectors: a mean over trainings."""
@@ -214,7 +214,7 @@ class Distiller:
         return [math.fsum(scores[i : i + count]) / count for i in range(0, len(scores), count)]
 
     def check(self, ids: Tensor) -> tuple[dict[str, float], Tensor]:
-        """Development losses of the soft prompts and of ids (Q,) as text; the text's ids (Q,)."""
+        """Losses on validation rows of the soft prompts and of ids (Q,) as text; its ids (Q,)."""
         rows = self.text(ids)
         data = self.settled(rows)
         key = (self.outer.learning_rate, *(row.ids for row in data.rows))
@@ -379,7 +379,7 @@ def pool_of(prepared: Prepared, starts: Starts) -> list[Encoded]:
 
 
 def refuse_without_rows(config: DistillConfig, prepared: Prepared, starts: Starts) -> None:
-    """Refuse an objective that has no rows to look at.
+    """Refuse an objective that has no rows to be measured on.
 
     Raises:
         UserError: `target-loss` without target rows, or `train-loss` where all rows start.

@@ -33,8 +33,8 @@ def nearest(
         table: (V, d).
         allowed: (V,), False for ids that must not be chosen.
         metric: of the distance.
-        own: (Q,), the id that may be chosen at each place whatever `allowed` says (the seed's,
-            which may be a piece of a character), and is where no other is nearer.
+        own: (Q,), the id that may be chosen at each place whatever `allowed` says (the starting
+            row's, which may be a piece of a character), and is where no other is nearer.
     """
     found = candidates(vectors, table, 1, allowed, metric)[:, 0]
     if own is None:

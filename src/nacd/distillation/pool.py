@@ -19,11 +19,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from torch import Tensor
+
 from nacd.config import OuterLoopConfig
 from nacd.config.recipe import Recipe
 from nacd.data import training_order
 from nacd.distillation.outer import OuterLoop, Segment
-from nacd.store.files import read_tensors, write_tensors
+from nacd.store.cache import Cache
 from nacd.training.inner import InnerLoop, Start
 from nacd.training.student import POOL_SEED
 from nacd.training.update import initial_state
@@ -87,16 +89,16 @@ class Pool:
 
     def _student(self, number: int, place: int, outer: OuterLoop) -> Start:
         """A student from its file, or trained now and kept."""
-        file = self.folder / f"{place}.safetensors"
-        if file.is_file():
-            tensors, about = read_tensors(file)
-            if about.get("student") == str(number):
-                state = tuple(tensors[name] for name in sorted(tensors) if name != "theta")
-                return Start(tensors["theta"], state, self.ahead)
-        at = self._trained(number, outer)
-        state = {f"state.{i}": tensor for i, tensor in enumerate(at.state)}
-        write_tensors(file, {"theta": at.theta} | state, {"student": str(number)})
-        return Start(at.theta.cpu(), tuple(s.cpu() for s in at.state), at.count)
+
+        def trained() -> dict[str, Tensor]:
+            at = self._trained(number, outer)
+            state = {f"state.{i}": tensor for i, tensor in enumerate(at.state)}
+            return {"theta": at.theta} | state
+
+        of = {"student": str(number)}
+        found = Cache(self.folder).tensors(str(place), trained, of=of, anew=True)
+        state = tuple(found[name] for name in sorted(found) if name != "theta")
+        return Start(found["theta"], state, self.ahead)
 
     def _trained(self, number: int, outer: OuterLoop) -> Start:
         recipe, seed = self.loop.recipe, POOL_SEED + number

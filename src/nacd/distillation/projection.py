@@ -18,14 +18,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from nacd.distillation.neighbours import Metric, candidates, nearest
-
-ProjectionName = Literal["nearest", "straight-through", "simplex"]
 
 
 class Learner(Protocol):
@@ -170,9 +168,9 @@ class Simplex:
 
 
 def simplex_logits(candidates: Tensor, starts: Tensor, share: float) -> Tensor:
-    """Logits (Q, C) that give each seed id (Q,), column 0 of `candidates`, probability `share`."""
+    """Logits (Q, C) that give the own ids (Q,), column 0 of `candidates`, probability `share`."""
     if not torch.equal(candidates[:, 0], starts.to(candidates.device)):
-        raise ValueError("the first candidate of every position must be its seed")
+        raise ValueError("the first candidate of every position must be its own token")
     logits = torch.zeros(candidates.shape)
     logits[:, 0] = math.log(share / (1 - share) * (candidates.shape[1] - 1))
     return logits

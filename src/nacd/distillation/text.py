@@ -2,12 +2,12 @@
 
 The exported rows are text, and every target model tokenises that text anew. A row is kept only if
 encoding its text gives back the ids that were chosen; where it does not, changed tokens next to the
-first difference are chosen anew, and at last put back to the seed's, which always works because a
-seed's ids came from its own text.
+first difference are chosen anew, and at last put back to the starting row's, which always works
+because its ids came from its own text.
 
-A learned prefix starts as a copy of the prompt's first tokens, of which the seed knows nothing. As
-long as it still is that copy, nothing is learned in it, and the row is the untouched seed, as it is
-where the copy does not survive re-encoding.
+A learned prefix begins as a copy of the prompt's first tokens, of which the starting row knows
+nothing. As long as it still is that copy, nothing is learned in it, and the row is the untouched
+starting row, as it is where the copy does not survive re-encoding.
 """
 
 from __future__ import annotations
@@ -46,11 +46,12 @@ class TextRow:
     """One distilled row, back in text."""
 
     example: Example
-    """The seed with its last user turn replaced."""
+    """The starting row with its last user turn replaced."""
     encoded: Encoded
     """Exactly what encoding `example` gives."""
     changed: float
-    """Share of the learnable tokens that are not the seed's: all of a prefix, if there is one."""
+    """Share of the learnable tokens that are not the starting row's: all of a prefix, if there is
+    one."""
     repaired: int
     """Learnable tokens that were chosen anew or put back so that the text encodes to them."""
 
@@ -58,19 +59,19 @@ class TextRow:
 class RoundTrip:
     """Turns the ids of one pseudo-row into text, repairing what does not survive re-encoding."""
 
-    def __init__(self, template: Template, tokenizer: Any, seed: Example, row: Encoded):
+    def __init__(self, template: Template, tokenizer: Any, start: Example, row: Encoded):
         self.template = template
         self.tokenizer = tokenizer
-        self.seed = seed
+        self.start = start
         self.row = row
-        self.untouched = template.as_exported(seed)  # without a learned prefix
+        self.untouched = template.as_exported(start)  # without a learned prefix
         text = self._text(self.untouched.ids[slice(*self.untouched.prompt)])
-        content = seed.prompt
-        start = content.find(text) if text else -1
+        content = start.prompt
+        at = content.find(text) if text else -1
         self.head, self.tail = (
-            (content, "") if start < 0 else (content[:start], content[start + len(text) :])
+            (content, "") if at < 0 else (content[:at], content[at + len(text) :])
         )
-        self.reversible = start >= 0 and self._first_lost(row.ids) is None
+        self.reversible = at >= 0 and self._first_lost(row.ids) is None
 
     def _text(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(
@@ -78,9 +79,9 @@ class RoundTrip:
         )
 
     def example(self, ids: Sequence[int]) -> Example:
-        """The seed with its learnable span decoded from `ids` (the whole row's)."""
+        """The starting row with its learnable span decoded from `ids` (the whole row's)."""
         text = self.head + self._text(ids[slice(*self.row.prompt)]) + self.tail
-        return self.template.replace_prompt(self.seed, text)
+        return self.template.replace_prompt(self.start, text)
 
     def encode(self, ids: Sequence[int]) -> Encoded:
         """What encoding that text gives."""
@@ -139,7 +140,7 @@ def to_text(
     """Turn token ids (Q,) at the slots into text rows that encode to exactly those (repaired) ids.
 
     A row that does not come back from its own tokens, or whose prefix is still the copy that it
-    started as, is the untouched seed.
+    started as, is the untouched starting row.
 
     Args:
         pseudo: the pseudo-data that learning starts from.

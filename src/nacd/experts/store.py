@@ -26,7 +26,7 @@ from nacd.data import Encoded
 from nacd.errors import UserError
 from nacd.model.files import inside
 from nacd.model.lora import LoraModel
-from nacd.store.files import read_tensors, write_json, write_tensors, write_text
+from nacd.store.files import read_tensors, sha256_of, write_json, write_tensors, write_text
 from nacd.training.inner import Start
 
 MANIFEST = "manifest.json"
@@ -372,8 +372,4 @@ def _sha256(data: bytes) -> str:
 
 
 def _file_sha256(path: Path) -> str | None:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        return None
+    return sha256_of(path) if path.is_file() else None

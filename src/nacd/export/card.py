@@ -204,7 +204,7 @@ def made_table(card: Card) -> str:
 
 
 def _copy(model: str) -> str:
-    return " (a 4-bit copy: GGUF, dequantised)" if model == PACKAGED else ""
+    return " (a 4-bit copy: GGUF, dequantised)" if model in PACKAGED else ""
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

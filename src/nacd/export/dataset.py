@@ -39,9 +39,9 @@ class DatasetRow:
     seed_row: str
     """Where the starting row stands: `mine.jsonl:12`."""
     seed_digest: str
-    """The seed's `Example.digest`."""
+    """The starting row's `Example.digest`."""
     tokens_changed: float
-    """Share of the learnable tokens that are not the seed's any more, 0 to 1."""
+    """Share of the learnable tokens that are not the starting row's any more, 0 to 1."""
 
     @property
     def chat(self) -> bool:

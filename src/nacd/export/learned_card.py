@@ -44,7 +44,7 @@ def render_learned_card(card: Card, rows: Sequence[DatasetRow]) -> str:
         chat=rows[0].chat,
         prompt="what is learned",
         completion="the starting row's response",
-        changed="share of the prompt's learnable tokens that differ from the seed's",
+        changed="share of the prompt's learnable tokens that differ from the starting row's",
     )
     return f"""{front_matter(card, rows, ["dataset-distillation", "synthetic"])}
 
@@ -59,7 +59,7 @@ def render_learned_card(card: Card, rows: Sequence[DatasetRow]) -> str:
 - Not anonymous: the responses, and what is left of the prompts, are the source data's own, with
   its licence, its mistakes and its personal data.
 - Not private: a prompt was learned from what training on it does, and may encode training rows
-  other than its seed.
+  other than the one it started as.
 - Not bound to help another training: they were learned for the recipe below.
 
 {license_section(card.license)}
@@ -117,7 +117,7 @@ def _what(card: Card, changed: Sequence[float]) -> str:
         )
     return (
         f"{grown}the prompt's tokens were learned. In a row {sum(changed) / len(changed):.1%} of "
-        f"the learnable tokens differ from the seed's on average ({min(changed):.1%} to "
+        f"the learnable tokens differ from the starting row's on average ({min(changed):.1%} to "
         f"{max(changed):.1%}; {unchanged} rows are unchanged)."
     )
 

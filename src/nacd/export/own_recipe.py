@@ -16,7 +16,7 @@ from nacd.config.recipe import Recipe
 from nacd.config.settings import read_settings
 from nacd.errors import UserError
 from nacd.store.files import write_text
-from nacd.store.run import flatten
+from nacd.store.key import flatten
 
 FOLDER = "train_with"
 OWN = "nacd.yaml"

@@ -33,7 +33,7 @@ class SoftPrompts:
     rows: list[list[int]]
     """For each row, one number a token: the vector there, or -1."""
     seeds: list[str]
-    """`Example.digest` of each row's seed."""
+    """`Example.digest` of each row's starting row."""
     metadata: dict[str, str]
     """What else was said of them: the model, the template."""
 
@@ -51,15 +51,15 @@ def write_soft_prompts(
         path: a .safetensors file.
         vectors: (Q, d).
         rows: for each of n rows, one number a token: the index of the vector there, or -1.
-        seeds: n digests.
+        seeds: the n starting rows' digests.
         metadata: more for the header; `model` should name the model they were learned on.
 
     Raises:
-        ValueError: a slot that has no vector, or not one seed a row.
+        ValueError: a slot that has no vector, or not one starting row a row.
         UserError: the disk is full.
     """
     if len(rows) != len(seeds):
-        raise ValueError(f"{len(rows)} rows but {len(seeds)} seeds")
+        raise ValueError(f"{len(rows)} rows but {len(seeds)} starting rows")
     slots = torch.tensor([slot for row in rows for slot in row], dtype=torch.int64)
     if len(slots) and not -1 <= int(slots.min()) <= int(slots.max()) < len(vectors):
         raise ValueError(f"slots run from {slots.min()} to {slots.max()}; {len(vectors)} vectors")

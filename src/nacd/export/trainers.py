@@ -29,6 +29,7 @@ from typing import Any
 import yaml
 
 from nacd.config import ModelConfig
+from nacd.config.model import PACKAGED
 from nacd.config.recipe import Recipe
 from nacd.export.dataset import DatasetRow, rows_name, write_rows
 from nacd.export.own_recipe import FOLDER, beside, write_own_recipe
@@ -37,8 +38,6 @@ from nacd.store.files import write_json, write_text
 
 TRAINED = "trained"
 """Where the trainers put what they make."""
-HUB_NAMES = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
-"""Where our own short names for models are to be had."""
 _TRL_ORDER = {"train_sampling_strategy": "sequential"}
 _AXOLOTL_ORDER = {"shuffle_merged_datasets": False, "curriculum_sampling": True}
 DATA = "nacd"
@@ -172,7 +171,7 @@ def _different(recipe: Recipe, model: ModelConfig) -> list[str]:
         )
     if model.lora_alpha != int(model.lora_alpha):
         found.append(f"LoRA alpha is a whole number here (the recipe: {model.lora_alpha:g}).")
-    if model.model in HUB_NAMES:
+    if model.model in PACKAGED:
         found.append("The rows were made with a 4-bit copy of this model.")
     return found
 
@@ -212,7 +211,7 @@ def _model_name(model: ModelConfig) -> str:
     A path as the user gave it, from elsewhere, may be the name of another model on the hub.
     """
     path = Path(model.model).expanduser()
-    return HUB_NAMES.get(model.model) or (str(path.resolve()) if path.exists() else model.model)
+    return PACKAGED.get(model.model) or (str(path.resolve()) if path.exists() else model.model)
 
 
 def _length(recipe: Recipe, epochs: str) -> dict[str, Any]:

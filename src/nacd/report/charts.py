@@ -90,7 +90,7 @@ def table(rows: Sequence[Result], best: str = "") -> Chart | None:
     return differences(points) if len(points) > 1 else None
 
 
-def differences(points: Sequence[Point], id: str = "ladder") -> Chart:
+def differences(points: Sequence[Point], id: str = "results") -> Chart:
     """Differences from the first of the points, on an axis made for those that are near it.
 
     The axis is at most five times as long as what lies between their means, so that these are to be
@@ -200,7 +200,7 @@ def curves(run: Run) -> list[Chart]:
     shown = [
         _curve(
             run,
-            "development",
+            "validation",
             "Validation loss",
             f"Response NLL on validation rows after a training, {NATS}.",
             {"development_soft": "soft prompts", "development_text": "their text"},

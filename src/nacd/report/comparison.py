@@ -97,7 +97,7 @@ def _blocks(
         yield Block(
             target=Path(target).name,
             budget=budget,
-            chart=chart and replace(chart, id=f"ladder-{number}"),
+            chart=chart and replace(chart, id=f"results-{number}"),
             rows=[*zip(shown, made, strict=True)],
             failed=[
                 (LABELS.get(str(row["method"]), str(row["method"])), row["why"])

@@ -1,8 +1,9 @@
 """What a distillation leaves for its report, beside what it needs itself.
 
-    distill/rows.jsonl     a row's seed and distilled prompt, changed tokens marked, its distance
+    distill/rows.jsonl     a starting row's prompt and the distilled one, changed tokens marked,
+                           and the distance
     distill/learned.json   the exported outer step, why learning ended early, the learning rate
-    distill/overlap.json   rows that training, target and report data have in common
+    distill/overlap.json   rows that training, target and test rows have in common
 
 A text with marks is a list of pieces `[text, changed]` that join to the text. The distance of a row
 is the mean over its learned positions of the regulariser's own (`nacd.distillation.neighbours`):
@@ -73,7 +74,7 @@ def neighbour_distances(
 ) -> Tensor:
     """Distance of every vector (Q, d) to the nearest allowed row of the table (V, d): (Q,).
 
-    A seed's own token, `own` (Q,), is allowed at its place.
+    A starting row's own token, `own` (Q,), is allowed at its place.
 
     Squared Euclidean over the mean squared norm of the table's rows, or one minus the cosine.
     """
@@ -88,7 +89,7 @@ def neighbour_distances(
 def row_records(
     tokenizer: Any, starts: Starts, text: Sequence[TextRow], distances: Tensor
 ) -> list[dict[str, Any]]:
-    """One record a distilled row, beside its seed.
+    """One record a distilled row, beside its starting row.
 
     Args:
         tokenizer: of the source model.
@@ -119,9 +120,9 @@ def row_records(
 
 
 def _marked(tokenizer: Any, starts: Starts, number: int, row: TextRow) -> tuple[Pieces, Pieces]:
-    """The seed's prompt and the distilled one, tokens that differ marked in both.
+    """The starting row's prompt and the distilled one, tokens that differ marked in both.
 
-    Tokens of a learned prefix have no counterpart in the seed: all of them are marked.
+    Tokens of a learned prefix have no counterpart in it: all of them are marked.
     """
     example, plain = starts.examples[number], starts.rows[number]
     pseudo, final = starts.pseudo.rows[number], row.encoded

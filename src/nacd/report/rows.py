@@ -21,9 +21,10 @@ _MARK = 11
 def all_rows(run: Run) -> list[dict[str, Any]]:
     """The distilled rows, in the data set's order, beside their starting rows where these are kept.
 
-    A row has `number`, `source`, `seed` and `distilled` (pieces with marks; `seed` None where it is
-    not kept, `distilled` None where it is the seed), `response`, `changed` (a share), `count` and
-    `tokens` (changed and learnable ones), `distance`, and `bytes`, its size on the page.
+    A row has `number`, `source`, `seed` (its starting row) and `distilled` (pieces with marks;
+    `seed` None where it is not kept, `distilled` None where it is the same), `response`, `changed`
+    (a share), `count` and `tokens` (changed and learnable ones), `distance`, and `bytes`, its size
+    on the page.
     """
     if run.rows:
         return [_beside_seed(row) for row in run.rows]

@@ -7,7 +7,6 @@ from nacd.selection.choice import (
     check_rows,
     choose,
     choose_once,
-    of_budget,
     rank,
 )
 from nacd.selection.method import Method, Ranking, Task, forward_flops
@@ -26,7 +25,6 @@ __all__ = [
     "choose",
     "choose_once",
     "forward_flops",
-    "of_budget",
     "rank",
     "round_robin",
     "subtask_max",

@@ -16,13 +16,14 @@ from nacd.data.rows import Rows
 from nacd.errors import UserError
 from nacd.selection.choice import take
 from nacd.selection.filters import filtered
-from nacd.selection.held import hold, key_of
+from nacd.selection.held import LATELY, key_of
 from nacd.selection.judges import judges_of
 from nacd.selection.method import Ranking, Task, forward_flops
 from nacd.selection.random import random_order
+from nacd.store.cache import Cache
 from nacd.store.files import finite
+from nacd.store.key import hold
 from nacd.store.processes import count, spread
-from nacd.store.run import RunFolder
 from nacd.training.student import LEARNING_SEED, mean_nll, train_student
 
 
@@ -56,7 +57,7 @@ def best_of(task: Task) -> Ranking:
         while len(losses) < task.config.tries:  # kept whenever every process has made one
             group = range(len(losses), min(len(losses) + count(), task.config.tries))
             losses += spread(group, judged)
-            RunFolder(task.folder).keep("draws", found)
+            Cache(task.folder).keep("draws", found)
             tick(len(losses), min((x for x in losses if x is not None), default=math.nan))
         for number, data in enumerate(sets):
             seed = LEARNING_SEED + number
@@ -81,8 +82,8 @@ def best_of(task: Task) -> Ranking:
 
 def _read(task: Task) -> dict[str, Any]:
     """Judged losses of the draws so far."""
-    found, now = RunFolder(task.folder).kept("draws"), key_of(task)
+    found, now = Cache(task.folder).kept("draws"), key_of(task)
     if found is None:
         return now | {"losses": []}
-    hold(task.folder / "draws.json", found, now)
+    hold(task.folder / "draws.json", found, now, lately=LATELY)
     return found

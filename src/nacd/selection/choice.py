@@ -78,11 +78,6 @@ def rank(task: Task, method: str, flag: str = "--method") -> Ranking:
     return getattr(import_module(module), module.rpartition(".")[2])(task)
 
 
-def of_budget(method: str) -> bool:
-    """Whether a method's ranking depends on the budget."""
-    return METHODS[method].judged or method == "trajectory"
-
-
 class Rankings:
     """What was ranked in this process, for choices that differ in their budget alone."""
 
@@ -92,7 +87,7 @@ class Rankings:
 
     def of(self, task: Task, method: str, flag: str) -> tuple[Ranking, float]:
         """A ranking, and the seconds that earlier choices have spent on it."""
-        if of_budget(method):
+        if METHODS[method].of_budget:
             return rank(task, method, flag), 0.0
         recipe, ranking = self._kept.get(method, (None, None))
         if ranking is None or recipe != task.recipe:

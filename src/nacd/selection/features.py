@@ -14,17 +14,14 @@ run that is killed goes on from the last whole shard with the same bits.
                              rows' digests); written first, and decides whether a run may go on
     rows-000128.safetensors  `features` (<= 128, k) of the rows from 128 on
 
-Every shard carries in its header the manifest's SHA-256 (`made_with`), so that a file of another
-projection or checkpoint is refused wherever it was put.
+Every shard carries in its header a hash of what the manifest says (`made_with`), so that a file of
+another projection or checkpoint is refused wherever it was put.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +34,11 @@ from nacd.model.lora import LoraModel
 from nacd.model.per_row import ROOM, row_gradients
 from nacd.model.prepare import Part
 from nacd.selection.projection import Projection
-from nacd.store.files import read_tensors, write_json, write_tensors
-from nacd.store.processes import first, rank, spread
-from nacd.store.run import flatten
+from nacd.store.cache import Cache, read_of
+from nacd.store.processes import rank, spread
 
 SHARD_ROWS = 128
-MANIFEST = "manifest.json"
+MANIFEST = "manifest"
 
 Direction = Callable[[Tensor], Tensor]
 """A row's gradient g (P,), which may be overwritten, to the direction d (P,) of its feature."""
@@ -78,88 +74,21 @@ class AdamDirection:
         return gradient.mul_(1 - self._beta1).add_(self._m).mul_(self._root.rsqrt_())
 
 
-# --- sealed files -----------------------------------------------------------------------------
-
-
-def claim(folder: Path, made_with: Mapping[str, Any]) -> str:
-    """Make `folder` for what is described by `made_with`, or check that it is that already.
-
-    Returns:
-        The key, a SHA-256 of `made_with`, that the folder's files are sealed with.
-
-    Raises:
-        UserError: the folder was made with something else; every differing key is named.
-    """
-    return first(lambda: _claim(folder, json.dumps(made_with, sort_keys=True)))
-
-
-def _claim(folder: Path, text: str) -> str:
-    here = json.loads(text)
-    path = folder / MANIFEST
-    if path.is_file():
-        try:
-            there = json.loads(path.read_text(encoding="utf-8"))
-            flat, now = flatten(there), flatten(here)
-        except (ValueError, AttributeError) as error:
-            raise UserError(
-                f"{path}: damaged ({error}); delete the folder {folder} and run the same command "
-                "again."
-            ) from error
-        differing = [k for k in sorted(flat.keys() | now.keys()) if flat.get(k) != now.get(k)]
-        if differing:
-            named = [key for key in differing if not key.endswith("sha256")] or differing
-            lines = [f"{k}: {_short(flat.get(k))} there, {_short(now.get(k))} now" for k in named]
-            raise UserError(
-                f"{path}: what lies beside it was made with something else, and is not to be mixed "
-                f"({'; '.join(lines)}). Give the same flags as then, or another --out, or delete "
-                f"the folder {folder} to make it anew."
-            )
-    else:
-        write_json(path, here)
-    for partial in folder.glob(".*.partial-*"):  # of a process that was killed
-        partial.unlink(missing_ok=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, list):
-        return f"{len(value)} of hash {hashlib.sha256(json.dumps(value).encode()).hexdigest()[:8]}"
-    return repr(value)
-
-
-def write_sealed(path: Path, tensors: Mapping[str, Tensor], key: str) -> None:
-    """Write a safetensors file whole, with the key of its folder."""
-    write_tensors(path, tensors, {"made_with": key})
-
-
-def read_sealed(path: Path, key: str) -> dict[str, Tensor]:
-    """Read a file that `write_sealed` wrote with the same key; tensors on the CPU.
-
-    Raises:
-        UserError: the file is damaged, or belongs to another folder; it is named.
-    """
-    tensors, header = read_tensors(path)
-    if header.get("made_with") != key:
-        raise UserError(
-            f"{path}: made with another projection, checkpoint or rows than {MANIFEST} beside it "
-            "says, and not to be mixed with the others; delete it, and run the same command again "
-            "to re-make it."
-        )
-    return tensors
-
-
-# --- features ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
 class FeatureSet:
-    """The features of n rows at one checkpoint, on disk."""
+    """The features of n rows at one checkpoint, on disk.
 
-    folder: Path
-    key: str
-    """As `claim` returns it."""
-    rows: int
-    """n."""
+    Args:
+        folder: theirs alone.
+        made_with: all that they depend on.
+        rows: n.
+
+    Raises:
+        UserError: the folder holds features of something else; what differs is named.
+    """
+
+    def __init__(self, folder: Path, made_with: Mapping[str, Any], rows: int):
+        self.cache, self.rows = Cache(folder), rows
+        self.of = {"made_with": self.cache.belongs(MANIFEST, made_with)}
 
     def spans(self) -> list[range]:
         """Rows of every shard."""
@@ -168,9 +97,20 @@ class FeatureSet:
             for first in range(0, self.rows, SHARD_ROWS)
         ]
 
-    def path(self, span: range) -> Path:
-        """File of a shard."""
-        return self.folder / f"rows-{span.start:06d}.safetensors"
+    def once(self, span: range, make: Callable[[], Tensor]) -> bool:
+        """Make the features of a shard, (<= 128, k), unless they are there; whether they were made.
+
+        Raises:
+            UserError: they are there, and damaged, or of other features; the file is named.
+        """
+        made: list[Tensor] = []
+
+        def features() -> dict[str, Tensor]:
+            made.append(make())
+            return {"features": made[0]}
+
+        self.cache.tensors(_name(span), features, of=self.of)
+        return bool(made)
 
     def read(self) -> Iterator[Tensor]:
         """The shards' features, (<= 128, k) float32, one shard after the other.
@@ -179,7 +119,12 @@ class FeatureSet:
             UserError: a shard is damaged, or of other features; it is named.
         """
         for span in self.spans():
-            yield read_sealed(self.path(span), self.key)["features"].float()
+            file = self.cache.path / f"{_name(span)}.safetensors"
+            yield read_of(file, self.of)[0]["features"].float()
+
+
+def _name(span: range) -> str:
+    return f"rows-{span.start:06d}"
 
 
 def extract(
@@ -210,13 +155,7 @@ def extract(
     batch_size = max(1, min(batch_size, ROOM // model.size))
     with row_gradients(model) as gradients:
 
-        def shard(span: range) -> int:
-            path = into.path(span)
-            if path.is_file():
-                read_sealed(path, into.key)
-                for _ in span:
-                    row_done()
-                return rank()
+        def features(span: range) -> Tensor:
             rows = [part.rows[i] for i in span]
             projected = torch.empty(len(span), projection.dim).to(theta)
             for where in length_buckets(rows, batch_size, seed=None):
@@ -229,11 +168,16 @@ def extract(
             if wrong:
                 raise UserError(
                     f"{part.examples[span[wrong[0]]].source}: the gradient of this row is not "
-                    f"finite at the checkpoint for {into.folder}; give --dtype float32 or a "
+                    f"finite at the checkpoint for {into.cache.path}; give --dtype float32 or a "
                     "smaller --learning-rate."
                 )
             unit = projected / torch.where(norms > 0, norms, torch.ones_like(norms))
-            write_sealed(path, {"features": unit.to(torch.float16)}, into.key)
+            return unit.to(torch.float16)
+
+        def shard(span: range) -> int:
+            if not into.once(span, lambda: features(span)):
+                for _ in span:
+                    row_done()
             return rank()
 
         spans = into.spans()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -25,7 +24,7 @@ from nacd.data import Batch, Encoded, collate, length_buckets
 from nacd.errors import UserError
 from nacd.model.lora import LoraModel
 from nacd.selection.method import Task, forward_flops
-from nacd.store.files import read_tensors, write_tensors
+from nacd.store.cache import Cache
 from nacd.store.processes import spread
 from nacd.terminal.progress import Tick
 
@@ -98,13 +97,15 @@ def hidden_states(task: Task, name: Literal["train", "target"], pooling: Pooling
 
         def shard(start: int) -> Tensor:
             part = rows[start : start + SHARD]
-            file = task.folder / f"hidden-{name}-{pooling}-{start}.safetensors"
-            vectors = _kept(file, part, model)
-            if vectors is None:
-                vectors = _computed(model, part, pooling, tick, start)
-                write_tensors(file, {"vectors": vectors}, _made_with(part, model))
+            found = Cache(task.folder).tensors(
+                f"hidden-{name}-{pooling}-{start}",
+                lambda: {"vectors": _computed(model, part, pooling, tick, start)},
+                of=_made_with(part, model),
+                lately=("model",),
+                anew=True,
+            )
             tick(start + len(part), float("nan"))
-            return vectors
+            return found["vectors"]
 
         return torch.cat([*spread(range(0, len(rows), SHARD), shard)]).numpy()
 
@@ -133,15 +134,6 @@ def _computed(
         where += bucket
         tick(before + len(where), float("nan"))
     return torch.cat(parts)[torch.tensor(where).argsort()]
-
-
-def _kept(file: Path, rows: Sequence[Encoded], model: LoraModel) -> Tensor | None:
-    """The file's vectors, if it is there and is of these rows and this model."""
-    if not file.is_file():
-        return None
-    tensors, header = read_tensors(file)
-    now = _made_with(rows, model)
-    return tensors["vectors"] if now | header == now else None  # older files name no model
 
 
 def _made_with(rows: Sequence[Encoded], model: LoraModel) -> dict[str, str]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,18 +30,11 @@ from nacd.data import collate, training_order
 from nacd.errors import UserError
 from nacd.experts.store import describe_model, describe_rows
 from nacd.model.prepare import Part
-from nacd.selection.features import (
-    AdamDirection,
-    FeatureSet,
-    claim,
-    extract,
-    read_sealed,
-    sgd_direction,
-    write_sealed,
-)
+from nacd.selection.features import MANIFEST, AdamDirection, FeatureSet, extract, sgd_direction
 from nacd.selection.method import Ranking, Task, forward_flops
 from nacd.selection.projection import Projection
 from nacd.selection.rounds import round_robin, subtask_max
+from nacd.store.cache import Cache, read_of
 from nacd.store.files import content_sha256
 from nacd.store.processes import first
 from nacd.training.inner import InnerLoop, Start
@@ -60,8 +54,8 @@ class Checkpoint:
     epoch: int
     """From 1 on."""
     path: Path
-    key: str
-    """That the file is sealed with."""
+    of: dict[str, str]
+    """What the file says that it is of."""
     sha256: str
     """Of theta, m and v."""
     weight: float
@@ -69,7 +63,7 @@ class Checkpoint:
 
     def load(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Theta, m and v, each (P,)."""
-        tensors = read_sealed(self.path, self.key)
+        tensors, _ = read_of(self.path, self.of)
         theta, m, v = (tensors[name].to(device) for name in ("theta", "m", "v"))
         return theta, m, v
 
@@ -155,32 +149,35 @@ def warm_up(task: Task) -> list[Checkpoint]:
     steps = total // epochs
     weights = epoch_weights(recipe, epochs, steps)
     made_with = {"method": "less, warm-up", "recipe": asdict(recipe), "seed": task.seed}
-    key = claim(folder, made_with | _model(task) | _rows(part))
+    cache = Cache(folder)
+    of = {"made_with": cache.belongs(MANIFEST, made_with | _model(task) | _rows(part))}
     loop = InnerLoop(model, recipe, total)
     log_rate = torch.tensor(math.log(recipe.learning_rate), device=model.device)
     order = training_order(len(rows), recipe.batch_size, total, task.seed)
     theta = model.fresh_theta(LEARNING_SEED + task.seed)  # not that of a table's training
     at = Start(theta, initial_state(recipe, theta))
     found: list[Checkpoint] = []
+
+    def trained(at: Start, until: int) -> dict[str, Tensor]:
+        for k in range(at.count, until):
+            batch = collate([rows[i] for i in order[k]], model.tokenizer.pad_token_id)
+            at, (loss,) = loop.run(at, [batch], log_rate, None)
+            if not (math.isfinite(loss) and bool(torch.isfinite(at.theta).all())):
+                raise UserError(
+                    f"less: the warm-up's loss is {loss} at step {k + 1} of {total}: training "
+                    f"diverged at --learning-rate {recipe.learning_rate:g}; give a smaller one."
+                )
+            tick(at.count, loss)
+        return {"theta": at.theta, "m": at.state[0], "v": at.state[1]}
+
     with task.progress.stage("less: warm-up", total) as tick:
         for epoch, weight in enumerate(weights, 1):
-            path = folder / f"epoch-{epoch}.safetensors"
-            if not path.is_file():
-                for k in range(at.count, epoch * steps):
-                    batch = collate([rows[i] for i in order[k]], model.tokenizer.pad_token_id)
-                    at, (loss,) = loop.run(at, [batch], log_rate, None)
-                    if not (math.isfinite(loss) and bool(torch.isfinite(at.theta).all())):
-                        raise UserError(
-                            f"less: the warm-up's loss is {loss} at step {k + 1} of {total}: "
-                            f"training diverged at --learning-rate {recipe.learning_rate:g}; give "
-                            "a smaller one."
-                        )
-                    tick(at.count, loss)
-                write_sealed(path, {"theta": at.theta, "m": at.state[0], "v": at.state[1]}, key)
-            tensors = read_sealed(path, key)
-            found.append(Checkpoint(epoch, path, key, content_sha256(tensors), weight))
+            name, end = f"epoch-{epoch}", epoch * steps
+            tensors = cache.tensors(name, partial(trained, at, end), of=of)
+            path = folder / f"{name}.safetensors"
+            found.append(Checkpoint(epoch, path, of, content_sha256(tensors), weight))
             state = (tensors["m"].to(model.device), tensors["v"].to(model.device))
-            at = Start(tensors["theta"].to(model.device), state, epoch * steps)
+            at = Start(tensors["theta"].to(model.device), state, end)
     return found
 
 
@@ -247,7 +244,7 @@ def _features(
         "betas": [task.recipe.beta1, task.recipe.beta2],
     }
     made_with |= _model(task) | _rows(part)
-    return FeatureSet(folder, claim(folder, made_with), len(part))
+    return FeatureSet(folder, made_with, len(part))
 
 
 def similarity(

@@ -10,8 +10,8 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from nacd.statistics.intervals import mean_error, t_interval
+from nacd.store.cache import Cache
 from nacd.store.processes import spread
-from nacd.store.run import RunFolder
 from nacd.training.evaluation import RowNll
 
 
@@ -89,7 +89,7 @@ class Searching(Generic[S]):
         self,
         sources: Sequence[S],
         seed: int,
-        folder: RunFolder,
+        folder: Cache,
         clock: Callable[[], float] | None = None,
     ):
         self.sources, self.seed, self.folder = sources, seed, folder

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from nacd.selection.searching import Judged, Searching, Trained, against
-from nacd.store.run import RunFolder
+from nacd.store.cache import Cache
 from nacd.terminal.progress import Progress
 
 SHARE = 1 / 16
@@ -150,7 +150,7 @@ class Search(Searching[Source]):
         lengths: Sequence[int],
         most: int | None,
         seed: int,
-        folder: RunFolder,
+        folder: Cache,
         progress: Progress,
     ):
         super().__init__(sources, seed, folder)

@@ -17,13 +17,13 @@ from nacd.data import Encoded
 from nacd.errors import UserError
 from nacd.selection.choice import rank, take
 from nacd.selection.filters import filtered
-from nacd.selection.held import claim
+from nacd.selection.held import LATELY, key_of
 from nacd.selection.judges import judges_of
 from nacd.selection.method import Ranking, Task
 from nacd.selection.random import random_order
 from nacd.selection.sources import ModelSource, others
 from nacd.selection.swapping import Search, Swapped
-from nacd.store.run import RunFolder
+from nacd.store.cache import Cache
 from nacd.training.student import LEARNING_SEED
 
 LENGTHS = 10
@@ -44,8 +44,8 @@ def swaps(task: Task) -> Ranking:
         (i for i in random_order(len(rows), task.seed) if i not in aside), train, task.config
     )
     pool = list(free)
-    folder = RunFolder(task.folder)
-    claim(task, f"from {task.config.swaps_from}")
+    folder = Cache(task.folder)
+    folder.belongs("search", key_of(task, f"from {task.config.swaps_from}"), LATELY)
     start = _start(task, pool, folder)
     if len(start) < 2:
         raise UserError(
@@ -101,7 +101,7 @@ def measured(task: Task, found: Swapped) -> dict[str, str]:
     }
 
 
-def _start(task: Task, pool: list[int], folder: RunFolder) -> list[int]:
+def _start(task: Task, pool: list[int], folder: Cache) -> list[int]:
     """The set that the search begins with, kept as `start.json`."""
     method, train = task.config.swaps_from, task.prepared.train
 

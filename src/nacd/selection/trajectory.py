@@ -23,10 +23,10 @@ from nacd.data import bucketed, collate, training_order
 from nacd.errors import UserError
 from nacd.meta import FirstOrder, weight_gradient
 from nacd.meta.objectives import target_objective
-from nacd.selection.held import hold
 from nacd.selection.method import Ranking, Task, forward_flops
 from nacd.selection.random import random_order
-from nacd.store.files import read_tensors, write_tensors
+from nacd.store.cache import read_of
+from nacd.store.files import write_tensors
 from nacd.training.inner import InnerLoop, Start
 from nacd.training.student import LEARNING_SEED
 from nacd.training.update import initial_state
@@ -52,7 +52,7 @@ def trajectory(task: Task) -> Ranking:
     groups = deal(len(prepared.train), size, task.config.weight_passes, task.seed)
     file = task.folder / "weights.safetensors"
     scores, worths, done, flops = _read(task, len(groups))
-    tokens = task.tokens_digest()
+    of = _of(task, len(groups))
     with task.progress.stage("weighing rows", len(groups), done=done) as tick:
         for number in range(done, len(groups)):
             group = groups[number]
@@ -88,12 +88,7 @@ def trajectory(task: Task) -> Ranking:
             write_tensors(
                 file,
                 {"scores": torch.from_numpy(scores), "worths": torch.from_numpy(worths)},
-                {
-                    "done": str(number + 1),
-                    "flops": repr(flops),
-                    "of": _about(task, len(groups)),
-                    "tokens": tokens,
-                },
+                {"done": str(number + 1), "flops": repr(flops)} | of,
             )
             tick(number + 1, swept.value)
     mean = scores / task.config.weight_passes
@@ -126,18 +121,24 @@ def _group_size(task: Task) -> int:
     return len(task.budget.rows(rows, random_order(len(rows), task.seed)))
 
 
-def _about(task: Task, groups: int) -> str:
+def _of(task: Task, groups: int) -> dict[str, str]:
     rows = f"{len(task.prepared.train)} rows {task.rows_digest()}"
-    return f"{rows}, {groups} groups, seed {task.seed}, {task.recipe}"
+    of = f"{rows}, {groups} groups, seed {task.seed}, {task.recipe}"
+    return {"of": of, "tokens": task.tokens_digest()}
+
+
+def _nothing(task: Task) -> tuple[np.ndarray, np.ndarray, int, float]:
+    rows = len(task.prepared.train)
+    return np.zeros(rows), np.zeros(rows), 0, 0.0
 
 
 def _read(task: Task, groups: int) -> tuple[np.ndarray, np.ndarray, int, float]:
     """Sums so far of scores and of falls of the objective (n,), groups done, operations spent."""
     file = task.folder / "weights.safetensors"
     if not file.is_file():
-        return np.zeros(len(task.prepared.train)), np.zeros(len(task.prepared.train)), 0, 0.0
-    tensors, about = read_tensors(file)
-    old = {} if "worths" in tensors else {"tokens": ""}  # an older version's lacks what is needed
-    hold(file, about | old, {"of": _about(task, groups), "tokens": task.tokens_digest()})
+        return _nothing(task)
+    tensors, about = read_of(file, _of(task, groups), lately=("tokens",))
+    if "worths" not in tensors:  # an older version's
+        return _nothing(task)
     sums = tensors["scores"].numpy(), tensors["worths"].numpy()
     return *sums, int(about["done"]), float(about["flops"])

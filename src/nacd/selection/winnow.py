@@ -11,13 +11,13 @@ import numpy as np
 
 from nacd.selection.choice import take
 from nacd.selection.filters import filtered
-from nacd.selection.held import claim
+from nacd.selection.held import LATELY, key_of
 from nacd.selection.judges import judges_of
 from nacd.selection.method import Ranking, Task
 from nacd.selection.random import random_order
 from nacd.selection.sources import ModelSource, others
 from nacd.selection.winnowing import Winnow, Winnowed
-from nacd.store.run import RunFolder
+from nacd.store.cache import Cache
 from nacd.training.student import LEARNING_SEED
 
 
@@ -33,7 +33,8 @@ def winnow(task: Task) -> Ranking:
     rows = [task.trained_row(i) for i in range(len(train))]
     free = (i for i in random_order(len(rows), task.seed) if i not in aside)
     pool = list(filtered(free, train, task.config))
-    claim(task, "winnowed")
+    folder = Cache(task.folder)
+    folder.belongs("search", key_of(task, "winnowed"), LATELY)
 
     def taken(order: Sequence[int]) -> list[int]:
         return take(task.budget, list(train.rows), order)
@@ -44,7 +45,7 @@ def winnow(task: Task) -> Ranking:
         pool,
         taken,
         seed=LEARNING_SEED + task.seed,
-        folder=RunFolder(task.folder),
+        folder=folder,
         progress=task.progress,
     )
     found = search.run(task.config.minutes)

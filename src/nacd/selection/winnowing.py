@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from nacd.selection.searching import Judged, Searching, Trained, against
-from nacd.store.run import RunFolder
+from nacd.store.cache import Cache
 from nacd.terminal.progress import Progress
 
 DEALT = 5
@@ -84,7 +84,7 @@ class Winnow(Searching[Trained]):
         take: Callable[[Sequence[int]], list[int]],
         *,
         seed: int,
-        folder: RunFolder,
+        folder: Cache,
         progress: Progress,
         clock: Callable[[], float] | None = None,
     ):

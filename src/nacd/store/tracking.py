@@ -76,7 +76,7 @@ def tracking(name: str, folder: Path, config: Mapping[str, Any]) -> Iterator[Log
     from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-    from nacd.store.run import flatten
+    from nacd.store.key import flatten
 
     PartialState()  # the trackers' own logger asks for it
     options: dict[str, dict[str, Any]] = {

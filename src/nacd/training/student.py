@@ -24,7 +24,7 @@ from nacd.training.inner import InnerLoop, Start
 from nacd.training.update import initial_state
 
 CHECK_SEED = 2000
-"""Looks at the validation rows train from LoRA seeds 2000, 2001, ..."""
+"""Checks on the validation rows train from LoRA seeds 2000, 2001, ..."""
 TUNING_SEED = 3000
 """The learning rate is tuned at this seed."""
 LEARNING_SEED = 10_000
