@@ -40,6 +40,7 @@ from nacd.training.student import EXPERT_SEED, TUNING_SEED, mean_nll, train_stud
 def main() -> None:
     flags = parser(__doc__, rows="112", out="runs/soft-labels")
     flags.add_argument("--of", type=Path, nargs="+", default=[])
+    flags.add_argument("--expert", type=Path, help="expert.pt of another --out")
     flags.add_argument("--expert-rate", type=float, default=5e-4)
     flags.add_argument("--expert-epochs", type=float, default=2.0)
     flags.add_argument("--epochs", type=float, default=4.0)
@@ -58,7 +59,7 @@ def main() -> None:
     recipe = nacd.Recipe(
         epochs=options.expert_epochs, learning_rate=options.expert_rate, shuffle=True
     )
-    file = options.out / "expert.pt"
+    file = options.expert or options.out / "expert.pt"
     if not file.is_file():
         progress.say("training an expert on all rows ...")
         torch.save(train_student(model, recipe, Rows.of(train.rows, pad), EXPERT_SEED), file)

@@ -20,8 +20,8 @@ import torch
 import nacd
 from nacd.cli import main
 from nacd.commands.compare import compare
-from nacd.config import DataConfig, DistillConfig, ExpertConfig, OuterLoopConfig
-from nacd.config.commands import SelectConfig
+from nacd.config import DataConfig, DistillConfig, ExpertConfig, OuterLoopConfig, ReadConfig
+from nacd.config.commands import SelectConfig, TrainConfig
 from nacd.config.compare import CompareConfig
 from nacd.config.recipe import Recipe
 from nacd.data.rows import Rows
@@ -169,6 +169,9 @@ def test_a_second_process_is_told_of_the_first(base: DistillConfig, tmp_path: Pa
         run = SelectConfig(out=out, method="random", budget="4", model=base.model, data=base.data)
         with pytest.raises(UserError, match=rf"{out}: process {first.pid} on .* is at work in"):
             nacd.select(run, progress=QUIET)
+        training = TrainConfig(out=out, model=base.model, data=ReadConfig(base.data.data))
+        with pytest.raises(UserError, match="is at work in"):
+            nacd.fine_tune(training)
         first.kill()
     assert nacd.select(run, progress=QUIET).rows, "a killed process holds nothing"
     again = lock(out)

@@ -20,6 +20,7 @@ from nacd.export import made_in_order
 from nacd.model.lora import LoraModel, check_ids, load_model
 from nacd.model.microbatch import settle
 from nacd.statistics.intervals import few_test_rows
+from nacd.store.alone import lock
 from nacd.store.extras import install, installed, require
 from nacd.store.files import write_json
 from nacd.store.run import versions
@@ -56,6 +57,7 @@ def fine_tune(config: TrainConfig, progress: Progress | None = None) -> TrainRes
             f"--out {config.out}: holds an adapter already; choose another --out, or give "
             "--overwrite to replace it."
         )
+    _held = lock(config.out)  # as long as this function runs
     examples = read(config.data)
     config.recipe.check_rows(len(examples))
     if config.recipe.shuffle and made_in_order(Path(config.data.data)):
