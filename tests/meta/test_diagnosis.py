@@ -175,13 +175,13 @@ def test_the_short_form_costs_less_than_ten_steps(
     """Counted in forward passes; a double backward is two more steps' worth."""
     model, batches, vectors = case(tiny_folder("gpt2"), "float32")
     passes: list[int] = []
-    forward = LoraModel._token_nll
+    forward = LoraModel.token_nll
 
     def counted(self: LoraModel, *args: Any, **kwargs: Any) -> Tensor:
         passes.append(1)
         return forward(self, *args, **kwargs)
 
-    monkeypatch.setattr(LoraModel, "_token_nll", counted)
+    monkeypatch.setattr(LoraModel, "token_nll", counted)
     model.micro = 10_000  # a pass is a whole batch
     # how much memory is needed is looked up on a few tokens more
     monkeypatch.setattr("nacd.meta.diagnosis.free_memory", lambda device: None)

@@ -317,7 +317,7 @@ def test_killed_and_resumed_gives_the_same_bits(
     # between shards, before another checkpoint, in the last shard.
     monkeypatch.setattr(features, "SHARD_ROWS", 8)
     whole = less(task(small, tmp_path / "whole"))
-    real, calls = LoraModel._token_nll, 0
+    real, calls = LoraModel.token_nll, 0
 
     def dies(self: LoraModel, *args: Any, **kwargs: Any) -> Any:
         nonlocal calls
@@ -327,7 +327,7 @@ def test_killed_and_resumed_gives_the_same_bits(
         return real(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LoraModel, "_token_nll", dies)
+        patch.setattr(LoraModel, "token_nll", dies)
         with pytest.raises(Killed):
             less(task(small, tmp_path / "half"))
     (tmp_path / "half" / "warmup" / ".epoch-1.safetensors.partial-1").write_bytes(b"torn")
@@ -346,7 +346,7 @@ def test_what_is_there_is_not_computed_again(
     small: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = less(task(small, tmp_path))
-    monkeypatch.delattr(LoraModel, "_token_nll")
+    monkeypatch.delattr(LoraModel, "token_nll")
     turns = less(task(small, tmp_path, config=replace(CONFIG, round_robin=True)))
     assert sorted(turns.order) == [*range(20)]
     again = less(task(small, tmp_path))

@@ -15,13 +15,16 @@ from torch.nn import functional as F
 from nacd.cli import main
 from nacd.config.recipe import Recipe
 from nacd.data import Example, Message, collate, encode_all, make_template
+from nacd.data.batches import SoftTargets
 from nacd.data.example import Encoded
+from nacd.data.rows import Rows
 from nacd.data.soft_labels import SoftLabels, read_soft_labels
 from nacd.errors import UserError
 from nacd.model.lora import LoraModel, ModelConfig, load_model
+from nacd.model.soft_loss import soft_nll
 from nacd.model.teacher import expectations
 from nacd.training.finetune import fit
-from nacd.training.trainer import soft_nll
+from nacd.training.student import train_student
 
 Folder = Callable[[str], Path]
 EXAMPLES = [
@@ -53,8 +56,9 @@ def test_the_loss_is_a_dense_cross_entropy() -> None:
     shares, tokens = teacher.sort(descending=True)
     for weight in (0.0, 0.3, 1.0):
         dense = weight * teacher + (1 - weight) * F.one_hot(labels, 11)
-        expected = F.cross_entropy(logits.float(), dense, reduction="none")
-        torch.testing.assert_close(soft_nll(logits, labels, tokens, shares, weight), expected)
+        expected = F.cross_entropy(logits, dense.double(), reduction="none")
+        found = soft_nll(logits, labels, SoftTargets(tokens, shares.double(), weight))
+        torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("arch", ["llama", "opt"])
@@ -143,3 +147,19 @@ def test_labels_of_another_tokenizer_are_refused(tiny_folder: Folder, tmp_path: 
     other.tokenizer.add_tokens(["anothertoken"])
     with pytest.raises(UserError, match="of another tokenizer"):
         read_soft_labels(out / "soft_labels.parquet", other.tokenizer)
+
+
+def test_the_inner_loops_own_training_is_the_trainers(tiny_folder: Folder) -> None:
+    """Batches in parts and packed, rows of different lengths, with the labels beside them."""
+    model, rows = model_and_rows(tiny_folder("llama"))
+    model.write(trained(model))
+    soft = SoftLabels([r.ids for r in rows], expectations(model, rows, 8))
+    recipe = Recipe(learning_rate=1e-2, batch_size=3, epochs=3)
+    data = Rows.of(rows, model.tokenizer.pad_token_id, soft)
+    assert data.digest() != Rows.of(rows, data.pad_id).digest()
+    whole = train_student(model, recipe, data, 0)
+    torch.testing.assert_close(whole, fit(model, rows, recipe, soft=soft).theta)
+    model.micro = 20  # a row or two at a time
+    torch.testing.assert_close(whole, train_student(model, recipe, data, 0), rtol=1e-3, atol=1e-5)
+    model.packs = False
+    torch.testing.assert_close(whole, train_student(model, recipe, data, 0), rtol=1e-3, atol=1e-5)

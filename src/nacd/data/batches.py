@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,24 @@ if TYPE_CHECKING:
 
 _CHUNK = 8
 """Batches that are sorted by length together while training: enough to save most of the padding."""
+
+
+class SoftTargets(NamedTuple):
+    """What a teacher expects at the n response tokens of a batch, row after row.
+
+    See `nacd.data.soft_labels`.
+    """
+
+    tokens: torch.Tensor
+    """(n, k) int64: the likeliest tokens."""
+    shares: torch.Tensor
+    """(n, k): their probabilities, scaled to sum to 1."""
+    weight: float
+    """Of them in the loss, 0 to 1; the rows' own tokens have the rest."""
+
+    def to(self, device: torch.device | str) -> SoftTargets:
+        """The same on another device."""
+        return SoftTargets(self.tokens.to(device), self.shares.to(device), self.weight)
 
 
 @dataclass(frozen=True)
@@ -35,6 +53,8 @@ class Batch:
     """(B, T) bool: True at every token that is a label."""
     slots: torch.Tensor
     """(B, T) int64: index of the learnable vector that stands there, -1 elsewhere."""
+    soft: SoftTargets | None = None
+    """A teacher's labels; None: the tokens themselves are the labels."""
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
@@ -43,6 +63,7 @@ class Batch:
             self.attention.to(device),
             self.response.to(device),
             self.slots.to(device),
+            self.soft and self.soft.to(device),
         )
 
     def row(self, b: int) -> Batch:
@@ -53,7 +74,11 @@ class Batch:
         """Rows `start` to `stop` - 1, padded to the longest of them."""
         end = int(self.attention[start:stop].sum(1).max())
         tensors = (self.ids, self.attention, self.response, self.slots)
-        return Batch(*(tensor[start:stop, :end] for tensor in tensors))
+        soft = self.soft
+        if soft is not None:
+            before, after = (int(self.predicted[:row].sum()) for row in (start, stop))
+            soft = SoftTargets(soft.tokens[before:after], soft.shares[before:after], soft.weight)
+        return Batch(*(tensor[start:stop, :end] for tensor in tensors), soft)
 
     def packed(self) -> tuple[Batch, torch.Tensor]:
         """All rows in one sequence, without padding.
@@ -67,7 +92,8 @@ class Batch:
         response[:, 0] = False
         tensors = (self.ids, self.attention, response, self.slots)
         positions = self.attention.cumsum(1) - 1
-        return Batch(*(tensor[where][None] for tensor in tensors)), positions[where][None]
+        packed = Batch(*(tensor[where][None] for tensor in tensors), self.soft)
+        return packed, positions[where][None]
 
     def parts(self, most: int, *, packed: bool) -> list[Batch]:
         """The rows, in their order, as batches of at most `most` positions, alike in size.

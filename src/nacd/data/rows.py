@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nacd.data.batches import Batch, collate, training_order
 from nacd.data.example import Encoded
+from nacd.data.soft_labels import SoftLabels
 from nacd.errors import UserError
 
 
@@ -45,11 +46,13 @@ class Rows:
     slots: tuple[tuple[int, ...], ...] = ()
     """For every row, the index into P of each of its tokens, -1 where nothing is learned; empty:
     nothing is, in no row."""
+    soft: SoftLabels | None = None
+    """A teacher's labels of the rows, in place of their own tokens."""
 
     @classmethod
-    def of(cls, rows: Sequence[Encoded], pad_id: int) -> Rows:
+    def of(cls, rows: Sequence[Encoded], pad_id: int, soft: SoftLabels | None = None) -> Rows:
         """Rows as they are: nothing in them is learned."""
-        return cls(tuple(rows), pad_id)
+        return cls(tuple(rows), pad_id, soft=soft)
 
     @property
     def size(self) -> int:
@@ -72,6 +75,8 @@ class Rows:
     def digest(self, vectors: Tensor | None = None) -> str:
         """A hash of what is trained on: ids and labels, and the vectors (Q, d) in the slots."""
         digest = hashlib.sha256(repr([(row.ids, row.response) for row in self.rows]).encode())
+        if self.soft is not None:
+            digest.update(self.soft.digest.encode())
         if vectors is not None:
             digest.update(repr(self.slots).encode())
             digest.update(vectors.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -104,7 +109,8 @@ class Rows:
     def batch(self, indices: Sequence[int]) -> Batch:
         """Collate rows."""
         slots = [self.slots[i] for i in indices] if self.slots else None
-        return collate([self.rows[i] for i in indices], self.pad_id, slots)
+        batch = collate([self.rows[i] for i in indices], self.pad_id, slots)
+        return batch if self.soft is None else self.soft.attach(batch, 1.0)
 
     def batches(self, batch_size: int, steps: int, seed: int) -> list[Batch]:
         """The batches of a training run of `steps` steps: seeded shuffles, epoch after epoch."""

@@ -17,7 +17,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 from pyarrow import parquet
-from torch import Tensor
 
-from nacd.data.batches import Batch
+from nacd.data.batches import Batch, SoftTargets
 from nacd.data.example import Encoded, Example
 from nacd.errors import UserError
 from nacd.store.files import whole
@@ -78,11 +78,20 @@ class SoftLabels:
                     "a --model of the same tokenizer, the same --template and --max-tokens."
                 )
 
-    def of(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The likeliest tokens at every response token of a batch, row after row.
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the labels."""
+        digest = hashlib.sha256()
+        for expected in self._of.values():
+            digest.update(expected.tokens.tobytes() + expected.logs.tobytes())
+        return digest.hexdigest()[:16]
 
-        Returns:
-            Token ids (n, k) and their probabilities (n, k), scaled to sum to 1, on the CPU.
+    def attach(self, batch: Batch, weight: float) -> Batch:
+        """A batch of rows that have labels here, with them.
+
+        Args:
+            batch: B rows.
+            weight: of the labels in the loss, 0 to 1.
         """
         tokens, logs = [], []
         lengths = batch.attention.sum(1).tolist()
@@ -92,7 +101,8 @@ class SoftLabels:
             tokens.append(expected.tokens[before])
             logs.append(expected.logs[before])
         shares = torch.from_numpy(np.concatenate(logs)).softmax(-1)
-        return torch.from_numpy(np.concatenate(tokens)).long(), shares
+        soft = SoftTargets(torch.from_numpy(np.concatenate(tokens)).long(), shares, weight)
+        return replace(batch, soft=soft)
 
 
 def vocabulary_digest(tokenizer: Any) -> str:

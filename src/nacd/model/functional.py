@@ -40,6 +40,7 @@ from nacd.model.parts import MICRO_TOKENS, MICRO_TOKENS_DEVICE, in_parts
 from nacd.model.pretrained import check_vocabulary
 from nacd.model.probe import require_causal, resolve_device, tells_rows_apart
 from nacd.model.sharding import shard
+from nacd.model.soft_loss import soft_nll
 
 T = TypeVar("T")
 DTYPES = {
@@ -248,11 +249,17 @@ class LoraModel:
             self._keep = None
         return logits.float() if logits.dtype in SHORT else logits, labels
 
-    def _token_nll(
+    def token_nll(
         self, batch: Batch, vectors: Tensor | None, overrides: dict[str, Tensor] | None = None
     ) -> Tensor:
-        """Negative log likelihood of every response token, (n,), row after row."""
-        return F.cross_entropy(*self.response_logits(batch, vectors, overrides), reduction="none")
+        """Negative log likelihood of every response token, (n,), row after row.
+
+        Of a batch with a teacher's labels, the cross entropy with those (`nacd.model.soft_loss`).
+        """
+        logits, labels = self.response_logits(batch, vectors, overrides)
+        if batch.soft is not None:
+            return soft_nll(logits, labels, batch.soft.to(logits.device))
+        return F.cross_entropy(logits, labels, reduction="none")
 
     def value_and_grad(
         self,
@@ -301,7 +308,7 @@ class LoraModel:
             rows = []
             for part in parts:
                 with torch.enable_grad():
-                    nll = self._token_nll(part, vectors)
+                    nll = self.token_nll(part, vectors)
                     grads = torch.autograd.grad(
                         nll.sum() / labels, wanted, allow_unused=True, materialize_grads=True
                     )
@@ -335,12 +342,12 @@ class LoraModel:
             )
         named = self.named_theta(theta)
         parts = batch.parts(self.micro, packed=self.packs)
-        total = torch.stack([self._token_nll(part, vectors, named).sum() for part in parts]).sum()
+        total = torch.stack([self.token_nll(part, vectors, named).sum() for part in parts]).sum()
         return total / (int(batch.predicted.sum()) if labels is None else labels)
 
     def row_losses(self, batch: Batch) -> Tensor:
         """Mean response NLL of every row (B,), by the parameters that the module holds."""
-        sums, counts = _by_row(self._token_nll(batch, None), batch)
+        sums, counts = _by_row(self.token_nll(batch, None), batch)
         return sums / counts
 
     @torch.no_grad()
@@ -356,7 +363,7 @@ class LoraModel:
 
         def run(parts: list[Batch]) -> tuple[Tensor, Tensor]:
             sums, counts = zip(
-                *(_by_row(self._token_nll(part, vectors), part) for part in parts), strict=True
+                *(_by_row(self.token_nll(part, vectors), part) for part in parts), strict=True
             )
             return torch.cat(sums), torch.cat(counts)
 

@@ -7,35 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import Sampler
 from trl.trainer.sft_trainer import SFTTrainer
 
 from nacd.data import Batch, epoch_order
 from nacd.data.soft_labels import SoftLabels
 from nacd.model.lora import LoraModel
-
-
-def soft_nll(
-    logits: Tensor, labels: Tensor, tokens: Tensor, shares: Tensor, weight: float
-) -> Tensor:
-    """The loss of a student that has a teacher's soft labels (Hinton et al., arXiv 1503.02531).
-
-    Args:
-        logits: (n, V), the student's.
-        labels: (n,) token ids.
-        tokens: (n, k) the teacher's likeliest tokens.
-        shares: (n, k) their probabilities; each line sums to 1.
-        weight: w of the soft labels, 0 to 1; the labels have 1 - w.
-
-    Returns:
-        -w sum_k q_k log p_k - (1 - w) log p_label, (n,), in nats.
-    """
-    logs = logits.float().log_softmax(-1)
-    soft = -(shares.to(logs) * logs.gather(1, tokens.to(logs.device))).sum(1)
-    if weight == 1:
-        return soft
-    return weight * soft + (1 - weight) * F.nll_loss(logs, labels, reduction="none")
 
 
 class Order(Sampler[int]):
@@ -87,15 +64,14 @@ class Trainer(SFTTrainer):
         if self._soft is None:
             with self._lora.products():
                 return super().compute_loss(*args, **kwargs)
-        nll = soft_nll(
-            *self._lora.response_logits(self._part), *self._soft.of(self._part), self._weight
-        )
-        return nll.sum() / self._whole
+        return self._lora.token_nll(self._part, None).sum() / self._whole
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """One optimiser step's loss, its gradient accumulated over the parts of the batch."""
         ids, labels = inputs["input_ids"], inputs["labels"]
         batch = Batch(ids, inputs["attention_mask"], labels != -100, torch.full_like(ids, -1))
+        if self._soft is not None:
+            batch = self._soft.attach(batch, self._weight)
         whole = self._whole = batch.response[:, 1:].sum().to(self._lora.device)
         one = super().training_step
 
