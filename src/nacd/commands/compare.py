@@ -156,7 +156,7 @@ def _check_trainings(config: CompareConfig, source: Prepared) -> None:
         return
     for budget in config.sizes:
         config.recipe.check_rows(len(draw(source.train, budget, config.seed)))
-    if "full" in config.methods:
+    if {"full", "labelled"} & {*config.methods}:
         full = replace(config.recipe, steps=0, epochs=config.full_epochs)
         full.check_rows(len(source.train), epochs="--full-epochs")
 

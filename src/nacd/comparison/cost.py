@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nacd.comparison.grid import cell_folder, folder_name
+from nacd.comparison.labelled import teacher_file
 from nacd.config import decided, with_judge
 from nacd.config.compare import DISTILLED, CompareConfig
 from nacd.config.recipe import Recipe
@@ -121,6 +122,10 @@ def forecast(
                 before[f"tuning {Path(name).name}, budget {budget}"] = stage.seconds
             asked = [m for m in config.methods if m != "soft" or name == source_name]
             full = (config.full_epochs, config.full_trainings)
+            taught = folder is not None and (folder / teacher_file(name)).is_file()
+            if "labelled" in asked and not taught and budget == config.sizes[0]:
+                _, (_, _, whole) = table_trainings(work, ("full",), 1, *full)
+                before[f"training a teacher of {Path(name).name}"] = speed * whole
             for row, count, one in table_trainings(work, asked, config.trainings, *full):
                 trainings += count
                 for seed in range(count):

@@ -16,6 +16,7 @@ from nacd.statistics.verdict import Rival, beats, decide, read_difference
 Row = Mapping[str, Any]
 LABELS = {method: entry.name for method, entry in METHODS.items() if entry.name} | {
     "random": "random rows",
+    "labelled": "random, soft labels",
     "best-of": "best of draws",
     "longest": "longest responses",
     "seeds": "starting rows",

@@ -81,6 +81,8 @@ class Grid:
         """Every cell, made or read; `keep` is given those of one row after the other."""
         made: dict[str, dict[str, Any]] = {}
         name = "table" if self.alone else f"{Path(self.target).name} {self.budget}"
+        for rowset in sets:
+            rowset.before(self.prepared, self.recipe)
         work = [(rowset, seed) for rowset in sets for seed in range(rowset.trainings)]
         with progress.stage(name, len(work)) as tick:
 

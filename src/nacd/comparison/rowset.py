@@ -31,6 +31,8 @@ class Training:
     """Soft prompts (Q, d) for the rows' slots."""
     learning_rate: float | None = None
     """If not the recipe's."""
+    faster: float = 1.0
+    """Learning rate in multiples of the recipe's."""
     epochs: float | None = None
     """If not the recipe's own length."""
     steps: int | None = None
@@ -70,6 +72,8 @@ class RowSet:
     source_only: bool = False
     failed: Failure | None = None
     """Why its rows could not be had."""
+    before: Callable[[Prepared, Recipe], None] = lambda target, recipe: None
+    """Makes what its trainings of a target model need; all processes call it together."""
     label: str = ""
     """Its name for people, where that is of its own; empty: that of its method."""
 
@@ -95,6 +99,7 @@ def of_training(recipe: Recipe, training: Training) -> Recipe:
         recipe = replace(recipe, shuffle=True)
     if training.learning_rate is not None:
         recipe = replace(recipe, learning_rate=training.learning_rate)
+    recipe = replace(recipe, learning_rate=training.faster * recipe.learning_rate)
     if training.epochs is not None:
         recipe = replace(recipe, steps=0, epochs=training.epochs)
     return recipe

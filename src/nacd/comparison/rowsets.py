@@ -7,6 +7,7 @@ from functools import partial
 
 from nacd.comparison.distilled import last_differs, of_distillation
 from nacd.comparison.failures import Failure, failure
+from nacd.comparison.labelled import labelled
 from nacd.comparison.rowset import RowSet, Training, encoded
 from nacd.comparison.table import ORDER
 from nacd.config import Budget, with_judge
@@ -109,6 +110,8 @@ def _plain(
             return Training(encoded([examples[i] for i in rows], target))
 
         return [RowSet(method, drawn, config.trainings, 0.0, 0.0)]
+    if method == "labelled":
+        return [labelled(config, budget, source, folder)]
     if method == "full":
         steps = recipe.total_steps(len(draw(source.train, budget, config.seed)))
 

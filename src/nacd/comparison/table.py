@@ -23,6 +23,7 @@ RIVALS = ("random", "seeds", "seeds-shuffled", "less")
 """Rows that every other row is held against."""
 UNREAL = (
     "zero-shot",
+    "labelled",
     "random-prompts",
     "other-prompts",
     "soft",

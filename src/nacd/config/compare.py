@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ DISTILLED = ("seeds", "seeds-shuffled", "random-prompts", "other-prompts", *LEAR
 ROWS = (
     "zero-shot",
     "random",
+    "labelled",
     *(name for name in METHODS if name != "random"),
     *DISTILLED,
     "full",
@@ -52,9 +54,10 @@ class CompareConfig(TableConfig):
     out: Folder = Folder(Path("runs/compare"))
     """Folder of the comparison; the same command again goes on where it stopped."""
     methods: tuple[str, ...] = ("zero-shot", "random", "less", "seeds", "text", "full")
-    """Rows of the table: `zero-shot`, `full`, a method of `nacd select`; of a distillation `seeds`,
-    `seeds-shuffled`, `random-prompts`, `other-prompts`, `soft`, `text`, `text-shuffled`, and
-    `text-last`, the text of its last check on validation rows."""
+    """Rows of the table: `zero-shot`, `full`, a method of `nacd select`; `labelled`, random rows
+    with a teacher's soft labels; of a distillation `seeds`, `seeds-shuffled`, `random-prompts`,
+    `other-prompts`, `soft`, `text`, `text-shuffled`, and `text-last`, the text of its last check on
+    validation rows."""
     budgets: BudgetTexts = BudgetTexts(("5%",))
     """Sizes of the small sets: rows (`112`), percentages (`5%`) or tokens (`20000t`)."""
     target_models: tuple[str, ...] = ()
@@ -72,6 +75,8 @@ class CompareConfig(TableConfig):
     """Other data (file or hub id): its response NLL shows what a training harms; empty: none."""
     full_trainings: int = 1
     """Trainings behind the row `full`."""
+    label_rate: float = 4.0
+    """`labelled`: learning rate of students on soft labels, in multiples of the recipe's."""
 
     def __post_init__(self) -> None:
         """Keep a path and texts, however they were given."""
@@ -120,6 +125,8 @@ class CompareConfig(TableConfig):
             ("--full-trainings", self.full_trainings, 1),
             ("--distillations", self.distillations, 1),
         )
+        if not 0 < self.label_rate < math.inf:
+            raise UserError(f"--label-rate {self.label_rate:g}: must be above 0, and finite.")
         draws = len(self.runs) or self.distillations
         if self.trainings % draws and any(name in DISTILLED for name in self.methods):
             less, more = self.trainings // draws * draws, (self.trainings // draws + 1) * draws
