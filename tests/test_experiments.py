@@ -244,6 +244,8 @@ def test_the_gpu_script_goes_on_until_all_is_done(
     text = [line for line in lines if line[1:3] == ["NACD", "text"] and "±" in line]
     assert text
     assert max(len(line) for line in shown.splitlines()) <= 90
+    shown, _ = run("gpu.py", *command[:-2], "choices", "--budgets", "8")
+    assert "labelled " in shown
 
 
 @pytest.mark.slow
