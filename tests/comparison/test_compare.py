@@ -64,7 +64,7 @@ def test_the_grid_and_its_resuming(
     assert {cell["seed"] for cell in cells if cell["method"] == "random"} == {0, 1}
 
     page = result.report.read_text()
-    assert page.count('id="chart-ladder-') == 2
+    assert page.count('id="chart-results-') == 2
     assert "NACD text" in page
 
     before = {p: p.stat().st_mtime_ns for p in config.out.glob("cells/**/result.json")}
