@@ -78,7 +78,7 @@ class Batch:
         if soft is not None:
             before, after = (int(self.predicted[:row].sum()) for row in (start, stop))
             soft = SoftTargets(soft.tokens[before:after], soft.shares[before:after], soft.weight)
-        return Batch(*(tensor[start:stop, :end] for tensor in tensors), soft)
+        return Batch(*(tensor[start:stop, :end] for tensor in tensors), soft=soft)
 
     def packed(self) -> tuple[Batch, torch.Tensor]:
         """All rows in one sequence, without padding.
@@ -92,7 +92,7 @@ class Batch:
         response[:, 0] = False
         tensors = (self.ids, self.attention, response, self.slots)
         positions = self.attention.cumsum(1) - 1
-        packed = Batch(*(tensor[where][None] for tensor in tensors), self.soft)
+        packed = Batch(*(tensor[where][None] for tensor in tensors), soft=self.soft)
         return packed, positions[where][None]
 
     def parts(self, most: int, *, packed: bool) -> list[Batch]:

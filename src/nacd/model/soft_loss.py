@@ -19,9 +19,8 @@ def soft_nll(logits: Tensor, labels: Tensor, soft: SoftTargets) -> Tensor:
     Returns:
         -w sum_k q_k log p_k - (1 - w) log p_label, (n,), in nats.
     """
-    tokens, shares, weight = soft
     logs = logits.log_softmax(-1)
-    soft = -(shares.to(logs) * logs.gather(1, tokens.to(logs.device))).sum(1)
-    if weight == 1:
-        return soft
-    return weight * soft + (1 - weight) * F.nll_loss(logs, labels, reduction="none")
+    taught = -(soft.shares.to(logs) * logs.gather(1, soft.tokens)).sum(1)
+    if soft.weight == 1:
+        return taught
+    return soft.weight * taught + (1 - soft.weight) * F.nll_loss(logs, labels, reduction="none")
