@@ -206,15 +206,17 @@ def start() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     store, rank, count = next(rendezvous("env://"))
-    for name in ("at", "beat"):
-        store.set(f"{name}/{rank}", "0")
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-        store=store,
-        rank=rank,
-        world_size=count,
-    )
-    group: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=TRANSFER))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    try:
+        for name in ("at", "beat"):
+            store.set(f"{name}/{rank}", "0")
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count)
+        group: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=TRANSFER))
+    except RuntimeError as error:
+        if "connection" not in str(error).lower():
+            raise
+        # it has ended before this process was ready
+        raise Lost(f"process 0 of {count} is gone. {KEPT}", rank == 1) from error
     _LAUNCH = launch = Launch(rank, count, store, group)
     threading.Thread(target=launch.beat, daemon=True).start()
 
