@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from stage import opened, parser
 from torch import Tensor
 from whole_rows import DRAWS, chosen
@@ -30,6 +29,7 @@ from nacd.data.soft_labels import SoftLabels
 from nacd.distillation.learn import draw
 from nacd.model.teacher import expectations
 from nacd.statistics.intervals import difference_interval, question_bootstrap
+from nacd.store.cache import Cache
 from nacd.store.run import RunFolder
 from nacd.terminal.progress import Progress
 from nacd.training.evaluation import response_nll
@@ -40,7 +40,7 @@ from nacd.training.student import EXPERT_SEED, TUNING_SEED, mean_nll, train_stud
 def main() -> None:
     flags = parser(__doc__, rows="112", out="runs/soft-labels")
     flags.add_argument("--of", type=Path, nargs="+", default=[])
-    flags.add_argument("--expert", type=Path, help="expert.pt of another --out")
+    flags.add_argument("--expert", type=Path, help="another --out, whose expert is taken")
     flags.add_argument("--expert-rate", type=float, default=5e-4)
     flags.add_argument("--expert-epochs", type=float, default=2.0)
     flags.add_argument("--epochs", type=float, default=4.0)
@@ -59,11 +59,15 @@ def main() -> None:
     recipe = nacd.Recipe(
         epochs=options.expert_epochs, learning_rate=options.expert_rate, shuffle=True
     )
-    file = options.expert or options.out / "expert.pt"
-    if not file.is_file():
+
+    def teach() -> dict[str, Tensor]:
         progress.say("training an expert on all rows ...")
-        torch.save(train_student(model, recipe, Rows.of(train.rows, pad), EXPERT_SEED), file)
-    expert = torch.load(file, weights_only=True)
+        return {"theta": train_student(model, recipe, Rows.of(train.rows, pad), EXPERT_SEED)}
+
+    kept = Cache(options.expert or options.out).tensors(
+        "expert", teach, of={"recipe": repr(recipe)}
+    )
+    expert = kept["theta"].to(model.device)
 
     def measure(theta: Tensor) -> dict[str, Any]:
         found = response_nll(model, theta, prepared.report.rows)

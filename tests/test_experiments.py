@@ -249,6 +249,15 @@ def test_the_gpu_script_goes_on_until_all_is_done(
 
 
 @pytest.mark.slow
+def test_soft_labels_are_held_against_hard_ones(script: Callable[..., list[str]]) -> None:
+    flags = ("--rates", "1e-3", "--soft-rates", "2e-3", "--weights", "1", "--trainings", "2")
+    lines = script("soft_labels.py", *flags, "--top", "8", "--expert-epochs", "1")
+    assert [line.split()[:2] for line in lines[-2:]] == [["random,", "hard"], ["random,", "soft"]]
+    assert "±" in lines[-1]
+    assert script("soft_labels.py", *flags, "--top", "8", "--expert-epochs", "1")[-2:] == lines[-2:]
+
+
+@pytest.mark.slow
 def test_which_inner_loop_survives_the_recipe(script: Callable[..., list[str]]) -> None:
     flags = ("--rows", "16", "--outer-steps", "2")
     lines = script("recipes.py", *flags)

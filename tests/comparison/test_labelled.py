@@ -89,3 +89,21 @@ def test_a_rate_of_no_use_is_refused(
     config = grid(tiny_folder("llama"), rows, tmp_path / "grid", label_rate=0.0)
     with pytest.raises(UserError, match="--label-rate 0: must be above 0"):
         compare(config, progress=QUIET)
+
+
+def test_the_other_rows_go_on_without_a_teacher(
+    tiny_folder: Callable[[str], Path],
+    rows: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def dies(*_: object) -> None:
+        raise UserError("no room for a teacher")
+
+    monkeypatch.setattr("nacd.comparison.labelled.train", dies)
+    model = tiny_folder("llama")
+    config = grid(model, rows, tmp_path / "grid", methods=("labelled", "random"), trainings=1)
+    found = {row["method"]: row for row in compare(config, progress=QUIET).table}
+    assert found["labelled"]["failed"] == 1
+    assert "no room for a teacher" in next(config.out.glob("cells/**/failed.json")).read_text()
+    assert found["random"]["report_nll"] > 0

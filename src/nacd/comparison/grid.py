@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -81,8 +81,7 @@ class Grid:
         """Every cell, made or read; `keep` is given those of one row after the other."""
         made: dict[str, dict[str, Any]] = {}
         name = "table" if self.alone else f"{Path(self.target).name} {self.budget}"
-        for rowset in sets:
-            rowset.before(self.prepared, self.recipe)
+        sets = [self._ready(rowset) for rowset in sets]
         work = [(rowset, seed) for rowset in sets for seed in range(rowset.trainings)]
         with progress.stage(name, len(work)) as tick:
 
@@ -100,6 +99,14 @@ class Grid:
             progress.say(
                 f"{name}: {others} trainings are being made by other jobs; the last to end has all"
             )
+
+    def _ready(self, rowset: RowSet) -> RowSet:
+        """A row with all that its trainings need, or marked as failed: the others go on."""
+        try:
+            rowset.before(self.prepared, self.recipe)
+        except Exception as error:
+            return replace(rowset, failed=failure(error))
+        return rowset
 
     def _cell(self, rowset: RowSet, seed: int, made: dict[str, dict[str, Any]]) -> dict[str, Any]:
         method = rowset.method

@@ -7,11 +7,14 @@ labels bear (docs/results.md).
 
 from __future__ import annotations
 
+import hashlib
+
 from torch import Tensor
 
 from nacd.comparison.grid import folder_name
 from nacd.comparison.rowset import RowSet, Training, encoded, train
 from nacd.config import Budget
+from nacd.config.commands import LabelConfig
 from nacd.config.compare import CompareConfig
 from nacd.config.recipe import Recipe
 from nacd.data.rows import Rows
@@ -22,9 +25,6 @@ from nacd.model.teacher import expectations
 from nacd.store.run import RunFolder
 from nacd.training.student import EXPERT_SEED
 
-TOP = 64
-"""Likeliest tokens kept at each place, as `nacd label` does."""
-
 
 def teacher_file(target: str) -> str:
     """Where a target's teacher lies in a comparison's folder."""
@@ -34,6 +34,7 @@ def teacher_file(target: str) -> str:
 def labelled(config: CompareConfig, budget: Budget, source: Prepared, folder: RunFolder) -> RowSet:
     """The row at one budget: the rows of `random`, training by training."""
     teachers: dict[str, Tensor] = {}
+    taught: dict[str, str] = {}
 
     def before(target: Prepared, recipe: Recipe) -> None:
         name = target.model.config.model
@@ -45,14 +46,18 @@ def labelled(config: CompareConfig, budget: Budget, source: Prepared, folder: Ru
             return {"theta": train(target, recipe, training, EXPERT_SEED + config.seed).theta}
 
         kept = folder.tensors(teacher_file(name).removesuffix(".safetensors"), make, of=of)
-        teachers[name] = kept["theta"].to(target.model.device)
+        theta = kept["theta"]
+        teachers[name] = theta.to(target.model.device)
+        taught[name] = hashlib.sha256(theta.numpy().tobytes()).hexdigest()[:16]
 
     def training(target: Prepared, seed: int) -> Training:
         rows = draw(source.train, budget, 10_000 + 100 * config.seed + seed)
         data = encoded([source.train.examples[i] for i in rows], target)
         target.model.write(teachers[target.model.config.model])
-        expected = expectations(target.model, data.rows, TOP)
-        soft = SoftLabels([row.ids for row in data.rows], expected)
+        expected = expectations(target.model, data.rows, LabelConfig.top)
+        # a kept training is of the teacher in the file, not of how its labels round this time
+        of = taught[target.model.config.model]
+        soft = SoftLabels([row.ids for row in data.rows], expected, of=of)
         return Training(Rows.of(data.rows, data.pad_id, soft), faster=config.label_rate)
 
     return RowSet("labelled", training, config.trainings, before=before)

@@ -52,12 +52,17 @@ class SoftLabels:
         rows: token ids of n rows.
         expected: what the teacher expects in each.
         name: of the file, for error messages.
+        of: what tells them from the labels of another teacher; empty: the labels themselves do.
     """
 
     def __init__(
-        self, rows: Sequence[Sequence[int]], expected: Sequence[Expected], name: str = "soft labels"
+        self,
+        rows: Sequence[Sequence[int]],
+        expected: Sequence[Expected],
+        name: str = "soft labels",
+        of: str = "",
     ):
-        self.name = name
+        self.name, self._key = name, of
         self._of = {tuple(ids): one for ids, one in zip(rows, expected, strict=True)}
 
     def check(self, rows: Sequence[Encoded], examples: Sequence[Example]) -> None:
@@ -80,7 +85,9 @@ class SoftLabels:
 
     @cached_property
     def digest(self) -> str:
-        """A hash of the labels."""
+        """A hash of the labels, or of what they are of."""
+        if self._key:
+            return self._key
         digest = hashlib.sha256()
         for expected in self._of.values():
             digest.update(expected.tokens.tobytes() + expected.logs.tobytes())
