@@ -49,6 +49,16 @@ def shown(text: str) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_no_page_says_a_section_or_a_paragraph_twice(page: str) -> None:
+    text = FENCE.sub("", (ROOT / page).read_text(encoding="utf-8"))
+    long = [part for part in re.split(r"\n\s*\n", text) if len(part) > 200]
+    heads = [] if page == "CHANGELOG.md" else re.findall(r"^#+ .*$", text, re.MULTILINE)
+    for found in (long, heads):
+        twice = {part[:80] for part in found if found.count(part) > 1}
+        assert not twice
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_command_shown_exists(page: str) -> None:
     for args in shown((ROOT / page).read_text(encoding="utf-8")):
         if "--config" in args:  # a file of the reader's
