@@ -14,11 +14,13 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import nacd
 from nacd.checking import plan, trainings
-from nacd.checking.said import checked_lines
+from nacd.checking.said import checked_lines, print_checked
+from nacd.checking.verdict import judge
 from nacd.cli import main
 from nacd.commands import check as module
 from nacd.comparison import rowset
@@ -28,11 +30,13 @@ from nacd.config.recipe import Recipe
 from nacd.costs.costs import Speed, Stage
 from nacd.errors import UserError
 from nacd.model.lora import ModelConfig
+from nacd.statistics.verdict import Difference
 from nacd.terminal.progress import Progress
 from nacd.training import tuning
 
 Folder = Callable[[str], Path]
 ROWS = 240
+LABELS = "soft_labels.parquet"
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +138,12 @@ def test_from_a_file_to_what_to_do(
     trainer = (out / "dataset-at-budget" / "train_with" / "trl.yaml").read_text()
     assert "learning_rate: 0.02" in trainer
     assert "train_sampling_strategy" not in trainer, "shuffled"
+    assert rows["labelled", 8]["trainings"] == 3
+    assert "With soft labels of the model trained on all rows, 8 random rows" in made["detail"]
+    assert not (out / "labels").exists(), "nothing is known to be gained"
     page = (out / "report.html").read_text()
     assert made["verdict"].partition(":")[0] in page
+    assert "Soft labels" in page
     assert main(["show", str(out)]) == 0
     assert made["verdict"] in " ".join(capsys.readouterr().out.split())
     assert main(["show", str(out), "--json"]) == 0
@@ -147,6 +155,36 @@ def test_from_a_file_to_what_to_do(
     assert main(flags) == 0
     assert files(out) == before
     assert json.loads((out / "results.json").read_text())["readings"] == results["readings"]
+
+
+@pytest.mark.usefixtures("few")
+def test_where_soft_labels_gain_they_are_left_with_their_teacher(
+    config: CheckConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    gained = Difference(-0.2, 0.1, (-0.3, -0.1))
+    monkeypatch.setattr(module, "judge", lambda found: replace(judge(found), labels=gained))
+    out = tmp_path / "run"
+    found = nacd.check(replace(config, out=out, methods=()), progress=Progress(quiet=True))
+    assert found.labels == out / "labels" / "soft_labels.parquet"
+    print_checked(found, print)
+    assert str(found.labels) in capsys.readouterr().out
+    chosen = str(out / "dataset-at-budget" / "train.jsonl")
+    common = ["--data", chosen, "--model", str(config.model.model)]
+    student = ["--out", str(tmp_path / "student"), "--soft-labels", str(found.labels)]
+    assert main(["train", *common, *student]) == 0
+    again = ["--out", str(tmp_path / "again"), "--adapter", str(out / "labels" / "teacher")]
+    assert main(["label", *common, *again]) == 0
+    ours, theirs = (pq.read_table(f) for f in (found.labels, tmp_path / "again" / LABELS))
+    assert ours["target_token_ids"] == theirs["target_token_ids"]
+    for mine, other in zip(ours["logprobs"], theirs["logprobs"], strict=True):
+        assert np.allclose(mine.as_py(), other.as_py(), atol=1e-5)
+    # the same command, and nothing is gained any more
+    monkeypatch.setattr(module, "judge", judge)
+    assert quiet(replace(config, out=out, methods=())).labels is None
+    assert not (out / "labels").exists()
 
 
 def sum_of_tokens(config: CheckConfig, data: Path) -> int:

@@ -12,6 +12,7 @@ import pytest
 
 from nacd.checking.plan import (
     FIRST,
+    LABELLED,
     MANY,
     MORE,
     TRIES,
@@ -200,3 +201,39 @@ def test_the_plan_is_read_in_80_columns() -> None:
         assert max(map(len, lines)) <= 80
         assert bool(lines)
     assert "no time for" in " ".join(plan_lines(plan(state(), goals(SIZES, METHODS), COSTS, 0.0)))
+
+
+def test_soft_labels_come_when_the_best_training_on_all_rows_is_known() -> None:
+    wanted = goals(SIZES, METHODS)
+    jobs = [job for job, _ in plan(state(), wanted, COSTS, math.inf).jobs]
+    first = next(place for place, job in enumerate(jobs) if job.kind == LABELLED)
+    tried = [place for place, job in enumerate(jobs) if job.rows == 2000 and job.number == 0]
+    assert len(tried) == 2, "one pass, then two"
+    assert max(tried) < first
+    assert not [job for job, _ in plan(state(), goals(SIZES, METHODS, False), COSTS, 1e9).jobs
+                if job.kind == LABELLED]  # fmt: skip
+    goal = next(goal for goal in wanted if goal.kind == LABELLED)
+    own = [Job(LABELLED, 100, 4.0, k) for k in range(FIRST)]
+    here = state()
+    one, two = (Job("random", 2000, passes, 0) for passes in (1.0, 2.0))
+    assert here.missing(goal) == [one, *own]
+    assert here.teacher() is None
+    here.results[one] = result(2.0)
+    assert here.missing(goal) == [two, *own]
+    assert here.teacher() is None, "twice as many passes might be better"
+    here.results[two] = result(2.1)
+    assert here.missing(goal) == own
+    assert here.teacher() == one
+    here.results[two] = result(1.9)
+    here.results[Job("random", 2000, 4.0, 0)] = result(1.95)
+    assert here.teacher() == two
+    assert not here.needs_validation(own[0])
+
+
+def test_without_a_teacher_there_are_no_soft_labels() -> None:
+    here = state()
+    goal = next(goal for goal in goals(SIZES, ()) if goal.kind == LABELLED)
+    here.results[Job("random", 2000, 1.0, 0)] = result(0.0, diverged=True)
+    here.results[Job("random", 2000, 2.0, 0)] = result(0.0, diverged=True)
+    assert here.missing(goal) == []
+    assert here.teacher() is None

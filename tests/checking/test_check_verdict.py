@@ -294,3 +294,42 @@ def test_of_rows_that_are_no_better_few_are_claimed_to_be() -> None:
         found = judge(measurements(random={BUDGET: made(10, 0.05)}, choices=choices))
         claims += found.kind == "choose"
     assert claims / times < 0.05
+
+
+def test_what_soft_labels_gain() -> None:
+    found = judge(measurements(labelled=trained(2.2)))
+    assert found.kind == "all"
+    assert re.search(
+        r"With soft labels of the model trained on all rows, 105 random rows end 0\.200 "
+        r"\(0\.1\d\d to 0\.2\d\d\) nats per token lower, 50 % of the way to all rows\.$",
+        said(found.detail),
+    )
+    assert found.labels is not None
+    assert found.labels.high < 0
+    assert "soft labels" not in judge(measurements()).detail
+    assert judge(measurements()).labels is None
+
+
+def test_soft_labels_that_gain_nothing_are_said_so() -> None:
+    found = judge(measurements(labelled=trained(2.4, spread=0.05)))
+    assert re.search(r"105 random rows are not known to end lower: -?0\.0", said(found.detail))
+    assert found.labels is not None
+    assert found.labels.high > 0
+
+
+def test_two_trainings_on_soft_labels_say_nothing() -> None:
+    assert judge(measurements(labelled=trained(2.2, 2))) == judge(measurements())
+
+
+def test_soft_labels_are_not_offered_where_few_rows_do() -> None:
+    random = sizes(small=2.01, budget=2.005, all=2.0)
+    found = judge(measurements(random=random, labelled=trained(1.9)))
+    assert found.kind == "fewer"
+    assert found.labels is None
+    assert "soft labels" not in found.detail
+
+
+def test_soft_labels_are_no_choice_of_rows() -> None:
+    found = judge(measurements(labelled=trained(1.5), choices={"rds+": trained(2.3)}))
+    assert found.method == "rds+"
+    assert found.margin == pytest.approx(0.05 * 2.5), "the best set is of real rows alone"

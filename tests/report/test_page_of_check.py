@@ -83,6 +83,23 @@ def test_figures_and_tiles(tmp_path: Path) -> None:
     assert len(values["tuning"]["table"]) + values["tuning"]["more"] == 12
 
 
+def test_soft_labels_are_shown_as_no_choice(tmp_path: Path) -> None:
+    folder = make_check(tmp_path, "RDS+")
+    found = json.loads((folder / "results.json").read_text())
+    taught = found["table"][-1] | {"set": "labelled", "name": "105 soft-labelled", "nll": 2.1}
+    dump(folder / "results.json", found | {"table": [*found["table"], taught]})
+    values = check_context(folder)
+    names = [name for name, _, _ in values["tiles"]]
+    assert "Best choice: RDS+" in names
+    assert "Soft labels" in names
+    assert [trace["name"] for trace in values["curve"].data] == [
+        "random rows",
+        "RDS+",
+        "soft labels",
+    ]
+    assert "soft labels" in json.dumps(values["choices"].data)
+
+
 def test_a_flag_and_its_value_stay_together() -> None:
     assert str(unbroken("a < b: give --minutes 30 (so)")) == (
         'a &lt; b: give <span class="flag">--minutes 30</span> (so)'

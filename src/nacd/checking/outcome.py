@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nacd.checking.plan import TRIES, Costs, Goal, still_asked
+from nacd.checking.plan import LABELLED, TRIES, Costs, Goal, still_asked
 from nacd.checking.trainings import Trainings
 from nacd.checking.verdict import (
     Measured,
@@ -60,6 +60,8 @@ class Checked:
     """Minutes that may answer what is open; None: nothing is, or time would not help."""
     held_out: str = ""
     """Where the test rows are, and how to measure on them."""
+    labels: Path | None = None
+    """Soft labels of the rows at the budget; None: nothing is known to be gained by them."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Outcome:
             own.measured("zero-shot", 0),
             {n: m for n in sizes.all if (m := own.measured("random", n))},
             {name: m for name in methods if (m := own.measured(name, sizes.budget))},
+            labelled=own.measured(LABELLED, sizes.budget),
             settled=own.state.passes(sizes.total)[1] is None,
             alike=own.config.alike,
         )
@@ -125,11 +128,12 @@ class Outcome:
     # --- figures -------------------------------------------------------------------------------
 
     def table(self, measured: Measurements, verdict: Verdict) -> list[dict[str, Any]]:
-        """A row a set: no training, random sets from small to large, then the choices."""
+        """A row a set: no training, random sets by size, the choices, soft labels."""
         base = measured.random.get(measured.budget)
         sets = [("zero-shot", measured.untrained)] if measured.untrained else []
         sets += [("random", own) for _, own in sorted(measured.random.items())]
         sets += list(measured.choices.items())
+        sets += [(LABELLED, measured.labelled)] if measured.labelled else []
         rows = []
         for kind, own in sets:
             against = verdict.against.get(kind)

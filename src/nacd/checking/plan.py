@@ -1,8 +1,9 @@
 """What a check trains, in which order, and what of it the time allows: no model, no files.
 
 A check asks for goals, the most telling first: three trainings on random rows of the budget, one on
-all rows, three on the rows of each choice, smaller and larger random sets, then more of each. The
-next job is the first missing one of the first goal that fits into the time left; a goal of which a
+all rows, three on the rows of each choice, smaller and larger random sets, three on the budget's
+random rows with the soft labels of the model trained on all rows, then more of each. The next job
+is the first missing one of the first goal that fits into the time left; a goal of which a
 part tells nothing is begun only if the whole of it fits.
 
 Sets of other sizes than the budget are trained at the rate tuned there, and for passes (epochs)
@@ -27,6 +28,8 @@ from nacd.statistics.intervals import mean_error
 
 TRIES = 6
 """Random draws that `best-of` takes the best of, by validation rows."""
+LABELLED = "labelled"
+"""Random rows of the budget with the soft labels of a teacher: the model trained on all rows."""
 FIRST, MORE, MANY = 3, 5, 10
 """Trainings of a set at first, of a choice and of random rows once there is time."""
 
@@ -45,7 +48,7 @@ class Job:
     """One training and its measurement, or (`number` -1) the choice of a method's rows."""
 
     kind: str
-    """`zero-shot`, `random`, or a method."""
+    """`zero-shot`, `random`, `labelled`, or a method."""
     rows: int
     passes: float
     number: int
@@ -79,6 +82,8 @@ class Sizes:
             return "no training"
         if choosing:
             return f"choosing by {kind}"
+        if kind == LABELLED:
+            return f"{rows:,} soft-labelled"
         if kind != "random":
             return f"{rows:,} rows by {kind}"
         return f"all {rows:,} rows" if rows == self.total else f"{rows:,} random rows"
@@ -119,8 +124,14 @@ class Goal:
         return dear(self.kind)
 
 
-def goals(sizes: Sizes, methods: Sequence[str]) -> list[Goal]:
-    """All that a check would do with time enough, the most telling first."""
+def goals(sizes: Sizes, methods: Sequence[str], labels: bool = True) -> list[Goal]:
+    """All that a check would do with time enough, the most telling first.
+
+    Args:
+        sizes: of the random sets.
+        methods: choices.
+        labels: whether soft labels are tried.
+    """
     cheap = [method for method in methods if not dear(method)]
     smaller, larger = ([n] if n else [] for n in (sizes.smaller, sizes.larger))
 
@@ -134,6 +145,7 @@ def goals(sizes: Sizes, methods: Sequence[str]) -> list[Goal]:
         *choices(cheap, FIRST),
         *(Goal("random", n, 1) for n in larger),
         *(Goal("random", n, 1, settle=True) for n in (*smaller, sizes.total, *larger)),
+        *([Goal(LABELLED, sizes.budget, FIRST)] if labels else []),
         *(Goal("random", n, FIRST) for n in (*smaller, *larger)),
         Goal("random", sizes.budget, MANY, whole=False),
         *choices(cheap, MORE),
@@ -189,13 +201,24 @@ class State:
             wanted += [Job("random", goal.rows, best, k) for k in range(goal.trainings)]
         else:
             first = [Job(goal.kind, goal.rows, 0.0, -1)]
-            if goal.kind == "best-of":
+            if goal.kind == LABELLED:
+                first = self.missing(Goal("random", self.sizes.total, 1, settle=True))
+                if not first and self.teacher() is None:
+                    return []  # it diverged
+            elif goal.kind == "best-of":
                 first = self._tries()
                 if all(self.results.get(job, {}).get("diverged") for job in first):
                     return []  # there is no best one
             numbers = range(goal.trainings)
             wanted = first + [Job(goal.kind, goal.rows, self.epochs, k) for k in numbers]
         return [job for job in dict.fromkeys(wanted) if job not in self.results]
+
+    def teacher(self) -> Job | None:
+        """The training on all rows whose passes are the best for them; None: not yet known."""
+        best, longer = self.passes(self.sizes.total)
+        job = Job("random", self.sizes.total, best, 0)
+        done = job in self.results and not self.results[job].get("diverged")
+        return job if done and not longer else None
 
     def _tries(self) -> list[Job]:
         return [Job("random", self.sizes.budget, self.epochs, k) for k in range(TRIES)]
@@ -324,6 +347,7 @@ def still_asked(state: State, wanted: Sequence[Goal], costs: Costs, question: Qu
     core = [goal for goal in wanted if not goal.dear]
     if question == "choices":
         core = [goal for goal in core if goal.rows in (0, state.sizes.budget)]
+        core = [goal for goal in core if goal.kind != LABELLED]
     else:
         core = [goal for goal in core if goal.kind in ("zero-shot", "random")]
     return plan(state, core, costs, math.inf).seconds

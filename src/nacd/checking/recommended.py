@@ -1,4 +1,4 @@
-"""The rows that a check recommends, as data sets with their cards and the tuned recipe."""
+"""The rows that a check recommends, as data sets with their cards, recipe and soft labels."""
 
 from __future__ import annotations
 
@@ -6,19 +6,25 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from nacd.checking.outcome import Outcome
 from nacd.checking.verdict import Verdict
+from nacd.config.commands import LabelConfig
 from nacd.data import hub_license
 from nacd.export import LORA, Card, shared_name
 from nacd.export.card import table as markdown
 from nacd.export.chosen import write_chosen
 from nacd.model.split_files import said_on_card
+from nacd.model.teacher import expectations, write_labels
 from nacd.selection import METHODS
+from nacd.training.finetune import save_adapter
 
 FOLDERS = ("dataset", "dataset-at-budget")
 """The rows recommended; the best known rows of the budget, where those are others."""
+LABELS = "labels"
+"""The teacher, and its soft labels of the budget's rows."""
 
 
 def write_recommended(
@@ -50,14 +56,46 @@ def write_recommended(
     }
 
 
+def write_taught(outcome: Outcome, verdict: Verdict) -> Path | None:
+    """Write the teacher and its labels of the budget's rows, where students gain by them.
+
+    Returns:
+        The file of labels; None: there is none.
+    """
+    own, sizes = outcome.trainings, outcome.trainings.state.sizes
+    folder = own.folder.path / LABELS
+    if verdict.labels is None or verdict.labels.high >= 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    prepared, theta = own.prepared, own.teacher()
+    indices = _rows(outcome, verdict.method, sizes.budget)
+    examples = [prepared.train.examples[i] for i in indices]
+    rows = [prepared.template.as_exported(example) for example in examples]
+    adapter = save_adapter(prepared.model, theta, folder / "teacher")
+    prepared.model.write(theta)
+    expected = expectations(prepared.model, rows, LabelConfig.top)
+    file = folder / "soft_labels.parquet"
+    write_labels(file, prepared.model, prepared.template, rows, examples, expected, str(adapter))
+    return file
+
+
+def _rows(outcome: Outcome, method: str, rows: int) -> list[int]:
+    """Indices of the rows that are recommended, so many of them.
+
+    Where no choice is better: of the draws of the budget, the one best on validation rows.
+    """
+    own, state = outcome.trainings, outcome.trainings.state
+    if rows != state.sizes.budget:
+        return own.rows("random", rows)
+    return own.rows(method, rows, state.best_draw() or 0)
+
+
 def _write_one(
     outcome: Outcome, name: str, rows: int, method: str, measured: str
 ) -> dict[str, Any]:
     own, state = outcome.trainings, outcome.trainings.state
     by = method if rows == state.sizes.budget else "random"
-    # where no choice is better: of the draws of the budget, the one best on validation rows
-    best = (state.best_draw() or 0) if rows == state.sizes.budget else 0
-    indices = own.rows(by, rows, best)
+    indices = _rows(outcome, method, rows)
     if rows == state.sizes.total:
         by, indices = "nacd check", sorted(indices)
     config, prepared = own.config, own.prepared

@@ -69,6 +69,9 @@ def print_checked(result: Checked, say: Callable[[str], None]) -> None:
         for name, made in results["datasets"].items():
             file = result.folder / name / "train.jsonl"
             say(f"{made['rows']:,} rows, chosen by {made['by']}: {file}")
+    if result.labels is not None:
+        rows = f"{results['budget_rows']:,} rows"
+        say(f"soft labels of the {rows}, for nacd train --soft-labels: {result.labels}")
     say(result.held_out)
     say(f"report: {result.report}")
     for part in (results["detail"], results["verdict"]):

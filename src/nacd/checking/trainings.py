@@ -1,6 +1,7 @@
 """The trainings of a check: rows for a job, one training, its figures; each kept as one JSON file.
 
     trainings/<rate>/<set>-<rows>/<passes>-<number>.json
+    trainings/<rate>/teacher-<passes>.safetensors    the first training on all rows: LoRA's values
 
 Test figures are written there with each training, and looked at when the time is used: nothing is
 chosen by them. What is chosen (the best of the draws, the passes of a size) is chosen by validation
@@ -12,13 +13,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from nacd.checking.plan import Job, State, dear
+from nacd.checking.plan import LABELLED, Job, State, dear
 from nacd.checking.verdict import Measured
+from nacd.comparison.labelled import with_labels
 from nacd.comparison.rowset import Trained, Training, of_training, train
 from nacd.config import SelectionConfig, with_judge
 from nacd.config.check import SWAPPING, CheckConfig
@@ -85,7 +88,7 @@ class Trainings:
         """Indices of the training rows of a set.
 
         Args:
-            kind: `random`, or a method.
+            kind: `random`, `labelled`, or a method.
             rows: how many.
             number: of the random draw; draws of one number hold each other, whatever their size.
         """
@@ -94,7 +97,7 @@ class Trainings:
             best = self.state.best_draw()
             assert best is not None
             return self.rows("random", budget, best)
-        if kind != "random":
+        if kind not in ("random", LABELLED):
             return self.state.results[Job(kind, budget, 0.0, -1)]["rows"]
         seed = DRAWS + 100 * self.config.seed + number
         if rows == budget:
@@ -174,9 +177,14 @@ class Trainings:
         training, model = Training(None), self.prepared.model
         if job.passes:
             rows = self.encoded(self.rows(job.kind, job.rows, job.number))
-            data = Rows.of(rows, model.tokenizer.pad_token_id)
+            data = Rows.of(rows, self._pad)
             training = Training(data, epochs=job.passes)
+            if job.kind == LABELLED:
+                data = with_labels(self.prepared, self.teacher(), data)
+                training = replace(training, data=data, faster=self.config.label_rate)
         done = self._train(job, training)
+        if (job.kind, job.rows, job.number) == ("random", self.state.sizes.total, 0):
+            self._keep(job, done.theta)
         test = response_nll(model, done.theta, self.prepared.report.rows).nll
         found = None
         if self.state.needs_validation(job):
@@ -193,6 +201,28 @@ class Trainings:
             "tokens": [int(n) for n in found.tokens] if found else None,
             "test": [float(x) for x in test] if finite else None,
         }
+
+    def teacher(self) -> Tensor:
+        """LoRA's values after the training on all rows, (P,)."""
+        job = self.state.teacher()
+        assert job is not None
+        return self._keep(job).to(self.prepared.model.device)
+
+    def _keep(self, job: Job, theta: Tensor | None = None) -> Tensor:
+        """What a training on all rows ended with: kept, or as it was kept; else trained again."""
+
+        def make() -> dict[str, Tensor]:
+            if theta is not None:
+                return {"theta": theta}
+            data = Rows.of(self.encoded(self.rows(job.kind, job.rows, job.number)), self._pad)
+            return {"theta": self._train(job, Training(data, epochs=job.passes)).theta}
+
+        name = f"{self._place}/teacher-{job.passes:g}"
+        return self.folder.tensors(name, make, of={"seed": f"{self.config.seed}"})["theta"]
+
+    @property
+    def _pad(self) -> int:
+        return self.prepared.model.tokenizer.pad_token_id
 
     def _train(self, job: Job, training: Training) -> Trained:
         """One training as a table's are, with a bar."""

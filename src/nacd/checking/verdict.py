@@ -18,7 +18,8 @@ Two sets are *alike* where the interval of their difference ends below the margi
     random     no answer on size; no choice is better than random rows by the margin
     too few    nothing of that, or fewer than three trainings on random rows, or than 30 test rows
 
-A second sentence says what is known of the other question.
+A second sentence says what is known of the other question, a third what soft labels gain at the
+budget, unless the budget's rows train like all of them anyway.
 """
 
 from __future__ import annotations
@@ -98,6 +99,8 @@ class Measurements:
     """Random sets by their rows; those of `total` are all rows."""
     choices: Mapping[str, Measured]
     """Choices of the budget's size by method."""
+    labelled: Measured | None = None
+    """Random rows of the budget with the soft labels of the model trained on all rows."""
     settled: bool = True
     """Whether all rows were trained on for as many passes as are best for them."""
     alike: float = 0.05
@@ -133,6 +136,8 @@ class Verdict:
     """Every choice minus random rows of the budget."""
     lacking: Lacking | None = None
     """Where a question is open: what more it would take."""
+    labels: Difference | None = None
+    """Random rows of the budget with soft labels minus without."""
 
 
 def judge(measured: Measurements) -> Verdict:
@@ -235,7 +240,13 @@ class _Judge:
         else:
             kind, lacking = "too few", choice_open or size_open
             sentence = f"Too few {lacking.what} to tell: {self._open_choices()}"
-        return Verdict(kind, sentence, detail, rows, method, self.margin, self.against, lacking)
+        labels = None
+        if kind != "fewer" or rows > m.budget:
+            labels, taught = self._labels(largest)
+            detail = f"{detail} {taught}".strip()
+        return Verdict(
+            kind, sentence, detail, rows, method, self.margin, self.against, lacking, labels
+        )
 
     # --- on size -------------------------------------------------------------------------------
 
@@ -282,6 +293,24 @@ class _Judge:
         if more is None:
             return Lacking("trainings", 1.0, "size")
         return _lacking(more, max(more.mean, self.margin - more.mean), "size")
+
+    # --- on soft labels ------------------------------------------------------------------------
+
+    def _labels(self, largest: Measured) -> tuple[Difference | None, str]:
+        """What soft labels gain, and how far towards all rows that is."""
+        m, base, own = self.m, self.base, self.m.labelled
+        if own is None or len(own.values) < FEW:
+            return None, ""
+        found = difference(own, base, m.tokens)
+        lead = f"With soft labels of the model trained on all rows, {m.budget:,} random rows"
+        if not found.high < 0:
+            gain = span(turned(found))
+            return found, f"{lead} are not known to end lower: {gain} nats per token."
+        way = base.mean - largest.mean
+        share = ""
+        if largest.rows == m.total and way > 0:
+            share = f", {100 * -found.mean / way:.0f}\N{NO-BREAK SPACE}% of the way to all rows"
+        return found, f"{lead} end {span(turned(found))} nats per token lower{share}."
 
     # --- on choices ----------------------------------------------------------------------------
 

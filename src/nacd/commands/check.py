@@ -6,6 +6,7 @@
     results.json, report.html          verdict, table, cost; the page
     dataset/                           the rows that are recommended, with the tuned recipe
     dataset-at-budget/                 the best known rows of the budget, where those are others
+    labels/                            the model trained on all rows, and its soft labels of those
     splits/                            the training, target, validation and test rows
 
 The plan is made from a measured step and printed before the first long step; the time given bounds
@@ -24,7 +25,7 @@ import numpy as np
 
 from nacd.checking.outcome import Checked, Outcome
 from nacd.checking.plan import Costs, Goal, Sizes, State, goals, next_job, plan, sizes_of
-from nacd.checking.recommended import write_recommended
+from nacd.checking.recommended import write_recommended, write_taught
 from nacd.checking.said import plan_lines
 from nacd.checking.trainings import Trainings
 from nacd.checking.verdict import judge
@@ -94,7 +95,7 @@ def check(
         )
     config.recipe.check_rows(rows)
     sizes = sizes_of(rows, len(prepared.train), config.recipe)
-    wanted = goals(sizes, config.methods)
+    wanted = goals(sizes, config.methods, config.labels)
 
     def left() -> float:
         return 60 * config.minutes - before - (time.perf_counter() - began)
@@ -154,6 +155,7 @@ def _write(outcome: Outcome) -> Checked:
         "readings": readings,
         "datasets": write_recommended(outcome, verdict, f"{sentence} {detail}".strip(), table),
     }
+    labels = write_taught(outcome, verdict)
     write_splits(folder, trainings.prepared, trainings.config.data)
     write_json(folder / "results.json", results)
     return Checked(
@@ -169,6 +171,7 @@ def _write(outcome: Outcome) -> Checked:
         outcome.spent / 60,
         advised,
         held_out_line(folder, trainings.prepared, trainings.config.data),
+        labels,
     )
 
 

@@ -11,12 +11,11 @@ import numpy as np
 from nacd.commands.target import read
 from nacd.config.commands import LabelConfig
 from nacd.config.settings import check_values
-from nacd.data import Example, encode_all, make_template
-from nacd.data.soft_labels import vocabulary_digest, write_soft_labels
+from nacd.data import encode_all, make_template
 from nacd.errors import UserError
 from nacd.model.lora import check_ids, load_model
 from nacd.model.microbatch import settle
-from nacd.model.teacher import expectations
+from nacd.model.teacher import expectations, write_labels
 from nacd.terminal.progress import Progress
 from nacd.training.evaluation import response_nll
 
@@ -62,24 +61,11 @@ def label(config: LabelConfig, progress: Progress | None = None) -> Labelled:
     with progress.stage("label", len(rows)) as tick:
         found = expectations(model, rows, config.top, lambda done: tick(done, math.nan))
     file = config.out / "soft_labels.parquet"
-    write_soft_labels(
-        file,
-        rows,
-        found,
-        messages=None if template.text is not None else [_turns(example) for example in kept],
-        about={
-            "vocabulary": vocabulary_digest(model.tokenizer),
-            "model": config.model.model,
-            "adapter": "" if config.adapter is None else str(config.adapter),
-        },
-    )
+    adapter = "" if config.adapter is None else str(config.adapter)
+    write_labels(file, model, template, rows, kept, found, adapter)
     shares = [
         np.exp(one.logs[np.flatnonzero(row.response[1:])]).sum(-1)
         for row, one in zip(rows, found, strict=True)
     ]
     share = float(np.concatenate(shares).mean())
     return Labelled(file, len(rows), int(nll.tokens.sum()), nll.mean, share)
-
-
-def _turns(example: Example) -> list[dict[str, str]]:
-    return [{"role": m.role, "content": m.content} for m in example.messages]

@@ -31,6 +31,21 @@ def teacher_file(target: str) -> str:
     return f"teachers/{folder_name(target)}.safetensors"
 
 
+def with_labels(target: Prepared, teacher: Tensor, data: Rows, of: str = "") -> Rows:
+    """The same rows with what a teacher expects at each of their tokens.
+
+    Args:
+        target: the model; its LoRA is the teacher's afterwards.
+        teacher: LoRA's values (P,).
+        data: rows as the model reads them.
+        of: what tells the labels from another teacher's; empty: they do.
+    """
+    target.model.write(teacher)
+    expected = expectations(target.model, data.rows, LabelConfig.top)
+    labels = SoftLabels([row.ids for row in data.rows], expected, of=of)
+    return Rows.of(data.rows, data.pad_id, labels)
+
+
 def labelled(config: CompareConfig, budget: Budget, source: Prepared, folder: RunFolder) -> RowSet:
     """The row at one budget: the rows of `random`, training by training."""
     teachers: dict[str, Tensor] = {}
@@ -53,11 +68,9 @@ def labelled(config: CompareConfig, budget: Budget, source: Prepared, folder: Ru
     def training(target: Prepared, seed: int) -> Training:
         rows = draw(source.train, budget, 10_000 + 100 * config.seed + seed)
         data = encoded([source.train.examples[i] for i in rows], target)
-        target.model.write(teachers[target.model.config.model])
-        expected = expectations(target.model, data.rows, LabelConfig.top)
+        name = target.model.config.model
         # a kept training is of the teacher in the file, not of how its labels round this time
-        of = taught[target.model.config.model]
-        soft = SoftLabels([row.ids for row in data.rows], expected, of=of)
-        return Training(Rows.of(data.rows, data.pad_id, soft), faster=config.label_rate)
+        soft = with_labels(target, teachers[name], data, of=taught[name])
+        return Training(soft, faster=config.label_rate)
 
     return RowSet("labelled", training, config.trainings, before=before)

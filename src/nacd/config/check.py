@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nacd.config.budget import BudgetText, HasBudget, budget_text
 from nacd.config.distill import DistillConfig
+from nacd.config.limits import LABEL_RATE, check_label_rate
 from nacd.config.methods import check_method
 from nacd.config.model import ModelConfig
 from nacd.config.recipe import Recipe
@@ -15,7 +16,7 @@ from nacd.config.selection import SelectionConfig
 from nacd.config.settings import Folder, convert
 from nacd.errors import UserError
 
-FREE = ("out", "minutes", "methods", "alike")
+FREE = ("out", "minutes", "methods", "labels", "alike")
 """Keys that may differ when a check goes on: they add trainings, and change none."""
 
 
@@ -35,6 +36,10 @@ class CheckConfig(HasBudget):
     """Time for all of it, earlier calls included; more of it later adds trainings."""
     methods: tuple[str, ...] = ("rds+", "best-of", "swaps")
     """Choices held against random rows, as time allows: methods of `nacd select`."""
+    labels: bool = True
+    """Train on random rows with the soft labels of the model trained on all rows, too."""
+    label_rate: float = LABEL_RATE
+    """Learning rate of trainings on soft labels, in multiples of the recipe's."""
     alike: float = 0.05
     """A difference counts as none below this share of what training gains over no training."""
     tune: bool = True
@@ -60,6 +65,7 @@ class CheckConfig(HasBudget):
         DistillConfig(**shared).check()
         if not self.minutes > 0:
             raise UserError(f"--minutes {self.minutes:g}: must be above 0.")
+        check_label_rate(self.label_rate)
         if not 0 < self.alike < 1:
             raise UserError(f"--alike {self.alike:g}: a share, must lie between 0 and 1.")
         if not self.recipe.shuffle:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nacd.config.budget import Budget, BudgetTexts, budget_text, parse_budget
 from nacd.config.distill import DistillConfig
-from nacd.config.limits import check_counts
+from nacd.config.limits import LABEL_RATE, check_counts, check_label_rate
 from nacd.config.methods import METHODS, check_method
 from nacd.config.recipe import Recipe
 from nacd.config.settings import Folder, convert
@@ -75,7 +74,7 @@ class CompareConfig(TableConfig):
     """Other data (file or hub id): its response NLL shows what a training harms; empty: none."""
     full_trainings: int = 1
     """Trainings behind the row `full`."""
-    label_rate: float = 4.0
+    label_rate: float = LABEL_RATE
     """`labelled`: learning rate of students on soft labels, in multiples of the recipe's."""
 
     def __post_init__(self) -> None:
@@ -125,8 +124,7 @@ class CompareConfig(TableConfig):
             ("--full-trainings", self.full_trainings, 1),
             ("--distillations", self.distillations, 1),
         )
-        if not 0 < self.label_rate < math.inf:
-            raise UserError(f"--label-rate {self.label_rate:g}: must be above 0, and finite.")
+        check_label_rate(self.label_rate)
         draws = len(self.runs) or self.distillations
         if self.trainings % draws and any(name in DISTILLED for name in self.methods):
             less, more = self.trainings // draws * draws, (self.trainings // draws + 1) * draws

@@ -13,6 +13,19 @@ MOST = 1_000_000
 """Of anything that is counted: rows, tokens, trainings, optimiser steps."""
 SEEDS = 2**31
 """Seeds are below this; others are made of them."""
+LABEL_RATE = 4.0
+"""Learning rate that soft labels bear, in multiples of that for the rows' own tokens; measured in
+docs/results.md."""
+
+
+def check_label_rate(rate: float) -> None:
+    """Refuse a multiple that is none.
+
+    Raises:
+        UserError: it is not above 0, or not finite.
+    """
+    if not 0 < rate < math.inf:
+        raise UserError(f"--label-rate {rate:g}: must be above 0, and finite.")
 
 
 def check_counts(*counts: tuple[str, float, float]) -> None:

@@ -1,15 +1,17 @@
-"""What a model expects to come next, at every token of a row."""
+"""What a model expects to come next, at every token of a row, and the file of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from nacd.data.batches import Batch, collate
-from nacd.data.example import Encoded
-from nacd.data.soft_labels import Expected
+from nacd.data.example import Encoded, Example
+from nacd.data.soft_labels import Expected, vocabulary_digest, write_soft_labels
+from nacd.data.template import Template
 from nacd.model.lora import LoraModel
 
 
@@ -51,3 +53,36 @@ def expectations(
         found.append(model.in_parts(batch, run, backward=0))
         tick(done)
     return found
+
+
+def write_labels(
+    path: Path,
+    model: LoraModel,
+    template: Template,
+    rows: Sequence[Encoded],
+    examples: Sequence[Example],
+    expected: Sequence[Expected],
+    adapter: str,
+) -> None:
+    """Write what a teacher expects, as one file; of chat rows, with their turns.
+
+    Args:
+        path: a .parquet file.
+        model: the teacher's, and its students' tokenizer.
+        template: how the rows are written.
+        rows: n rows.
+        examples: what they were encoded from.
+        expected: what the teacher expects in each.
+        adapter: the folder of the teacher's LoRA, for who reads the file; may be empty.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    turns = [[{"role": m.role, "content": m.content} for m in e.messages] for e in examples]
+    about = {
+        "vocabulary": vocabulary_digest(model.tokenizer),
+        "model": model.config.model,
+        "adapter": adapter,
+    }
+    messages = turns if template.text is None else None
+    write_soft_labels(path, rows, expected, messages=messages, about=about)

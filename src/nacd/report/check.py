@@ -12,6 +12,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from nacd.checking.plan import LABELLED
 from nacd.config.recipe import Recipe
 from nacd.config.settings import from_dict
 from nacd.errors import UserError
@@ -84,17 +85,21 @@ def _tiles(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         )
     else:
         tiles.append((f"All {number(total)} rows", NONE, "there was no time for it"))
-    choices = [row for row in found["table"] if row["set"] not in ("zero-shot", "random")]
+    choices = [r for r in found["table"] if r["set"] not in ("zero-shot", "random", LABELLED)]
     if choices:
         best = min(choices, key=lambda row: row["nll"])
         tiles.append(
             (
-                f"Best choice: {best['name'].rpartition(' by ')[2]}",
+                f"Best choice: {_short(best)}",
                 *_against(best, f"against {number(budget)} random rows"),
             )
         )
     else:
         tiles.append(("Choices", NONE, "there was no time for one"))
+    if (taught := rows.get((LABELLED, budget))) is not None:
+        tiles.append(
+            ("Soft labels", *_against(taught, f"against {number(budget)} random rows without"))
+        )
     made = found["datasets"].get("dataset")
     if made:
         share = 1 - made["tokens"] / made["of_tokens"]
@@ -151,8 +156,7 @@ def curve(found: Mapping[str, Any]) -> Chart | None:
     colours = ("$accent", "$second", "$third")
     for place, row in enumerate(choices):
         x = row["rows"] * 1.12 ** (place + 1)  # beside each other, for the intervals to be seen
-        name = row["name"].rpartition(" by ")[2]
-        data.append(_trace(name, [row], [x], colours[place % 3], False))
+        data.append(_trace(_short(row), [row], [x], colours[place % 3], False))
     shown = sorted({row["rows"] for row in random})
     untrained = next((row["nll"] for row in table if row["set"] == "zero-shot"), None)
     far = [row["rows"] * 1.12 ** (len(choices) + 1) for row in random]
@@ -193,19 +197,25 @@ def curve(found: Mapping[str, Any]) -> Chart | None:
 
 
 def choices(found: Mapping[str, Any]) -> Chart | None:
-    """The choices and all rows minus as many random rows; None: no choice was measured."""
+    """The choices, soft labels and all rows minus random rows; None: there is no choice."""
     rows = [row for row in found["table"] if row["minus_random"] and row["set"] != "zero-shot"]
     own = [row for row in rows if row["set"] != "random"]
     if not own:
         return None
-    best = min(own, key=lambda row: row["nll"])
+    chosen = [row for row in own if row["set"] != LABELLED]
+    best = min(chosen or own, key=lambda row: row["nll"])
     points = [Point(f"{number(found['budget_rows'])} random rows", 0.0, near=True)]
     for row in (*own, *(row for row in rows if row["rows"] == found["total_rows"])):
         held = row["minus_random"]
-        name = row["name"].rpartition(" by ")[2] if row in own else f"all {number(row['rows'])}"
+        name = _short(row) if row in own else f"all {number(row['rows'])}"
         points.append(Point(name, held["mean"], held["low"], held["high"], own=row is best,
                             near=row is best))  # fmt: skip
     return differences(points, "choices")
+
+
+def _short(row: Mapping[str, Any]) -> str:
+    """A choice's name, or what was added to random rows."""
+    return "soft labels" if row["set"] == LABELLED else row["name"].rpartition(" by ")[2]
 
 
 def _ends(row: Mapping[str, Any]) -> tuple[float, float]:
