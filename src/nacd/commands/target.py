@@ -91,6 +91,7 @@ def fine_tune(config: TrainConfig, progress: Progress | None = None) -> TrainRes
             max_tokens=config.data.max_tokens,
             soft_labels=config.soft_labels,
             soft_weight=config.soft_weight,
+            soft_prompts=config.soft_prompts,
             progress=report,
             say=progress.say,
             before=before,

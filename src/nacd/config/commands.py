@@ -75,6 +75,8 @@ class TrainConfig:
     """File of `nacd label`: a teacher's labels of these rows, for students of its tokenizer."""
     soft_weight: float = 1.0
     """Weight of --soft-labels in the loss; the rows' own tokens have the rest."""
+    soft_prompts: bool = True
+    """Learn from --soft-labels at the tokens of prompts, too; off: at those of responses alone."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: ReadConfig = field(default_factory=ReadConfig)
     recipe: Recipe = field(default_factory=Recipe)

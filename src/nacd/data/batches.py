@@ -24,7 +24,7 @@ _CHUNK = 8
 
 
 class SoftTargets(NamedTuple):
-    """What a teacher expects at the n response tokens of a batch, row after row.
+    """What a teacher expects at the n label tokens of a batch, row after row.
 
     See `nacd.data.soft_labels`.
     """

@@ -53,6 +53,7 @@ class SoftLabels:
         expected: what the teacher expects in each.
         name: of the file, for error messages.
         of: what tells them from the labels of another teacher; empty: the labels themselves do.
+        prompts: whether a student learns from those at the tokens of prompts, too.
     """
 
     def __init__(
@@ -61,8 +62,9 @@ class SoftLabels:
         expected: Sequence[Expected],
         name: str = "soft labels",
         of: str = "",
+        prompts: bool = True,
     ):
-        self.name, self._key = name, of
+        self.name, self._key, self.prompts = name, of, prompts
         self._of = {tuple(ids): one for ids, one in zip(rows, expected, strict=True)}
 
     def check(self, rows: Sequence[Encoded], examples: Sequence[Example]) -> None:
@@ -85,10 +87,10 @@ class SoftLabels:
 
     @cached_property
     def digest(self) -> str:
-        """A hash of the labels, or of what they are of."""
+        """A hash of the labels, or of what they are of, and of where they count."""
+        digest = hashlib.sha256(f"{self._key} {self.prompts}".encode())
         if self._key:
-            return self._key
-        digest = hashlib.sha256()
+            return digest.hexdigest()[:16]
         for expected in self._of.values():
             digest.update(expected.tokens.tobytes() + expected.logs.tobytes())
         return digest.hexdigest()[:16]
@@ -99,7 +101,12 @@ class SoftLabels:
         Args:
             batch: B rows.
             weight: of the labels in the loss, 0 to 1.
+
+        Returns:
+            The batch; with `prompts`, every token of it is a label.
         """
+        if self.prompts:
+            batch = replace(batch, response=batch.attention.bool())
         tokens, logs = [], []
         lengths = batch.attention.sum(1).tolist()
         for ids, labels, length in zip(batch.ids, batch.response, lengths, strict=True):
@@ -154,8 +161,13 @@ def write_soft_labels(
         parquet.write_table(table.replace_schema_metadata(meta), partial)
 
 
-def read_soft_labels(path: Path, tokenizer: Any) -> SoftLabels:
+def read_soft_labels(path: Path, tokenizer: Any, prompts: bool = True) -> SoftLabels:
     """Soft labels from a file of `nacd label`.
+
+    Args:
+        path: the file.
+        tokenizer: the student's.
+        prompts: whether it learns from those at the tokens of prompts, too.
 
     Raises:
         UserError: another kind of file, or the labels of another tokenizer.
@@ -180,4 +192,4 @@ def read_soft_labels(path: Path, tokenizer: Any) -> SoftLabels:
         expected.append(
             Expected(np.array(tokens.as_py(), np.int32), np.array(logs.as_py(), np.float32))
         )
-    return SoftLabels(rows, expected, str(path))
+    return SoftLabels(rows, expected, str(path), prompts=prompts)

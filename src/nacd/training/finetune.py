@@ -83,6 +83,7 @@ def train(
     say: Callable[[str], None] = lambda line: None,
     soft_labels: Path | None = None,
     soft_weight: float = 1.0,
+    soft_prompts: bool = True,
     before: Callable[[LoraModel, Sequence[Encoded]], None] = lambda model, rows: None,
 ) -> TrainResult:
     """Load a model, fine-tune it on examples, and save the adapter and its metrics.
@@ -101,6 +102,7 @@ def train(
         say: takes lines for the user: rows that were dropped, how much fits in the memory.
         soft_labels: file of a teacher's labels of these rows; None: there is none.
         soft_weight: of them in the loss, 0 to 1; the rows' own tokens have the rest.
+        soft_prompts: whether those at the tokens of prompts count, too.
         before: called with the loaded model and the encoded rows, just before the first step.
 
     Raises:
@@ -122,8 +124,9 @@ def train(
         note(line)
     if dropped.message:
         note(dropped.message)
-    soft = None if soft_labels is None else read_soft_labels(soft_labels, model.tokenizer)
-    if soft is not None:
+    soft = None
+    if soft_labels is not None:
+        soft = read_soft_labels(soft_labels, model.tokenizer, soft_prompts)
         soft.check(rows, kept)
     settle(model, max(len(row) for row in rows), say=note)
     before(model, rows)
@@ -141,6 +144,7 @@ def train(
             "seed": seed,
             "soft_labels": None if soft_labels is None else str(soft_labels),
             "soft_weight": 0.0 if soft_labels is None else soft_weight,
+            "soft_prompts": soft_labels is not None and soft_prompts,
             "rows": len(rows),
             "dropped": dropped.count,
             "steps": len(result.losses),
