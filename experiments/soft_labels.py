@@ -2,18 +2,20 @@
 
     python experiments/soft_labels.py --data FOLDER [--of runs/swaps] [--model smollm2]
         [--expert-epochs 2] [--rates 5e-4 1e-3] [--soft-rates 1e-3 2e-3 4e-3] [--weights 0.5 1]
-        [--top 64] [--trainings 3] [--out runs/soft-labels]
+        [--kinds hard response all] [--top 64] [--trainings 3] [--out runs/soft-labels]
 
-An expert trains on every training row. Students then train on sets of rows with its soft labels
-(`nacd label`, `nacd train --soft-labels`) at weight w. Rate and w are taken on validation rows,
-after a training on a random draw that the table does not have; so is the rate of hard labels. The
-table is of test rows: random draws, and rows that runs of `nacd select` have chosen, each with hard
-and with soft labels; the k-th training of every row of it has the same initial values and, on the
-same rows, the same order.
+An expert trains on every training row. Students then train on sets of rows with hard labels (the
+rows' own tokens), with its soft labels at the tokens of responses, and with those at all tokens
+(`nacd label`, `nacd train --soft-labels`, with and without --no-soft-prompts) at weight w;
+`hard-all`, if asked for, is the rows' own tokens, prompts too. The rate and w of each kind are
+taken on validation rows, after a training on a random draw that the table does not have. The table
+is of test rows: random draws, and rows that runs of `nacd select` have chosen; the k-th training of
+every row of it has the same initial values and, on the same rows, the same order.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,10 @@ def main() -> None:
     flags.add_argument("--rates", type=float, nargs="+", default=[5e-4, 1e-3])
     flags.add_argument("--soft-rates", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3, 4e-3])
     flags.add_argument("--weights", type=float, nargs="+", default=[0.5, 1.0])
+    flags.add_argument(
+        "--kinds", nargs="+", choices=["hard", "hard-all", "response", "all"],
+        default=["hard", "response", "all"],
+    )  # fmt: skip
     flags.add_argument("--top", type=int, default=64)
     flags.add_argument("--trainings", type=int, default=3)
     options = flags.parse_args()
@@ -78,59 +84,78 @@ def main() -> None:
     name = f"all rows, {options.expert_epochs:g} epochs at {options.expert_rate:g}"
     progress.say(f"{name}: {np.sum(full['nll']) / tokens.sum():.3f}")
 
-    def theta(rows: list[int], seed: int, rate: float, weight: float) -> Tensor:
+    def theta(rows: list[int], seed: int, kind: str, rate: float, weight: float) -> Tensor:
         made = nacd.Recipe(epochs=options.epochs, learning_rate=rate, shuffle=True)
         found = [train.rows[i] for i in rows]
+        if kind == "hard":
+            return fit(model, found, made, seed=seed).theta
         model.write(expert)
-        soft = SoftLabels([r.ids for r in found], expectations(model, found, options.top))
+        expected = expectations(model, found, options.top)
+        soft = SoftLabels([r.ids for r in found], expected, prompts=kind != "response")
         return fit(model, found, made, seed=seed, soft=soft, weight=weight).theta
 
-    def tried(rate: float, weight: float) -> float:
+    def tried(kind: str, rate: float, weight: float) -> float:
         """Loss on validation rows after a training on a draw of its own."""
         rows = draw(train, config.size, DRAWS + 100)
 
         def look() -> dict[str, float]:
-            found = theta(rows, TUNING_SEED, rate, weight)
+            found = theta(rows, TUNING_SEED, kind, rate, weight)
             return {"nll": mean_nll(model, found, prepared.development.rows)}
 
-        nll = folder.once(f"tuning-{rate:g}-{weight:g}", look)["nll"]
-        progress.say(f"validation rows, rate {rate:g}, weight of soft labels {weight:g}: {nll:.3f}")
+        nll = folder.once(f"tuning-{kind}-{rate:g}-{weight:g}", look)["nll"]
+        progress.say(f"validation rows, {kind}, rate {rate:g}, weight {weight:g}: {nll:.3f}")
         return nll
 
-    hard = min(options.rates, key=lambda rate: tried(rate, 0.0))
-    pairs = [(rate, weight) for rate in options.soft_rates for weight in options.weights]
-    soft = min(pairs, key=lambda pair: tried(*pair))
+    def tuned(kind: str) -> tuple[float, float]:
+        hard = kind.startswith("hard")
+        weights = [0.0] if hard else options.weights
+        rates = options.rates if hard else options.soft_rates
+        pairs = [(rate, weight) for rate in rates for weight in weights]
+        return min(pairs, key=lambda pair: tried(kind, *pair))
+
+    best = {kind: tuned(kind) for kind in options.kinds}
     sets = {}
     for run in options.of:
         sets |= {k: v for k, v in chosen(run, prepared).items() if ": " not in k}
     figures: dict[str, list[np.ndarray]] = {}
     for k in range(options.trainings):
         for name, rows in {"random": draw(train, config.size, DRAWS + k), **sets}.items():
-            for kind, (rate, weight) in {"hard": (hard, 0.0), "soft": soft}.items():
+            for kind, (rate, weight) in best.items():
                 kept = folder.once(
                     f"{name}-{kind}-{rate:g}-{weight:g}-{k}",
-                    lambda r=rows, k=k, a=rate, w=weight: measure(theta(r, k, a, w)),
+                    lambda r=rows, k=k, t=kind, a=rate, w=weight: measure(theta(r, k, t, a, w)),
                 )
                 own = figures.setdefault(f"{name}, {kind}", [])
                 own.append(np.asarray(kept["nll"]))
                 progress.say(f"{name}, {kind}, {k + 1}: {own[-1].sum() / tokens.sum():.3f}")
     nll = {name: [x.sum() / tokens.sum() for x in found] for name, found in figures.items()}
+
+    def difference(name: str, other: str) -> str:
+        half = difference_interval(nll[name], nll[other]) or math.nan
+        gaps = np.mean(figures[name], axis=0) - np.mean(figures[other], axis=0)
+        low, high = question_bootstrap(gaps, tokens)
+        gap = np.mean(nll[name]) - np.mean(nll[other])
+        return f"{gap:+8.3f} ± {half:.3f}   {low:+.3f} to {high:+.3f}"
+
     print(
-        f"{options.model}, {len(tokens)} test rows, {options.trainings} trainings; hard labels at "
-        f"{hard:g}, soft ones at {soft[0]:g} with weight {soft[1]:g}; all rows "
+        f"{options.model}, {len(tokens)} test rows, {options.trainings} trainings; all rows "
         f"{np.sum(full['nll']) / tokens.sum():.3f}"
     )
-    print(f"{'rows':<30}{'NLL':>7}{'soft minus hard (trainings)':>30}{'questions':>18}")
+    for kind, (rate, weight) in best.items():
+        print(
+            f"{kind}: rate {rate:g}" + ("" if kind.startswith("hard") else f", weight {weight:g}")
+        )
     for name in figures:
-        line = f"{name:<30}{np.mean(nll[name]):7.3f}"
-        if name.endswith("soft"):
-            other = name.removesuffix("soft") + "hard"
-            half = difference_interval(nll[name], nll[other]) or math.nan
-            gaps = np.mean(figures[name], axis=0) - np.mean(figures[other], axis=0)
-            low, high = question_bootstrap(gaps, tokens)
-            gap = np.mean(nll[name]) - np.mean(nll[other])
-            line += f"{gap:+20.3f} ± {half:.3f}  {low:+9.3f} {high:+.3f}"
-        print(line)
+        print(f"{name:<30}{np.mean(nll[name]):7.3f}")
+    print(f"{'':<52}   {'mean':>6}   trainings   questions")
+    for name in ("random", *sets):
+        for one, other in itertools.combinations(best, 2):
+            line = f"{name}: {other} minus {one}"
+            print(f"{line:<52}{difference(f'{name}, {other}', f'{name}, {one}')}")
+    for name in sets:
+        for kind in best:
+            line = f"{kind}: {name} minus random"
+            print(f"{line:<52}{difference(f'{name}, {kind}', f'random, {kind}')}")
 
 
 if __name__ == "__main__":

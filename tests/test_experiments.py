@@ -251,10 +251,13 @@ def test_the_gpu_script_goes_on_until_all_is_done(
 @pytest.mark.slow
 def test_soft_labels_are_held_against_hard_ones(script: Callable[..., list[str]]) -> None:
     flags = ("--rates", "1e-3", "--soft-rates", "2e-3", "--weights", "1", "--trainings", "2")
-    lines = script("soft_labels.py", *flags, "--top", "8", "--expert-epochs", "1")
-    assert [line.split()[:2] for line in lines[-2:]] == [["random,", "hard"], ["random,", "soft"]]
-    assert "±" in lines[-1]
-    assert script("soft_labels.py", *flags, "--top", "8", "--expert-epochs", "1")[-2:] == lines[-2:]
+    flags += ("--kinds", "hard", "hard-all", "response", "all", "--top", "8")
+    lines = script("soft_labels.py", *flags, "--expert-epochs", "1")
+    pairs = [line.partition("  ")[0] for line in lines[-6:]]
+    assert pairs[:2] == ["random: hard-all minus hard", "random: response minus hard"]
+    assert pairs[-1] == "random: all minus response"
+    assert all("±" in line for line in lines[-6:])
+    assert script("soft_labels.py", *flags, "--expert-epochs", "1")[-6:] == lines[-6:]
 
 
 @pytest.mark.slow
