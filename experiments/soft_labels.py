@@ -16,12 +16,10 @@ every row of it has the same initial values and, on the same rows, the same orde
 from __future__ import annotations
 
 import itertools
-import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from stage import opened, parser
+from stage import Figures, opened, parser
 from torch import Tensor
 from whole_rows import DRAWS, chosen
 
@@ -30,7 +28,6 @@ from nacd.data.rows import Rows
 from nacd.data.soft_labels import SoftLabels
 from nacd.distillation.learn import draw
 from nacd.model.teacher import expectations
-from nacd.statistics.intervals import difference_interval, question_bootstrap
 from nacd.store.cache import Cache
 from nacd.store.run import RunFolder
 from nacd.terminal.progress import Progress
@@ -79,10 +76,9 @@ def main() -> None:
         found = response_nll(model, theta, prepared.report.rows)
         return {"nll": [float(x) for x in found.nll], "tokens": [int(n) for n in found.tokens]}
 
-    full = folder.once("expert", lambda: measure(expert))
-    tokens = np.asarray(full["tokens"])
+    full = Figures().add("expert", folder.once("expert", lambda: measure(expert)))
     name = f"all rows, {options.expert_epochs:g} epochs at {options.expert_rate:g}"
-    progress.say(f"{name}: {np.sum(full['nll']) / tokens.sum():.3f}")
+    progress.say(f"{name}: {full:.3f}")
 
     def theta(rows: list[int], seed: int, kind: str, rate: float, weight: float) -> Tensor:
         made = nacd.Recipe(epochs=options.epochs, learning_rate=rate, shuffle=True)
@@ -117,7 +113,7 @@ def main() -> None:
     sets = {}
     for run in options.of:
         sets |= {k: v for k, v in chosen(run, prepared).items() if ": " not in k}
-    figures: dict[str, list[np.ndarray]] = {}
+    figures = Figures()
     for k in range(options.trainings):
         for name, rows in {"random": draw(train, config.size, DRAWS + k), **sets}.items():
             for kind, (rate, weight) in best.items():
@@ -125,37 +121,27 @@ def main() -> None:
                     f"{name}-{kind}-{rate:g}-{weight:g}-{k}",
                     lambda r=rows, k=k, t=kind, a=rate, w=weight: measure(theta(r, k, t, a, w)),
                 )
-                own = figures.setdefault(f"{name}, {kind}", [])
-                own.append(np.asarray(kept["nll"]))
-                progress.say(f"{name}, {kind}, {k + 1}: {own[-1].sum() / tokens.sum():.3f}")
-    nll = {name: [x.sum() / tokens.sum() for x in found] for name, found in figures.items()}
-
-    def difference(name: str, other: str) -> str:
-        half = difference_interval(nll[name], nll[other]) or math.nan
-        gaps = np.mean(figures[name], axis=0) - np.mean(figures[other], axis=0)
-        low, high = question_bootstrap(gaps, tokens)
-        gap = np.mean(nll[name]) - np.mean(nll[other])
-        return f"{gap:+8.3f} ± {half:.3f}   {low:+.3f} to {high:+.3f}"
-
+                nll = figures.add(f"{name}, {kind}", kept)
+                progress.say(f"{name}, {kind}, {k + 1}: {nll:.3f}")
     print(
-        f"{options.model}, {len(tokens)} test rows, {options.trainings} trainings; all rows "
-        f"{np.sum(full['nll']) / tokens.sum():.3f}"
+        f"{options.model}, {len(figures.tokens)} test rows, {options.trainings} trainings; all "
+        f"rows {full:.3f}"
     )
     for kind, (rate, weight) in best.items():
         print(
             f"{kind}: rate {rate:g}" + ("" if kind.startswith("hard") else f", weight {weight:g}")
         )
-    for name in figures:
-        print(f"{name:<30}{np.mean(nll[name]):7.3f}")
-    print(f"{'':<52}   {'mean':>6}   trainings   questions")
+    for name in figures.sums:
+        print(f"{name:<30}{figures.mean(name):7.3f}")
+    print(f"{'':<52}   {'mean':>6}   trainings   test rows")
     for name in ("random", *sets):
         for one, other in itertools.combinations(best, 2):
             line = f"{name}: {other} minus {one}"
-            print(f"{line:<52}{difference(f'{name}, {other}', f'{name}, {one}')}")
+            print(f"{line:<52}{figures.minus(f'{name}, {other}', f'{name}, {one}')}")
     for name in sets:
         for kind in best:
             line = f"{kind}: {name} minus random"
-            print(f"{line:<52}{difference(f'{name}, {kind}', f'random, {kind}')}")
+            print(f"{line:<52}{figures.minus(f'{name}, {kind}', f'random, {kind}')}")
 
 
 if __name__ == "__main__":

@@ -16,19 +16,16 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from stage import opened, parser
+from stage import Figures, opened, parser
 
 import nacd
 from nacd.data.rows import Rows
 from nacd.distillation.learn import draw
 from nacd.model.prepare import Prepared
-from nacd.statistics.intervals import difference_interval, question_bootstrap
 from nacd.store.run import RunFolder
 from nacd.terminal.progress import Progress
 from nacd.training.evaluation import response_nll
@@ -93,39 +90,27 @@ def main() -> None:
     rates = options.rates
     rate = rates[0] if len(rates) == 1 else min(rates, key=tried)
     recipe = replace(recipe, learning_rate=rate)
-    figures: dict[str, list[np.ndarray]] = {name: [] for name in ("random", *sets)}
-    tokens = np.zeros(0)
+    figures, names = Figures(), ["random", *sets]
     draws = max(options.trainings, options.draws or 0)
     for k in range(draws):
-        for name in figures if k < options.trainings else ["random"]:
+        for name in names if k < options.trainings else ["random"]:
             rows = random(k) if name == "random" else sets[name]
             file = f"{name.replace(': ', '-').replace(' ', '-')}-{rate:g}-{k}"
             kept = folder.once(file, lambda r=rows, k=k: trained(prepared, recipe, r, k, False))
-            tokens = np.asarray(kept["tokens"])
-            figures[name].append(np.asarray(kept["nll"]))
-            progress.say(f"{name}, training {k + 1}: {figures[name][-1].sum() / tokens.sum():.3f}")
-    nll = {name: [x.sum() / tokens.sum() for x in found] for name, found in figures.items()}
-
-    def difference(name: str, other: str) -> str:
-        half = difference_interval(nll[name], nll[other]) or math.nan
-        rows = np.mean(figures[name], axis=0) - np.mean(figures[other], axis=0)
-        low, high = question_bootstrap(rows, tokens)
-        gap = np.mean(nll[name]) - np.mean(nll[other])
-        return f"{gap:+16.3f} ± {half:.3f}  {low:+9.3f} {high:+.3f}"
-
+            progress.say(f"{name}, training {k + 1}: {figures.add(name, kept):.3f}")
     print(
-        f"{options.model}, rate {rate:g}, {options.epochs:g} epochs, {len(tokens)} test rows, "
-        f"{options.trainings} trainings, {draws} random draws"
+        f"{options.model}, rate {rate:g}, {options.epochs:g} epochs, {len(figures.tokens)} test "
+        f"rows, {options.trainings} trainings, {draws} random draws"
     )
-    print(f"{'rows':<26}{'NLL':>7}{'minus random (trainings)':>26}{'questions':>18}{'tokens':>8}")
-    for name in figures:
-        line = f"{name:<26}{np.mean(nll[name]):7.3f}"
+    print(f"{'rows':<26}{'NLL':>7}{'tokens':>8}    minus random (trainings, test rows)")
+    for name in names:
+        line = f"{name:<26}{figures.mean(name):7.3f}"
         if name != "random":
             size = sum(len(prepared.train.rows[i]) for i in sets[name])
-            line += f"{difference(name, 'random')}{size:8d}"
+            line += f"{size:8d}    {figures.minus(name, 'random')}"
         print(line)
     for name, other in itertools.combinations(sets, 2):
-        print(f"{name} minus {other}\n{'':33}{difference(name, other)}")
+        print(f"{f'{name} minus {other}':<45}{figures.minus(name, other)}")
 
 
 if __name__ == "__main__":
