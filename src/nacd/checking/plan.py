@@ -1,9 +1,9 @@
 """What a check trains, in which order, and what of it the time allows: no model, no files.
 
 A check asks for goals, the most telling first: three trainings on random rows of the budget, one on
-all rows, three on the rows of each choice, smaller and larger random sets, three on the budget's
-random rows with the soft labels of the model trained on all rows, then more of each. The next job
-is the first missing one of the first goal that fits into the time left; a goal of which a
+all rows, three on the rows of each choice, a larger random set, three on the budget's random rows
+with the soft labels of the model trained on all rows, smaller random sets, then more of each. The
+next job is the first missing one of the first goal that fits into the time left; a goal of which a
 part tells nothing is begun only if the whole of it fits.
 
 Sets of other sizes than the budget are trained at the rate tuned there, and for passes (epochs)
@@ -144,8 +144,9 @@ def goals(sizes: Sizes, methods: Sequence[str], labels: bool = True) -> list[Goa
         Goal("random", sizes.total, 1),
         *choices(cheap, FIRST),
         *(Goal("random", n, 1) for n in larger),
-        *(Goal("random", n, 1, settle=True) for n in (*smaller, sizes.total, *larger)),
+        Goal("random", sizes.total, 1, settle=True),
         *([Goal(LABELLED, sizes.budget, FIRST)] if labels else []),
+        *(Goal("random", n, 1, settle=True) for n in (*smaller, *larger)),
         *(Goal("random", n, FIRST) for n in (*smaller, *larger)),
         Goal("random", sizes.budget, MANY, whole=False),
         *choices(cheap, MORE),
