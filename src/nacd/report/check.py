@@ -209,7 +209,7 @@ def choices(found: Mapping[str, Any]) -> Chart | None:
         held = row["minus_random"]
         name = _short(row) if row in own else f"all {number(row['rows'])}"
         points.append(Point(name, held["mean"], held["low"], held["high"], own=row is best,
-                            near=row is best))  # fmt: skip
+                            near=row is best or row["set"] == LABELLED))  # fmt: skip
     return differences(points, "choices")
 
 
