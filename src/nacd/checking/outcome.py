@@ -136,7 +136,7 @@ class Outcome:
         sets += [(LABELLED, measured.labelled)] if measured.labelled else []
         rows = []
         for kind, own in sets:
-            against = verdict.against.get(kind)
+            against = verdict.labels if kind == LABELLED else verdict.against.get(kind)
             if against is None and base is not None and own is not base:
                 against = difference(own, base, measured.tokens)
             rows.append(self._row(kind, own, base, against))

@@ -347,8 +347,8 @@ def still_asked(state: State, wanted: Sequence[Goal], costs: Costs, question: Qu
     """Seconds of all that is missing for a question, without what is dear."""
     core = [goal for goal in wanted if not goal.dear]
     if question == "choices":
-        core = [goal for goal in core if goal.rows in (0, state.sizes.budget)]
-        core = [goal for goal in core if goal.kind != LABELLED]
+        rows = (0, state.sizes.budget)
+        core = [goal for goal in core if goal.rows in rows and goal.kind != LABELLED]
     else:
         core = [goal for goal in core if goal.kind in ("zero-shot", "random")]
     return plan(state, core, costs, math.inf).seconds

@@ -64,7 +64,7 @@ def write_taught(outcome: Outcome, verdict: Verdict) -> Path | None:
     """
     own, sizes = outcome.trainings, outcome.trainings.state.sizes
     folder = own.folder.path / LABELS
-    if verdict.labels is None or verdict.labels.high >= 0:
+    if not verdict.taught:
         shutil.rmtree(folder, ignore_errors=True)
         return None
     prepared, theta = own.prepared, own.teacher()

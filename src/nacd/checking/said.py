@@ -70,8 +70,7 @@ def print_checked(result: Checked, say: Callable[[str], None]) -> None:
             file = result.folder / name / "train.jsonl"
             say(f"{made['rows']:,} rows, chosen by {made['by']}: {file}")
     if result.labels is not None:
-        rows = f"{results['budget_rows']:,} rows"
-        say(f"soft labels of the {rows}, for nacd train --soft-labels: {result.labels}")
+        say(f"soft labels of the {results['budget_rows']:,} rows: {result.labels}")
     say(result.held_out)
     say(f"report: {result.report}")
     for part in (results["detail"], results["verdict"]):

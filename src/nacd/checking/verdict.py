@@ -139,6 +139,11 @@ class Verdict:
     labels: Difference | None = None
     """Random rows of the budget with soft labels minus without."""
 
+    @property
+    def taught(self) -> bool:
+        """Whether students are known to gain by soft labels."""
+        return self.labels is not None and self.labels.high < 0
+
 
 def judge(measured: Measurements) -> Verdict:
     """The verdict by the rules of the module's docstring; a pure function."""
